@@ -1,0 +1,63 @@
+# Two commands set everything up on a fresh Debian machine with git, make and Python >= 3.11 (python3-venv):
+#   make demo    compile, prove and run the example model
+#   make test    the whole test suite
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help demo test test-fast check format bench dist clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "edgec needs Python >= 3.11: apt-get install python3 python3-venv" >&2; exit 1; }
+	@echo "making the virtual environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing edgec and its engines into $(VENV) (about a minute)"
+	@$(PIP) install -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing edgec, its engines and what tests and checks need into $(VENV)"
+	@$(PIP) install -e '.[all]' --group test --group lint
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo  ## Compile the example model for three targets, prove it, run it (under 3 minutes)
+	@$(BIN)/python examples/digits/demo.py
+
+test: $(VENV)/.dev  ## Run every test
+	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev  ## Run the fast tests (under 2 minutes)
+	@$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.dev  ## Lint, types, import contracts, layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 targets runtime
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Run the benchmarks; writes benchmarks/results/*.json
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+dist: $(VENV)/.dev  ## Build the wheel and the source distribution into dist/
+	@$(PIP) install build
+	@$(BIN)/python -m build --outdir dist .
+
+clean:  ## Remove the virtual environment and everything built
+	rm -rf .venv .venv-* dist build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

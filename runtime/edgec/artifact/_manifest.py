@@ -1,0 +1,105 @@
+"""Manifests: what an artifact contains, for whom it is, and what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from edgec.artifact._pipeline import Pipeline
+from edgec.artifact._tensor import TensorSpec
+
+FORMAT_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One engine's way to run the model.
+
+    Attributes:
+        name: Name of the backend: ``onnxruntime``.
+        version: Version line of the engine, as a PEP 440 specifier: ``>=1.23,<2``.
+        device: Where every node is promised to run, as the engine names it: ``CPU``.
+        precision: Promised effective precision, one of `PRECISIONS`.
+        files: Names of the members it loads, the entry first: ``("model.onnx", "weights.bin")``.
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One member of an artifact, other than the manifest.
+
+    Attributes:
+        sha256: Digest of its bytes, in lower-case hex.
+        size: In bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """What the artifact was held to when it was made; None where nothing was asked.
+
+    Attributes:
+        max_drop: Largest accuracy loss against fp32 that was allowed, as a fraction: 0.01.
+        latency_ms: Largest median latency of one inference.
+        memory_mib: Largest peak memory.
+        size_bytes: Largest artifact.
+    """
+
+    max_drop: float | None = None
+    latency_ms: float | None = None
+    memory_mib: float | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The first thing a device reads of an artifact.
+
+    Attributes:
+        model: Name of the model, chosen by its author.
+        model_version: Version of the model, chosen by its author.
+        target: Name of the target it was compiled for.
+        engine: How the target runs it.
+        inputs: What ``Session.run`` takes, in the model's order.
+        outputs: What ``Session.run`` gives, in the model's order.
+        members: Every member but the manifest, by name.
+        fallback: What may run it where `engine` cannot; None where nothing may.
+        pipeline: Pre- and post-processing; None where the model takes and gives bare tensors.
+        recipe: How the device finishes the build (TensorRT); empty where nothing is to be done.
+        budgets: What it was held to.
+        reference: For each float output, quantiles of its values over the calibration data, by
+            name of the output: ``{"scores": {"0.01": ..., "0.5": ..., "0.99": ...}}``.
+        golden: Tolerances of the golden vectors, by name of the output:
+            ``{"scores": {"max_abs_error": 1e-5}}``; empty where there are none.
+        provenance: Tool versions, digests of the source model and data, options.
+        requires: Features a reader must know; a reader refuses what it does not.
+    """
+
+    model: str
+    model_version: str
+    target: str
+    engine: EngineSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    members: Mapping[str, Member] = field(default_factory=dict)
+    fallback: EngineSpec | None = None
+    pipeline: Pipeline | None = None
+    recipe: Mapping[str, Any] = _NOTHING
+    budgets: Budgets = Budgets()
+    reference: Mapping[str, Mapping[str, float]] = _NOTHING
+    golden: Mapping[str, Mapping[str, float]] = _NOTHING
+    provenance: Mapping[str, Any] = _NOTHING
+    requires: tuple[str, ...] = ()

@@ -1,0 +1,66 @@
+"""The command line: one lazily loaded click command per module.
+
+To add a command: write ``cli/<name>.py`` with a click command called ``command``, and name it in
+``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from edgec.errors import EdgecError
+
+COMMANDS = {
+    "benchmark": "Measure an artifact's latency, throughput, load time and memory.",
+    "check": "Say, before any work, whether a model can be compiled for a target.",
+    "compare": "Compare what two artifacts or models compute.",
+    "compile": "Compile an ONNX model to a proven artifact per target.",
+    "evaluate": "Score an artifact on labelled data.",
+    "inspect": "Show all that an artifact says of itself.",
+    "run": "Run an artifact on inputs.",
+    "targets": "List the targets, or show one.",
+    "verify": "Check an artifact's digests and run its golden vectors.",
+}
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"edgec.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # The default implementation would import every command for its help.
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgec")
+def main_group() -> None:
+    """Compile models for edge devices, and prove every artifact.
+
+    \b
+    edgec targets
+    edgec check model.onnx --target jetson
+    edgec compile model.onnx --target cpu -o build --calibration calibration.npz
+    edgec verify build/model-cpu-x86_64.edgec
+    edgec benchmark build/model-cpu-x86_64.edgec
+    """
+
+
+def main() -> None:
+    """Run the command line; an `EdgecError` is one line on standard error and exit status 1."""
+    try:
+        main_group.main(prog_name="edgec", standalone_mode=True)
+    except EdgecError as e:
+        click.echo(f"edgec: error: {' '.join(str(e).split())}", err=True)
+        sys.exit(1)

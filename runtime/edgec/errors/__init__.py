@@ -1,0 +1,164 @@
+"""Every error that edgec raises on purpose.
+
+* EdgecError
+  x MissingExtraError             (also a ModuleNotFoundError)
+  x OutputError
+  x TargetError
+    + UnknownTargetError
+  x ArtifactError
+    + ManifestError
+    + DigestMismatchError
+    + IncompatibleArtifactError
+  x PipelineError
+  x DataError
+    + CalibrationError
+  x InferenceError
+    + BackendUnavailableError
+    + InputError
+    + PlacementError
+    + SelfTestError
+  x CompileError
+    + ModelError
+    + UnsupportedModelError
+    + PassError
+    + ConversionError
+    + ParityError
+    + BudgetError
+
+Catch ``EdgecError`` at the edge of a program, and the narrowest class anywhere else. A wrong
+argument is a ``ValueError`` or a ``TypeError``, as in the standard library. A message says what
+was expected, what came and what to do next; what a program may act on is an attribute.
+"""
+
+
+class EdgecError(Exception):
+    """Base of every error below."""
+
+
+class MissingExtraError(EdgecError, ModuleNotFoundError):
+    """A package is used whose extra is not installed.
+
+    Attributes:
+        extra: The extra that brings it: ``openvino``.
+    """
+
+    def __init__(self, what: str, module: str | None, extra: str) -> None:
+        super().__init__(f"{what} needs {module!r}, which is not installed: run  pip install 'edgec[{extra}]'")
+        self.name = module
+        self.extra = extra
+
+
+class OutputError(EdgecError):
+    """A result could not be written; what was at its path before is untouched."""
+
+
+class TargetError(EdgecError):
+    """A target description is wrong or missing."""
+
+
+class UnknownTargetError(TargetError):
+    """No target has this name.
+
+    Attributes:
+        name: The name asked for.
+        known: The names there are, sorted.
+    """
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(
+            f"unknown target {name!r}; known targets: {', '.join(known)}; or the path of a .toml file of your own"
+        )
+        self.name = name
+        self.known = known
+
+
+class ArtifactError(EdgecError):
+    """An artifact cannot be used as it is."""
+
+
+class ManifestError(ArtifactError):
+    """A manifest is malformed."""
+
+
+class DigestMismatchError(ArtifactError):
+    """A member's content differs from what the manifest promises.
+
+    Attributes:
+        member: Name of the member.
+    """
+
+    def __init__(self, message: str, member: str) -> None:
+        super().__init__(message)
+        self.member = member
+
+
+class IncompatibleArtifactError(ArtifactError):
+    """A sound artifact, made for another target or a newer edgec."""
+
+
+class PipelineError(EdgecError):
+    """A pre- or post-processing pipeline is malformed, or does not fit the model or the sample."""
+
+
+class DataError(EdgecError):
+    """A data set cannot be read, or does not fit the model or the metric."""
+
+
+class CalibrationError(DataError):
+    """Calibration data is missing, or unfit to calibrate with."""
+
+
+class InferenceError(EdgecError):
+    """A session could not be opened or run."""
+
+
+class BackendUnavailableError(InferenceError):
+    """The backend exists but cannot work here: its library or its device is missing."""
+
+
+class InputError(InferenceError):
+    """An input's name, dtype or shape differs from what the model declares; nothing was run."""
+
+
+class PlacementError(InferenceError):
+    """The engine would run the model elsewhere, or in another precision, than the artifact promises."""
+
+
+class SelfTestError(InferenceError):
+    """The golden vectors of the artifact give other outputs here."""
+
+
+class CompileError(EdgecError):
+    """A model could not be compiled."""
+
+
+class ModelError(CompileError):
+    """The source model cannot be read, or is not valid ONNX."""
+
+
+class UnsupportedModelError(CompileError):
+    """The model uses something the target cannot run."""
+
+
+class PassError(CompileError):
+    """A pass failed, or broke the graph."""
+
+
+class ConversionError(CompileError):
+    """A converter refused the model or crashed on it."""
+
+
+class ParityError(CompileError):
+    """The artifact does not compute what its source computes.
+
+    Attributes:
+        tensor: The first tensor, in topological order, that diverges; None where no inner tensor could be read.
+    """
+
+    def __init__(self, message: str, tensor: str | None = None) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+
+
+class BudgetError(CompileError):
+    """No candidate meets the budgets."""

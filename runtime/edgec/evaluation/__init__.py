@@ -1,0 +1,1 @@
+"""Labelled data, task metrics and what may be concluded from them."""
