@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from edgec.artifact._pipeline import Pipeline
@@ -12,7 +11,6 @@ from edgec.artifact._tensor import TensorSpec
 
 FORMAT_VERSION = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +95,9 @@ class Manifest:
     members: Mapping[str, Member] = field(default_factory=dict)
     fallback: EngineSpec | None = None
     pipeline: Pipeline | None = None
-    recipe: Mapping[str, Any] = _NOTHING
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     budgets: Budgets = Budgets()
-    reference: Mapping[str, Mapping[str, float]] = _NOTHING
-    golden: Mapping[str, Mapping[str, float]] = _NOTHING
-    provenance: Mapping[str, Any] = _NOTHING
+    reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    golden: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()

@@ -1,0 +1,109 @@
+"""Converters: model -> payload of one engine; one module each, imported only when a target asks for it.
+
+To add one: write ``converters/<engine>.py`` with a class that satisfies `Converter`, and name it in
+``_BUILTIN``. A converter that lives elsewhere registers under the entry point group
+``edgec.converters``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+
+from edgec.artifact import EngineSpec
+from edgec.errors import ConversionError
+from edgec.targets import Engine, Target
+
+_BUILTIN = {
+    "onnxruntime": "edgec.compiler.converters.onnxruntime:OnnxRuntimeConverter",
+    "openvino": "edgec.compiler.converters.openvino:OpenVinoConverter",
+    "tensorrt": "edgec.compiler.converters.tensorrt:TensorRtConverter",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model made ready for one precision: what a converter turns into a payload.
+
+    Attributes:
+        model: In fp32, in fp16, or with explicit Q/DQ, as `precision` asks.
+        precision: One of ``edgec.artifact.PRECISIONS``.
+        weights_from: Directory of the external data of a model above 2 GB; None otherwise.
+    """
+
+    model: onnx.ModelProto
+    precision: str
+    weights_from: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a converter made.
+
+    Attributes:
+        files: Members of the artifact by name, in the order in which they are to be stored.
+        engine: How the target runs them.
+        fallback: What else may run them; None where nothing may.
+        recipe: How the device finishes the build; empty where nothing is to be done.
+        not_run: What could not be run here, in plain sentences.
+    """
+
+    files: Mapping[str, Path]
+    engine: EngineSpec
+    fallback: EngineSpec | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    not_run: tuple[str, ...] = ()
+
+
+class Converter(Protocol):
+    """One engine's converter."""
+
+    def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
+        """Return a model as this engine wants it for `precision`, a quantized one excepted.
+
+        Quantized models are made once per scheme, by the compiler, and pass through unchanged.
+
+        Raises:
+            ConversionError: The precision cannot be reached.
+        """
+        ...
+
+    def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
+        """Write the payload into `directory`, which exists and is empty.
+
+        Raises:
+            ConversionError: The engine refuses the model.
+        """
+        ...
+
+    def version(self) -> str:
+        """Return the version of the toolchain that converts."""
+        ...
+
+
+def get_converter(name: str) -> Converter:
+    """Return the converter of the engine called `name`.
+
+    Raises:
+        ConversionError: There is none, or its library is not installed.
+    """
+    reference = _BUILTIN.get(name)
+    if reference is None:
+        found = entry_points(group="edgec.converters", name=name)
+        if not found:
+            raise ConversionError(f"this edgec builds nothing for the engine {name!r} yet; it builds for: {', '.join(_BUILTIN)}")
+        reference = next(iter(found)).value
+    module, _, attribute = reference.partition(":")
+    try:
+        converter: Converter = getattr(import_module(module), attribute)()
+    except ModuleNotFoundError as e:
+        raise ConversionError(
+            f"compiling for {name} needs {e.name!r}, which is not installed: run  pip install 'edgec[{name}]'"
+        ) from e
+    return converter

@@ -1,0 +1,44 @@
+"""ONNX Runtime: the payload is the ONNX graph and its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from edgec.artifact import EngineSpec
+from edgec.compiler.converters import Converted, Prepared
+from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
+from edgec.compiler.precision import to_fp16
+from edgec.errors import ConversionError
+from edgec.targets import Engine, Target
+
+
+class OnnxRuntimeConverter:
+    """Writes ``model.onnx`` and ``weights.bin``."""
+
+    def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
+        """Return the model itself, or its fp16 form with fp32 inputs and outputs."""
+        match precision:
+            case "fp32" | "int8":
+                return model
+            case "fp16":
+                return to_fp16(model)
+            case _:
+                raise ConversionError(f"ONNX Runtime has no {precision} here")
+
+    def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
+        """Write the members."""
+        files = write_onnx_payload(prepared.model, directory, prepared.weights_from)
+        spec = EngineSpec(
+            name=engine.name,
+            version=engine.version,
+            device=engine.device,
+            precision=prepared.precision,
+            files=tuple(name for name in (GRAPH, WEIGHTS) if name in files),
+        )
+        return Converted(files=files, engine=spec)
+
+    def version(self) -> str:
+        """Return ONNX's version: the payload is ONNX, whatever runs it later."""
+        return str(onnx.__version__)

@@ -1,0 +1,66 @@
+"""OpenVINO: the payload is its intermediate representation."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import openvino as ov
+
+from edgec.artifact import EngineSpec
+from edgec.compiler.converters import Converted, Prepared
+from edgec.compiler.model import first_line
+from edgec.compiler.onnx_payload import GRAPH, write_onnx_payload
+from edgec.errors import ConversionError
+from edgec.targets import Engine, Target
+
+_XML, _BIN = "model.xml", "model.bin"
+
+
+class OpenVinoConverter:
+    """Writes ``model.xml`` and ``model.bin``.
+
+    The precision of the arithmetic is no property of the representation: the runtime asks for it
+    when it loads, for otherwise a CPU with bf16 would run an fp32 model in bf16 without a word.
+    """
+
+    def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
+        """Return the model itself: fp16 and bf16 are matters of storage and of the loading device."""
+        if precision not in ("fp32", "fp16", "bf16", "int8"):
+            raise ConversionError(f"OpenVINO has no {precision} here")
+        return model
+
+    def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
+        """Convert by OpenVINO's ONNX frontend; weights are stored as fp16 where arithmetic is not finer."""
+        with tempfile.TemporaryDirectory(prefix="edgec-", dir=directory.parent) as scratch:
+            write_onnx_payload(prepared.model, Path(scratch), prepared.weights_from)
+            try:
+                model = ov.Core().read_model(str(Path(scratch) / GRAPH))
+                ov.save_model(
+                    model, str(directory / _XML), compress_to_fp16=prepared.precision in ("fp16", "bf16")
+                )
+            except RuntimeError as e:
+                raise ConversionError(f"OpenVINO {self.version()} refuses the model: {_reason(str(e))}") from e
+            del model  # it maps the files of the scratch directory
+        spec = EngineSpec(
+            name=engine.name,
+            version=engine.version,
+            device=engine.device,
+            precision=prepared.precision,
+            files=(_XML, _BIN),
+        )
+        return Converted(files={_BIN: directory / _BIN, _XML: directory / _XML}, engine=spec)
+
+    def version(self) -> str:
+        """Return the version of OpenVINO, without its build."""
+        return str(ov.__version__).split("-", maxsplit=1)[0]
+
+
+def _reason(message: str) -> str:
+    # OpenVINO's first lines name its own source file; the sentence that helps comes later.
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return first_line("\n".join(telling or lines))
+
+
