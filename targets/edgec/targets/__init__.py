@@ -1,5 +1,33 @@
-"""Classes of device that models are compiled for: pure data, and the few lines that read it."""
+"""Classes of device that models are compiled for: pure data, and the few lines that read it.
 
-from edgec.targets._target import Engine, Limits, QuantizationScheme, Target
+A target is one file ``data/NAME.toml``; what its keys mean is said by the classes they become.
+"""
 
-__all__ = ["Engine", "Limits", "QuantizationScheme", "Target"]
+from edgec.targets._catalogue import Resolution, alias_names, load_target, resolve_target, target_names
+from edgec.targets._host import host_arch, host_features
+from edgec.targets._target import (
+    PRECISIONS,
+    AttributeLimit,
+    Engine,
+    Limits,
+    QuantizationScheme,
+    StandIn,
+    Target,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "AttributeLimit",
+    "Engine",
+    "Limits",
+    "QuantizationScheme",
+    "Resolution",
+    "StandIn",
+    "Target",
+    "alias_names",
+    "host_arch",
+    "host_features",
+    "load_target",
+    "resolve_target",
+    "target_names",
+]
