@@ -1,7 +1,7 @@
 """The contract between compiler and device: what an artifact is, how it is read and written."""
 
 from edgec.artifact._manifest import FORMAT_VERSION, PRECISIONS, Budgets, EngineSpec, Manifest, Member
-from edgec.artifact._pipeline import Pipeline
+from edgec.artifact._pipeline import Pipeline, read_pipeline
 from edgec.artifact._tensor import Quantization, TensorSpec
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "Pipeline",
     "Quantization",
     "TensorSpec",
+    "read_pipeline",
 ]
