@@ -1,18 +1,33 @@
 """The contract between compiler and device: what an artifact is, how it is read and written."""
 
+from edgec.artifact._artifact import Artifact
+from edgec.artifact._files import atomic_write
+from edgec.artifact._golden import GoldenVector, encode_golden
+from edgec.artifact._layout import GOLDEN
 from edgec.artifact._manifest import FORMAT_VERSION, PRECISIONS, Budgets, EngineSpec, Manifest, Member
+from edgec.artifact._manifest_json import content_digest, manifest_from_json, manifest_to_json
+from edgec.artifact._pack import pack
 from edgec.artifact._pipeline import Pipeline, read_pipeline
 from edgec.artifact._tensor import Quantization, TensorSpec
 
 __all__ = [
     "FORMAT_VERSION",
+    "GOLDEN",
     "PRECISIONS",
+    "Artifact",
     "Budgets",
     "EngineSpec",
+    "GoldenVector",
     "Manifest",
     "Member",
     "Pipeline",
     "Quantization",
     "TensorSpec",
+    "atomic_write",
+    "content_digest",
+    "encode_golden",
+    "manifest_from_json",
+    "manifest_to_json",
+    "pack",
     "read_pipeline",
 ]

@@ -1,0 +1,96 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from edgec.errors import OutputError
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing so that it is replaced whole when the block ends, or not at all.
+
+    The bytes go to a hidden file beside it, which is synced to disk and then renamed. When the
+    block raises, that file is removed, and what was at `path` is untouched. A link is followed.
+
+    Args:
+        path: Of a file that may be there already, in a directory that is.
+
+    Yields:
+        A binary file that can be written, read back and sought.
+
+    Raises:
+        OutputError: The disk is full, the directory is missing or not writable, or `path` is a
+            directory, a device or a pipe.
+    """
+    # Renaming onto a link would replace the link, and onto /dev/null would replace that for everyone.
+    final = Path(os.path.realpath(path))
+    aside = final.with_name(f".{final.name[:200]}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    try:
+        _refuse_special(final)
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as e:
+        raise _cannot_write(path, e) from e
+    try:
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, final)
+        _sync_directory(final.parent)
+    except OSError as e:
+        # Only what the file itself said; a write that fails names no file.
+        if e.filename is None or Path(e.filename) == aside:
+            raise _cannot_write(path, e) from e
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+
+
+def _refuse_special(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"cannot write {path}: it is a directory; give the path of a file")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"cannot write {path}: it is a device or a pipe; give the path of a file")
+
+
+def _sync_directory(directory: Path) -> None:
+    # Makes the rename durable. Some file systems refuse it; the file is there all the same.
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _cannot_write(path: str | Path, e: OSError) -> OutputError:
+    if e.errno in _FULL:
+        return OutputError(f"cannot write {path}: {_FULL[e.errno]}; free some space and run again")
+    if e.errno == errno.EFBIG:
+        return OutputError(
+            f"cannot write {path}: the file would be larger than this system allows (ulimit -f)"
+        )
+    if isinstance(e, FileNotFoundError):
+        return OutputError(
+            f"cannot write {path}: the directory {Path(path).parent} does not exist; make it first"
+        )
+    if isinstance(e, PermissionError) or e.errno == errno.EROFS:
+        return OutputError(
+            f"cannot write {path}: {Path(path).parent} is not writable; choose another directory"
+        )
+    return OutputError(f"cannot write {path}: {e.strerror or e}")
