@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 
 from edgec.errors import ManifestError
 
+MAX_TEXT = 256
+MAX_ITEMS = 65536
+MAX_AXES = 32
+
 T = TypeVar("T")
 D = TypeVar("D")
 # What turns a value, and the path that messages call it by, into a T; raises ManifestError.
@@ -58,9 +62,9 @@ def wrong(value: object, where: str, wanted: str) -> ManifestError:
 
 
 def text(value: object, where: str) -> str:
-    """Parse any text."""
-    if not isinstance(value, str):
-        raise wrong(value, where, "text")
+    """Parse text of at most `MAX_TEXT` characters."""
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise wrong(value, where, f"text of at most {MAX_TEXT} characters")
     return value
 
 
@@ -122,12 +126,14 @@ def not_negative(value: object, where: str) -> float:
     return number(value, where)
 
 
-def sequence(parse: Parse[T]) -> Parse[tuple[T, ...]]:
-    """Parse a list of what `parse` takes."""
+def sequence(parse: Parse[T], *, least: int = 0, most: int = MAX_ITEMS) -> Parse[tuple[T, ...]]:
+    """Parse a list of `least` to `most` items, each of which `parse` takes."""
 
     def parse_all(value: object, where: str) -> tuple[T, ...]:
         if not isinstance(value, list):
             raise wrong(value, where, "a list")
+        if not least <= len(value) <= most:
+            raise ManifestError(f"{where} has {len(value)} items; {least} to {most} are allowed")
         return tuple(parse(item, f"{where}[{i}]") for i, item in enumerate(value))
 
     return parse_all
@@ -145,7 +151,7 @@ def mapping_of(parse: Parse[T], check_key: Parse[str] = text) -> Parse[dict[str,
 
     def parse_all(value: object, where: str) -> dict[str, T]:
         return {
-            check_key(key, f"a key of {where}"): parse(item, f"{where}[{key!r}]")
+            check_key(key, f"a key of {where}"): parse(item, f"{where}[{key!r:.60}]")
             for key, item in mapping(value, where).items()
         }
 

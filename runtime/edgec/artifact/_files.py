@@ -34,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """
     # Renaming onto a link would replace the link, and onto /dev/null would replace that for everyone.
     final = Path(os.path.realpath(path))
-    aside = final.with_name(f".{final.name[:200]}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    aside = final.with_name(f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
     try:
         _refuse_special(final)
         descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -11,19 +11,18 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import _json
-from edgec.artifact._fields import Fields, mapping, natural, one_of, sequence
+from edgec.artifact._fields import MAX_AXES, Fields, mapping, natural, one_of, sequence
 from edgec.artifact._layout import GOLDEN
 from edgec.errors import ManifestError
 
 MAX_VECTORS = 1024
 _MAX_HEADER = 2**20
-_MAX_AXES = 32
 _KEY = re.compile(r"(?s)(0|[1-9][0-9]{0,3})/(inputs|outputs)/(.+)")
 _SIZE = struct.Struct("<Q")
 _DTYPES = {
@@ -101,14 +100,14 @@ def decode_golden(data: memoryview | bytes) -> list[GoldenVector]:
         # Each array begins where the one before it ends: no byte belongs to two, or to none.
         if tensor.begin != end or tensor.end > len(body):
             raise ManifestError(
-                f"{GOLDEN}: {tensor.name!r} is at bytes {tensor.begin} to {tensor.end}, expected {end}"
+                f"{GOLDEN}: {tensor.name!r:.60} is at bytes {tensor.begin} to {tensor.end}, expected {end}"
             )
         end = tensor.end
-        if tensor.index not in (len(vectors) - 1, len(vectors)):
-            raise ManifestError(f"{GOLDEN}: {tensor.name!r} is out of order")
-        if tensor.index == len(vectors):
+        if tensor.number not in (len(vectors) - 1, len(vectors)):
+            raise ManifestError(f"{GOLDEN}: {tensor.name!r:.60} is out of order")
+        if tensor.number == len(vectors):
             vectors.append(GoldenVector())
-        arrays = vectors[tensor.index].inputs if tensor.role == "inputs" else vectors[tensor.index].outputs
+        arrays = vectors[tensor.number].inputs if tensor.role == "inputs" else vectors[tensor.number].outputs
         assert isinstance(arrays, dict)
         arrays[tensor.name] = tensor.array(body)
     if end != len(body):
@@ -116,9 +115,8 @@ def decode_golden(data: memoryview | bytes) -> list[GoldenVector]:
     return vectors
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    index: int
+class _Tensor(NamedTuple):
+    number: int
     role: str
     name: str
     dtype: str
@@ -134,14 +132,12 @@ class _Tensor:
 def _tensor(key: str, value: object) -> _Tensor:
     match = _KEY.fullmatch(key)
     if not match or int(match[1]) >= MAX_VECTORS:
-        raise ManifestError(f"{GOLDEN} has an array {key!r}; expected such as '0/inputs/image'")
-    where = f"{GOLDEN}[{key!r}]"
+        raise ManifestError(f"{GOLDEN} has an array {key!r:.60}; expected such as '0/inputs/image'")
+    where = f"{GOLDEN}[{key!r:.60}]"
     fields = Fields(value, where)
     dtype = _DTYPES[fields.need("dtype", one_of(tuple(_DTYPES)))]
-    shape = fields.need("shape", sequence(natural))
+    shape = fields.need("shape", sequence(natural, most=MAX_AXES))
     offsets = fields.need("data_offsets", sequence(natural))
-    if len(shape) > _MAX_AXES:
-        raise ManifestError(f"{where}.shape has {len(shape)} axes; at most {_MAX_AXES} are read")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ManifestError(f"{where}.data_offsets {list(offsets)} does not fit shape {list(shape)}")
     return _Tensor(int(match[1]), match[2], match[3], dtype, shape, *offsets)

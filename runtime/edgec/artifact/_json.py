@@ -74,7 +74,7 @@ def _encode_object(value: Mapping[Any, Any], parts: list[str], where: str, depth
     comma = ""
     for key in sorted(value, key=_utf16):
         parts.append(f"{comma}{encode_basestring(key)}:")
-        _encode(value[key], parts, f"{where}.{key}", depth - 1)
+        _encode(value[key], parts, _child(where, key), depth - 1)
         comma = ","
     parts.append("}")
 
@@ -88,13 +88,18 @@ def _encode_array(value: list[Any] | tuple[Any, ...], parts: list[str], where: s
     parts.append("]")
 
 
+def _child(where: str, key: str) -> str:
+    # A key from outside may hold what a terminal obeys, and be megabytes long.
+    return f"{where}.{key}" if key.isidentifier() and len(key) < 60 else f"{where}[{key!r:.60}]"
+
+
 def _utf16(key: str) -> bytes:
     return key.encode("utf-16-be", "surrogatepass")
 
 
 def _integer(value: int, where: str) -> str:
     if abs(value) > MAX_INTEGER:
-        raise ManifestError(f"{where} is {value:.3g}, beyond 2**53: write it as text")
+        raise ManifestError(f"{where} is an integer beyond 2**53: write it as text")
     return str(int(value))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgec.artifact._manifest import FORMAT_VERSION
 from edgec.errors import ArtifactError, IncompatibleArtifactError
@@ -43,8 +43,7 @@ _COMMENT = re.compile(rb"edgec:(\d{4}):sha256:([0-9a-f]{64})")
 _COMMENT_SIZE = len(b"edgec:0001:sha256:") + 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """A member, as the central directory has it.
 
     Attributes:
@@ -206,7 +205,7 @@ def _read_end(data: memoryview) -> tuple[int, int, int, str]:
         raise ArtifactError("a zip file, but not an edgec artifact: its comment is not one of edgec's")
     if int(comment[1]) != FORMAT_VERSION:
         raise IncompatibleArtifactError(
-            f"the artifact has format version {int(comment[1])}, this edgec reads {FORMAT_VERSION}: update edgec"
+            f"the artifact has format version {int(comment[1])}, this edgec reads {FORMAT_VERSION}: update it"
         )
     _, disk, disk_start, on_disk, count, size, start, _ = _END.unpack_from(data, at)
     if start == _IN_64:

@@ -7,6 +7,8 @@ from typing import Any
 
 from edgec.artifact import _json
 from edgec.artifact._fields import (
+    MAX_AXES,
+    MAX_TEXT,
     Fields,
     integer,
     mapping,
@@ -27,6 +29,7 @@ from edgec.artifact._tensor import Quantization, TensorSpec
 from edgec.errors import DigestMismatchError, IncompatibleArtifactError, ManifestError, PipelineError
 
 MAX_MANIFEST_SIZE = 4 * 2**20
+MAX_TENSORS = 1024
 # What an artifact may ask of its reader. Empty in format version 1: every feature of it is known.
 KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
 
@@ -35,7 +38,11 @@ _DTYPES = (
     "float16", "float32", "float64",
 )  # fmt: skip
 _sha256 = matching(r"[0-9a-f]{64}", "a SHA-256 digest in lower-case hex")
-_not_empty = matching(r"(?s).+", "text that is not empty")
+_not_empty = matching(rf"(?s).{{1,{MAX_TEXT}}}", f"text of 1 to {MAX_TEXT} characters")
+_version = matching(
+    r"(?:(?:~=|===?|!=|<=|>=|<|>) ?[0-9][0-9A-Za-z.*+!-]*(?:, ?(?!$)|$))*",
+    "a version specifier of PEP 440, such as >=1.23,<2",
+)
 _word = matching(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", "a word of letters, digits and _ . -")
 _layout = matching(r"[A-Z]+", "one letter per axis, such as NHWC")
 _quantile = matching(r"0|1|0\.[0-9]+", "a fraction, such as 0.99")
@@ -200,8 +207,8 @@ def _manifest(fields: Fields, requires: tuple[str, ...]) -> Manifest:
         model_version=fields.need("model_version", text),
         target=fields.need("target", _word),
         engine=fields.need("engine", _engine),
-        inputs=fields.need("inputs", sequence(_tensor)),
-        outputs=fields.need("outputs", sequence(_tensor)),
+        inputs=fields.need("inputs", sequence(_tensor, most=MAX_TENSORS)),
+        outputs=fields.need("outputs", sequence(_tensor, most=MAX_TENSORS)),
         members=fields.need("members", mapping_of(_member)),
         fallback=fields.may("fallback", _engine, None),
         pipeline=fields.may("pipeline", _pipeline, None),
@@ -218,10 +225,10 @@ def _engine(value: object, where: str) -> EngineSpec:
     fields = Fields(value, where)
     return EngineSpec(
         name=fields.need("name", _word),
-        version=fields.need("version", text),
+        version=fields.need("version", _version),
         device=fields.need("device", _not_empty),
         precision=fields.need("precision", one_of(PRECISIONS)),
-        files=fields.need("files", sequence(text)),
+        files=fields.need("files", sequence(text, least=1)),
     )
 
 
@@ -230,7 +237,7 @@ def _tensor(value: object, where: str) -> TensorSpec:
     spec = TensorSpec(
         name=fields.need("name", _not_empty),
         dtype=fields.need("dtype", one_of(_DTYPES)),
-        shape=fields.need("shape", sequence(_dimension)),
+        shape=fields.need("shape", sequence(_dimension, most=MAX_AXES)),
         layout=fields.may("layout", _layout, None),
         quantization=fields.may("quantization", _quantization, None),
     )
@@ -291,14 +298,13 @@ def _check(manifest: Manifest) -> None:
     """Raise ManifestError where fields that are right on their own do not fit each other."""
     for kind, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
         names = [spec.name for spec in specs]
-        if len(set(names)) != len(names):
-            raise ManifestError(f"two {kind}s have the same name: {sorted(names)}")
-    for engine in (manifest.engine, manifest.fallback):
-        for name in engine.files if engine else ():
+        for name in set(names):
+            if names.count(name) > 1:
+                raise ManifestError(f"two {kind}s are called {name!r}")
+    for engine in filter(None, (manifest.engine, manifest.fallback)):
+        for name in engine.files:
             if name not in manifest.members:
-                raise ManifestError(
-                    f"engine {engine.name if engine else ''!r} loads {name!r}, which is no member"
-                )
+                raise ManifestError(f"engine {engine.name!r} loads {name!r}, which is no member")
     for name in manifest.pipeline.files if manifest.pipeline else ():
         if name not in manifest.members:
             raise ManifestError(f"the pipeline needs {name!r}, which is no member")

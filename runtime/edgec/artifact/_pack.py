@@ -27,6 +27,7 @@ from edgec.artifact._manifest_json import manifest_to_json
 from edgec.errors import ArtifactError, ManifestError
 
 _CHUNK = 2**20
+_UNKNOWN = Member(sha256="0" * 64, size=0)
 
 
 def pack(
@@ -54,6 +55,8 @@ def pack(
         OutputError: The file cannot be written; what was at `path` is untouched.
     """
     sources = _ordered(members, report)
+    # Refuses a wrong manifest before gigabytes are written.
+    manifest_to_json(replace(manifest, members=dict.fromkeys(sources, _UNKNOWN)))
     with atomic_write(path) as file:
         entries: list[Entry] = []
         digests: dict[str, Member] = {}
@@ -111,7 +114,7 @@ def _append(
             f"member {name!r} had {entry.size} bytes and then {size}: it was written to while being packed"
         )
     # The checksum is known only now; the header keeps its size.
-    entry = replace(entry, crc=crc)
+    entry = entry._replace(crc=crc)
     file.seek(place)
     file.write(local_header(entry))
     file.seek(entry.end)
