@@ -1,0 +1,256 @@
+"""The shape of a build: what ``report.json`` holds and both renderings read.
+
+Keys that every build has are required here, so that the type checker finds a compiler that forgets
+one. Readers tolerate more: a missing key, or None, is shown as not known.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+Status = Literal["winner", "admissible", "refused", "failed", "skipped"]
+
+
+class TensorInfo(TypedDict):
+    """One input or output: ``{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}``."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class ModelInfo(TypedDict):
+    """The source model.
+
+    Attributes:
+        file: Path as it was given.
+        sha256: Of the file, in hex; external data included where there is any.
+        size_bytes: Of the file and its external data.
+        nodes: Nodes of the graph as it was read.
+        parameters: Elements of all initializers.
+        opset: Of the default operator set.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    size_bytes: int
+    nodes: NotRequired[int | None]
+    parameters: NotRequired[int | None]
+    opset: NotRequired[int | None]
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class DataSource(TypedDict):
+    """A data set that was used.
+
+    Attributes:
+        description: A sentence or a path.
+        digest: SHA-256 of the content, in hex.
+        samples: How many were used.
+    """
+
+    description: str
+    digest: NotRequired[str | None]
+    samples: NotRequired[int | None]
+
+
+class DataInfo(TypedDict):
+    """Data of the build.
+
+    Attributes:
+        synthetic: Where inputs were made up, the sentence that says so and from what distribution.
+    """
+
+    calibration: NotRequired[DataSource | None]
+    evaluation: NotRequired[DataSource | None]
+    synthetic: NotRequired[str | None]
+
+
+class MachineInfo(TypedDict):
+    """Where the build ran and was measured.
+
+    Attributes:
+        governor: CPU frequency governor; None where the kernel does not tell.
+        load_1m: Load average of one minute when measuring began.
+    """
+
+    cpu: str
+    cores: NotRequired[int | None]
+    arch: NotRequired[str | None]
+    os: NotRequired[str | None]
+    python: NotRequired[str | None]
+    governor: NotRequired[str | None]
+    load_1m: NotRequired[float | None]
+    memory_mib: NotRequired[int | None]
+
+
+class OutputParity(TypedDict):
+    """One output held against its reference.
+
+    Attributes:
+        snr_db: Signal-to-noise ratio; None where the outputs are identical (there is no noise).
+        cosine: Cosine similarity; None where a side is all zero.
+        tolerance: Largest `max_abs_error` that passes.
+    """
+
+    name: str
+    max_abs_error: float
+    snr_db: NotRequired[float | None]
+    cosine: NotRequired[float | None]
+    tolerance: NotRequired[float | None]
+
+
+class Parity(TypedDict):
+    """An artifact held against its reference; the worst output's figures, then each output's.
+
+    Attributes:
+        reference: What it was held against, in words.
+    """
+
+    passed: bool
+    snr_db: NotRequired[float | None]
+    max_abs_error: float
+    tolerance: NotRequired[float | None]
+    reference: NotRequired[str | None]
+    outputs: NotRequired[list[OutputParity]]
+
+
+class Accuracy(TypedDict):
+    """Accuracy on the evaluation data, on the same samples for source and artifact.
+
+    Attributes:
+        metric: Name of the metric: ``top1``.
+        source: The source model's score.
+        artifact: The artifact's score.
+        ci95: 95 % confidence interval of `artifact`, low and high.
+        n: Samples.
+        drop_bound: Largest loss against fp32 that these samples leave possible, at one-sided 95 %
+            confidence by the paired difference, in the metric's units; negative for a sure gain.
+        verdict: A word or a sentence.
+        higher_is_better: True where it is missing.
+    """
+
+    metric: str
+    source: NotRequired[float | None]
+    artifact: float
+    ci95: NotRequired[list[float] | tuple[float, float] | None]
+    n: NotRequired[int | None]
+    drop_bound: NotRequired[float | None]
+    verdict: NotRequired[str | None]
+    higher_is_better: NotRequired[bool]
+
+
+class Latency(TypedDict):
+    """Time of one inference, in milliseconds.
+
+    Attributes:
+        cv: Coefficient of variation, as a fraction.
+        n: Inferences measured.
+    """
+
+    p50: float
+    p90: NotRequired[float | None]
+    p99: NotRequired[float | None]
+    mean: NotRequired[float | None]
+    cv: NotRequired[float | None]
+    n: NotRequired[int | None]
+
+
+class CandidateInfo(TypedDict):
+    """One candidate of the tournament.
+
+    Attributes:
+        name: Unique in its tournament: ``onnxruntime int8``.
+        reason: Why it has its status, in words.
+        size_bytes: Of its payload: what the engine loads.
+        source_snr_db: SNR of its outputs against the source model in fp32, unlike `parity`, whose
+            reference may be the candidate's own quantized graph.
+        speedup: Median latency of the fp32 candidate over this one's; 2.0 is twice as fast.
+    """
+
+    name: str
+    engine: str
+    precision: str
+    status: Status
+    reason: NotRequired[str | None]
+    size_bytes: NotRequired[int | None]
+    parity: NotRequired[Parity | None]
+    accuracy: NotRequired[Accuracy | None]
+    latency_ms: NotRequired[Latency | None]
+    speedup: NotRequired[float | None]
+    source_snr_db: NotRequired[float | None]
+
+
+class ArtifactInfo(TypedDict):
+    """What was built for one target.
+
+    Attributes:
+        target: Name of the target.
+        target_title: What people call it.
+        device: Where the engine runs it: ``CPU``.
+        precision: Promised precision.
+        effective_precision: As read back from the engine; None where nothing ran that could tell.
+        state: Such as ``ready``, or that the device finishes the build.
+        measured_on: A sentence: on what machine and engine the figures were taken.
+        placement: Nodes per device, as read back from the engine.
+        candidates: All of the tournament, the winner among them.
+        decisions: What was decided and why, in sentences.
+        not_run: What this build could not check, in sentences.
+        pipeline: Pre- and post-processing, as in the manifest.
+    """
+
+    target: str
+    target_title: NotRequired[str | None]
+    path: str
+    size_bytes: int
+    content_digest: str
+    engine: str
+    engine_version: NotRequired[str | None]
+    device: NotRequired[str | None]
+    precision: str
+    effective_precision: NotRequired[str | None]
+    state: NotRequired[str | None]
+    parity: Parity | None
+    accuracy: Accuracy | None
+    latency_ms: Latency | None
+    measured_on: NotRequired[str | None]
+    placement: NotRequired[dict[str, int] | None]
+    candidates: list[CandidateInfo]
+    decisions: list[str]
+    warnings: NotRequired[list[str]]
+    not_run: NotRequired[list[str]]
+    pipeline: NotRequired[dict[str, object] | None]
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class SkippedTarget(TypedDict):
+    """A target that was asked for and not built."""
+
+    target: str
+    reason: str
+
+
+class Build(TypedDict):
+    """One run of ``edgec compile``.
+
+    Attributes:
+        edgec: Version of edgec.
+        command: The command line, a word per item.
+        options: Options that shaped the build, by name.
+        tools: Versions, by name of the tool.
+    """
+
+    edgec: str
+    model: ModelInfo
+    command: NotRequired[list[str]]
+    options: NotRequired[dict[str, object]]
+    data: NotRequired[DataInfo]
+    machine: NotRequired[MachineInfo | None]
+    tools: NotRequired[dict[str, str]]
+    duration_s: NotRequired[float | None]
+    artifacts: list[ArtifactInfo]
+    skipped: NotRequired[list[SkippedTarget]]
