@@ -52,11 +52,17 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `own` in their place: tables key by key, all else as a whole."""
+    """Return `base` with the values of `own` in their place: tables key by key, all else as a whole.
+
+    TOML has no null: the word ``"none"`` in `own` takes the value away that `base` has.
+    """
     merged = dict(base)
     for key, value in own.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if value == "none" and key in merged:
+            del merged[key]
+        else:
+            merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
