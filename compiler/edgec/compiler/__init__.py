@@ -1,1 +1,52 @@
-"""Model in, artifact out."""
+"""Model in, artifact out.
+
+>>> from edgec.compiler import compile_model                                  # doctest: +SKIP
+>>> compile_model("model.onnx", ["cpu"], "build", calibration="samples.npz")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgec.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from edgec.compiler._compile import BuildResult, compile_model
+    from edgec.compiler.model import SourceModel, load_model
+    from edgec.compiler.options import CompileOptions
+    from edgec.compiler.source import SourceProgram, open_source
+
+__all__ = [
+    "BuildResult",
+    "CompileOptions",
+    "SourceModel",
+    "SourceProgram",
+    "compile_model",
+    "load_model",
+    "open_source",
+]
+
+_HOMES = {
+    "BuildResult": "_compile",
+    "CompileOptions": "options",
+    "SourceModel": "model",
+    "SourceProgram": "source",
+    "compile_model": "_compile",
+    "load_model": "model",
+    "open_source": "source",
+}
+_EXTRA_MODULES = ("onnx", "onnx_ir", "onnxslim", "onnxruntime", "jinja2", "google", "ml_dtypes")
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, because onnx and onnxruntime take half a second to import.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f"edgec.compiler.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as e:
+        if (e.name or "").split(".")[0] in _EXTRA_MODULES:
+            raise MissingExtraError("edgec.compiler", e.name, "compiler") from e
+        raise

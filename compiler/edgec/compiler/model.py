@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -81,8 +81,8 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
     return SourceModel(
         path=path,
         proto=proto,
-        inputs=_specs(path, real_inputs(proto)),
-        outputs=_specs(path, list(proto.graph.output)),
+        inputs=tensor_specs(real_inputs(proto)),
+        outputs=tensor_specs(proto.graph.output),
         sha256=_digest([path, *(path.parent / n for n in external_files)]),
         size_bytes=size_bytes,
         external_files=external_files,
@@ -130,7 +130,9 @@ def _read(path: Path) -> onnx.ModelProto:
             f"{path} is not ONNX, or is cut off or corrupt ({e}): export or copy the model again"
         ) from e
     if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
-        raise ModelError(f"{path} is not an ONNX model: it has no graph with outputs, or imports no operator set")
+        raise ModelError(
+            f"{path} is not an ONNX model: it has no graph with outputs, or imports no operator set"
+        )
     return proto
 
 
@@ -142,14 +144,21 @@ def _check_external_data(path: Path, proto: onnx.ModelProto) -> tuple[str, ...]:
         info = external.ExternalDataInfo(tensor)
         pure = PurePosixPath(info.location)
         if pure.is_absolute() or ".." in pure.parts or not info.location:
-            raise ModelError(f"{path}: tensor {tensor.name!r} has its data at {info.location!r}, outside the model's directory")
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} has its data at {info.location!r}, "
+                "outside the model's directory"
+            )
         file = path.parent / info.location
         if not file.is_file():
-            raise ModelError(f"{path}: external data {info.location!r} is missing (tensor {tensor.name!r}): put the file beside the model")
+            raise ModelError(
+                f"{path}: external data {info.location!r} is missing (tensor {tensor.name!r}): "
+                "put the file beside the model"
+            )
         end = (info.offset or 0) + (info.length or 0)
         if file.stat().st_size < end:
             raise ModelError(
-                f"{path}: external data {info.location!r} is cut off: tensor {tensor.name!r} ends at byte {end}, the file at {file.stat().st_size}"
+                f"{path}: external data {info.location!r} is cut off: tensor {tensor.name!r} ends at byte "
+                f"{end}, the file at {file.stat().st_size}: copy it again"
             )
         names[info.location] = None
     return tuple(sorted(names))
@@ -159,7 +168,8 @@ def _check_opsets(path: Path, proto: onnx.ModelProto) -> None:
     opset, newest = opset_of(proto), onnx.defs.onnx_opset_version()
     if opset and not _OLDEST_OPSET <= opset <= newest:
         raise ModelError(
-            f"{path} uses ONNX opset {opset}; this edgec reads {_OLDEST_OPSET} to {newest}: export it with another opset_version"
+            f"{path} uses ONNX opset {opset}; this edgec reads {_OLDEST_OPSET} to {newest}: "
+            "export it with another opset_version"
         )
 
 
@@ -189,12 +199,18 @@ def pin_shapes(path: Path, proto: onnx.ModelProto, shapes: Mapping[str, tuple[in
             raise ModelError(f"{path} has no input {name!r} to pin; its inputs are {', '.join(inputs)}")
         dims = inputs[name].type.tensor_type.shape.dim
         if len(dims) != len(sizes):
-            raise ModelError(f"{path}: input {name!r} has {len(dims)} axes, --shape gives {len(sizes)}: {list(sizes)}")
+            raise ModelError(
+                f"{path}: input {name!r} has {len(dims)} axes, --shape gives {len(sizes)}: {list(sizes)}"
+            )
         for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
             if dim.HasField("dim_value") and dim.dim_value != size:
-                raise ModelError(f"{path}: axis {axis} of input {name!r} is fixed at {dim.dim_value}, --shape says {size}")
+                raise ModelError(
+                    f"{path}: axis {axis} of input {name!r} is fixed at {dim.dim_value}, --shape says {size}"
+                )
             if dim.dim_param and pinned.setdefault(dim.dim_param, size) != size:
-                raise ModelError(f"{path}: dimension {dim.dim_param!r} is pinned both to {pinned[dim.dim_param]} and {size}")
+                raise ModelError(
+                    f"{path}: dimension {dim.dim_param!r} is pinned to {pinned[dim.dim_param]} and to {size}"
+                )
             dim.dim_value = size
     for value in (*proto.graph.input, *proto.graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -207,15 +223,20 @@ def pin_shapes(path: Path, proto: onnx.ModelProto, shapes: Mapping[str, tuple[in
         mine.CopyFrom(theirs)
 
 
-def _specs(path: Path, values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(path, value) for value in values)
+def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Return the specs of graph inputs or outputs.
+
+    Raises:
+        ModelError: One of them is no tensor.
+    """
+    return tuple(map(_spec, values))
 
 
-def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         raise ModelError(
-            f"{path}: {value.name!r} is a {(kind or 'untyped value').removesuffix('_type')}, not a tensor: "
+            f"{value.name!r} is a {(kind or 'untyped value').removesuffix('_type')}, not a tensor: "
             "export the model with plain tensors as inputs and outputs (for scikit-learn: zipmap=False)"
         )
     tensor = value.type.tensor_type

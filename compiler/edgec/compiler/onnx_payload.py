@@ -18,7 +18,9 @@ _SMALL_BYTES = 1024  # smaller tensors stay in the graph: engines read shapes an
 _ALIGNMENT = 64
 
 
-def write_onnx_payload(model: onnx.ModelProto, directory: Path, weights_from: Path | None = None) -> dict[str, Path]:
+def write_onnx_payload(
+    model: onnx.ModelProto, directory: Path, weights_from: Path | None = None
+) -> dict[str, Path]:
     """Write a model as members of an artifact.
 
     Args:
@@ -69,7 +71,7 @@ def _raw(tensor: onnx.TensorProto) -> bytes | None:
 
 def _point_to(tensor: onnx.TensorProto, offset: int, length: int) -> None:
     for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(field)  # type: ignore[arg-type]
+        tensor.ClearField(field)
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):

@@ -31,9 +31,7 @@ class ReferenceProgram:
         UnsupportedModelError: ONNX Runtime refuses the model, so there is nothing to compare with.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto | Path, *, optimize: bool = False, threads: int = 1
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto | Path, *, optimize: bool = False, threads: int = 1) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -42,10 +40,11 @@ class ReferenceProgram:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session: Any = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # the binding's exception classes share no base but Exception
             raise UnsupportedModelError(
-                f"ONNX Runtime {ort.__version__} cannot run the model, so nothing can be proven about it: {first_line(str(e))}"
+                f"ONNX Runtime {ort.__version__} cannot run the model, so nothing can be proven about it: "
+                f"{first_line(str(e))}"
             ) from e
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -61,13 +60,17 @@ class ReferenceProgram:
             raise UnsupportedModelError(f"the model fails in ONNX Runtime: {first_line(str(e))}") from e
         return dict(zip(self.outputs, values, strict=True))
 
+    def close(self) -> None:
+        """Free the model; calling it again does nothing."""
+        self._session = None
+
     def __enter__(self) -> ReferenceProgram:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._session
+        self.close()
 
 
 def reference_program(source: SourceModel, *, optimize: bool = False) -> ReferenceProgram:
@@ -114,4 +117,5 @@ def perturbed(model: onnx.ModelProto, roundoff: float, seed: int) -> onnx.ModelP
 def perturb(array: NDArray[Any], roundoff: float, rng: np.random.Generator) -> NDArray[Any]:
     """Return a copy of a float array with every value off by one unit roundoff, up or down at random."""
     sign = rng.integers(0, 2, array.shape, dtype=np.int8) * 2.0 - 1.0
-    return (array * (1.0 + roundoff * sign)).astype(array.dtype)
+    noisy: NDArray[Any] = (array * (1.0 + roundoff * sign)).astype(array.dtype)
+    return noisy

@@ -62,7 +62,13 @@ class Converted:
 
 
 class Converter(Protocol):
-    """One engine's converter."""
+    """One engine's converter.
+
+    Attributes:
+        precisions: What it can build, as ``edgec.artifact.PRECISIONS`` names it.
+    """
+
+    precisions: tuple[str, ...]
 
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
         """Return a model as this engine wants it for `precision`, a quantized one excepted.
@@ -97,7 +103,9 @@ def get_converter(name: str) -> Converter:
     if reference is None:
         found = entry_points(group="edgec.converters", name=name)
         if not found:
-            raise ConversionError(f"this edgec builds nothing for the engine {name!r} yet; it builds for: {', '.join(_BUILTIN)}")
+            raise ConversionError(
+                f"this edgec builds nothing for the engine {name!r} yet; it builds for: {', '.join(_BUILTIN)}"
+            )
         reference = next(iter(found)).value
     module, _, attribute = reference.partition(":")
     try:

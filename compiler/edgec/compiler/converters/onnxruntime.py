@@ -10,22 +10,17 @@ from edgec.artifact import EngineSpec
 from edgec.compiler.converters import Converted, Prepared
 from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
 from edgec.compiler.precision import to_fp16
-from edgec.errors import ConversionError
 from edgec.targets import Engine, Target
 
 
 class OnnxRuntimeConverter:
     """Writes ``model.onnx`` and ``weights.bin``."""
 
+    precisions = ("fp32", "fp16", "int8")
+
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
         """Return the model itself, or its fp16 form with fp32 inputs and outputs."""
-        match precision:
-            case "fp32" | "int8":
-                return model
-            case "fp16":
-                return to_fp16(model)
-            case _:
-                raise ConversionError(f"ONNX Runtime has no {precision} here")
+        return to_fp16(model) if precision == "fp16" else model
 
     def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
         """Write the members."""

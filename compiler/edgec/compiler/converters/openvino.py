@@ -25,10 +25,10 @@ class OpenVinoConverter:
     when it loads, for otherwise a CPU with bf16 would run an fp32 model in bf16 without a word.
     """
 
+    precisions = ("fp32", "fp16", "bf16", "int8")
+
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
         """Return the model itself: fp16 and bf16 are matters of storage and of the loading device."""
-        if precision not in ("fp32", "fp16", "bf16", "int8"):
-            raise ConversionError(f"OpenVINO has no {precision} here")
         return model
 
     def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
@@ -41,7 +41,9 @@ class OpenVinoConverter:
                     model, str(directory / _XML), compress_to_fp16=prepared.precision in ("fp16", "bf16")
                 )
             except RuntimeError as e:
-                raise ConversionError(f"OpenVINO {self.version()} refuses the model: {_reason(str(e))}") from e
+                raise ConversionError(
+                    f"OpenVINO {self.version()} refuses the model: {_reason(str(e))}"
+                ) from e
             del model  # it maps the files of the scratch directory
         spec = EngineSpec(
             name=engine.name,
@@ -62,5 +64,3 @@ def _reason(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return first_line("\n".join(telling or lines))
-
-

@@ -1,0 +1,191 @@
+"""One build: load -> simplify -> candidates -> parity -> accuracy -> measure -> pack, per target."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgec.artifact import Pipeline, read_pipeline
+from edgec.compiler.accuracy import Baseline, measure_baseline
+from edgec.compiler.candidates import Shared
+from edgec.compiler.figures import build_info
+from edgec.compiler.model import SourceModel, load_model
+from edgec.compiler.options import CompileOptions
+from edgec.compiler.report import Build, SkippedTarget
+from edgec.compiler.samples import Samples
+from edgec.compiler.targetbuild import Bench, build_target
+from edgec.compiler.variants import Variant, plain_variant
+from edgec.errors import CompileError, DataError, EdgecError, OutputError
+from edgec.evaluation import Dataset, get_metric, open_dataset
+from edgec.runtime.pipeline import check_pipeline
+from edgec.targets import Target, resolve_target
+
+Progress = Callable[[str], None]
+_DEFAULTS = CompileOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build made.
+
+    Attributes:
+        report: All figures and reasons; its shape is documented in ``docs/report.md``.
+        artifacts: Paths of the artifacts, in the order of the targets.
+    """
+
+    report: Build
+    artifacts: tuple[Path, ...]
+
+
+def compile_model(
+    model: str | Path,
+    targets: Sequence[str | Target],
+    output: str | Path,
+    *,
+    pipeline: str | Path | Pipeline | None = None,
+    calibration: str | Path | Dataset | None = None,
+    evaluation: str | Path | Dataset | None = None,
+    metric: str | None = None,
+    options: CompileOptions = _DEFAULTS,
+    progress: Progress = lambda _: None,
+    command: Sequence[str] = (),
+) -> BuildResult:
+    """Compile a model to one proven artifact per target.
+
+    Args:
+        model: The ``.onnx`` file.
+        targets: Names, aliases, paths of TOML files, or targets.
+        output: Directory for the artifacts, made if need be.
+        pipeline: Pre- and post-processing, or the path of its TOML file.
+        calibration: Representative samples, or where they are.
+        evaluation: Labelled samples, or where they are; needs `metric`.
+        metric: What to score: ``top1``.
+        options: How to compile.
+        progress: Told what is going on, a line at a time.
+        command: What the user typed, for the report.
+
+    Raises:
+        EdgecError: Nothing could be built for any target; no partial file is left.
+    """
+    started = time.monotonic()
+    resolved = [_resolve(t, progress) for t in targets]
+    if not resolved:
+        raise CompileError("no target was given: name at least one")
+    progress(f"reading {model}")
+    source = load_model(Path(model), options.shapes)
+    declared = read_pipeline(pipeline) if isinstance(pipeline, str | Path) else pipeline
+    if declared is not None:
+        check_pipeline(declared, source.inputs, source.outputs)
+    samples = _samples(source, declared, calibration, evaluation, metric, options)
+    directory = _output_directory(Path(output))
+    with _scratch(directory) as scratch:
+        progress("simplifying, and measuring the noise floor of the source")
+        plain = plain_variant(source, declared, samples)
+        bench = Bench(
+            plain=plain,
+            baseline=_baseline(plain, samples, metric, progress),
+            shared=Shared(threads=options.threads, scratch=scratch, progress=progress),
+            options=options,
+            build=build_info(source, samples, plain, options, _name(source, options), command),
+            progress=progress,
+        )
+        artifacts = _build_all(bench, resolved, directory)
+    bench.build["duration_s"] = round(time.monotonic() - started, 1)
+    return BuildResult(report=bench.build, artifacts=artifacts)
+
+
+def _build_all(bench: Bench, targets: Sequence[Target], directory: Path) -> tuple[Path, ...]:
+    """Build what can be built, and note what cannot; raise the first error where nothing can."""
+    artifacts: list[Path] = []
+    failures: list[EdgecError] = []
+    skipped: list[SkippedTarget] = []
+    for target in targets:
+        path = directory / f"{bench.build['model']['name']}-{target.name}.edgec"
+        try:
+            bench.build["artifacts"].append(build_target(bench, target, path))
+        except OutputError:
+            raise
+        except EdgecError as e:
+            failures.append(e)
+            skipped.append({"target": target.name, "reason": str(e)})
+            bench.progress(f"{target.name}: not built: {e}")
+            continue
+        artifacts.append(path)
+    if failures and not artifacts:
+        raise failures[0]
+    bench.build["skipped"] = skipped
+    return tuple(artifacts)
+
+
+def _resolve(target: str | Target, progress: Progress) -> Target:
+    if isinstance(target, Target):
+        return target
+    resolution = resolve_target(target)
+    if resolution.note is not None:
+        progress(resolution.note)
+    return resolution.target
+
+
+def _name(source: SourceModel, options: CompileOptions) -> str:
+    return options.name if options.name is not None else source.path.stem
+
+
+def _samples(
+    source: SourceModel,
+    pipeline: Pipeline | None,
+    calibration: str | Path | Dataset | None,
+    evaluation: str | Path | Dataset | None,
+    metric: str | None,
+    options: CompileOptions,
+) -> Samples:
+    if (evaluation is None) != (metric is None):
+        raise DataError("--evaluation and --metric belong together: give both, or none")
+    # With a pipeline, samples are raw; without one they must be what the model takes.
+    inputs = source.inputs if pipeline is None else None
+    return Samples(
+        calibration=open_dataset(calibration, inputs=inputs)
+        if isinstance(calibration, str | Path)
+        else calibration,
+        evaluation=(
+            open_dataset(evaluation, inputs=inputs, need_labels=True)
+            if isinstance(evaluation, str | Path)
+            else evaluation
+        ),
+        seed=options.seed,
+    )
+
+
+def _baseline(plain: Variant, samples: Samples, metric: str | None, progress: Progress) -> Baseline | None:
+    if samples.evaluation is None or metric is None:
+        return None
+    progress(f"scoring the source on {len(samples.evaluation)} samples")
+    return measure_baseline(plain, samples.evaluation, get_metric(metric))
+
+
+def _output_directory(output: Path) -> Path:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"the output directory {output} cannot be made: {e.strerror or e}") from e
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise OutputError(f"the output directory {output} is not writable: choose another with -o")
+    return output
+
+
+@contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    # Beside the results, where there is room for artifacts if there is room at all.
+    try:
+        path = Path(tempfile.mkdtemp(prefix=".edgec-", dir=directory))
+    except OSError as e:
+        raise OutputError(f"nothing can be written to {directory}: {e.strerror or e}") from e
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""What a user may ask of a build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """How to compile.
+
+    Attributes:
+        precision: ``auto`` makes every precision that the target allows a candidate; otherwise the only
+            one to build besides fp32, against which it is measured.
+        max_drop: Largest loss against fp32 that is allowed: 0.01 is one point of a score from 0 to 1,
+            or one per cent of a metric without such a scale. None turns the gate off.
+        accept_inconclusive: Whether a candidate passes that too few samples can neither pass nor fail.
+        shapes: Sizes to pin, by name of the input.
+        name: Name of the model; the file's name by default.
+        version: Version of the model.
+        fold: Whether pre-processing goes into the graph: ``auto`` where it is measurably faster,
+            ``on`` where it can be, ``off``.
+        threads: Threads of one inference while candidates are measured.
+        measure_s: Seconds to measure per candidate.
+        seed: Of everything that is random.
+    """
+
+    precision: str = "auto"
+    max_drop: float | None = 0.01
+    accept_inconclusive: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    name: str | None = None
+    version: str = "1"
+    fold: str = "auto"
+    threads: int = 1
+    measure_s: float = 1.0
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what shapes the artifact, fit for JSON."""
+        return {
+            "precision": self.precision,
+            "max_drop": self.max_drop,
+            "accept_inconclusive": self.accept_inconclusive,
+            "shapes": {name: list(sizes) for name, sizes in sorted(self.shapes.items())},
+            "fold": self.fold,
+            "threads": self.threads,
+            "seed": self.seed,
+        }

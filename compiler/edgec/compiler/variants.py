@@ -1,0 +1,167 @@
+"""The forms that a source model can be compiled in: as it is, or with its pre-processing in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from edgec.artifact import Pipeline, TensorSpec
+from edgec.compiler.model import SourceModel, real_inputs, tensor_specs
+from edgec.compiler.onnxruntime import ReferenceProgram
+from edgec.compiler.parity import Reference, check_parity, float_reference, parity_sentence
+from edgec.compiler.passes.fold_preprocessing import fold_preprocessing
+from edgec.compiler.passes.simplify import simplify
+from edgec.compiler.samples import Samples
+from edgec.errors import PassError
+from edgec.runtime.pipeline import Processor
+
+# Samples that parity runs on: each costs nine runs of the source without optimizations.
+PARITY_SAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One form of the source.
+
+    Attributes:
+        name: ``plain``, or ``folded`` where pre-processing is in the graph.
+        reference: What its author wrote, but for the folded head; defines what is right. A path where the
+            weights are too large for one protobuf message.
+        model: The same, simplified: what is converted.
+        pipeline: What is left to do outside the graph.
+        inputs: What it takes.
+        outputs: What it gives.
+        samples: Where its inputs come from.
+        notes: What was done to it, in plain sentences.
+        weights_from: Directory of the external data of a model above 2 GB; None otherwise.
+    """
+
+    name: str
+    reference: onnx.ModelProto | Path
+    model: onnx.ModelProto
+    pipeline: Pipeline | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    samples: Samples
+    notes: tuple[str, ...] = ()
+    weights_from: Path | None = None
+    _references: dict[str, Reference] = field(default_factory=dict, repr=False)
+
+    @property
+    def runnable(self) -> onnx.ModelProto | Path:
+        """What ONNX Runtime can be given: the model, or where it lies if its weights are not in it."""
+        return self.model if self.weights_from is None else self.reference
+
+    @cached_property
+    def processor(self) -> Processor:
+        """What turns samples into inputs and outputs into predictions."""
+        return make_processor(self.pipeline, self.inputs, self.outputs)
+
+    @cached_property
+    def parity_inputs(self) -> list[Mapping[str, NDArray[Any]]]:
+        """The inputs that parity and golden vectors use."""
+        return list(self.samples.first_inputs(self.processor, self.inputs, PARITY_SAMPLES))
+
+    def float_reference(self, precision: str) -> Reference:
+        """Return the reference with the noise floor of `precision`; made once."""
+        if precision not in self._references:
+            self._references[precision] = float_reference(self.reference, self.parity_inputs, precision)
+        return self._references[precision]
+
+
+def make_processor(
+    pipeline: Pipeline | None, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> Processor:
+    """Return the processor of a pipeline whose files are where its author has them."""
+    return Processor(pipeline, inputs, outputs, pipeline.read_source if pipeline is not None else None)
+
+
+def plain_variant(source: SourceModel, pipeline: Pipeline | None, samples: Samples) -> Variant:
+    """Return the source as it is, simplified where that changes nothing."""
+    variant = Variant(
+        name="plain",
+        reference=source.path if source.large else source.proto,
+        model=source.proto,
+        pipeline=pipeline,
+        inputs=source.inputs,
+        outputs=source.outputs,
+        samples=samples,
+        weights_from=source.path.parent if source.large else None,
+    )
+    return _simplified(variant, source)
+
+
+def folded_variant(plain: Variant) -> Variant | None:
+    """Return the source with its pre-processing in the graph; None where nothing can be folded.
+
+    Raises:
+        PassError: The folded graph does not compute what pre-processing and source do.
+    """
+    if plain.pipeline is None or isinstance(plain.reference, Path):
+        return None
+    reference = fold_preprocessing(plain.reference, plain.pipeline)
+    model = fold_preprocessing(plain.model, plain.pipeline)
+    if reference is None or model is None:
+        return None
+    variant = Variant(
+        name="folded",
+        reference=reference[0],
+        model=model[0],
+        pipeline=reference[1],
+        inputs=tensor_specs(real_inputs(reference[0])),
+        outputs=plain.outputs,
+        samples=plain.samples,
+        notes=plain.notes,
+    )
+    _check_fold(plain, variant)
+    return variant
+
+
+def _check_fold(plain: Variant, folded: Variant) -> None:
+    expected = plain.float_reference("fp32")
+    with ReferenceProgram(folded.reference) as program:
+        outputs = [program.run(sample) for sample in folded.parity_inputs]
+    pending = iter(outputs)
+    parity = check_parity(lambda _: next(pending), expected)
+    if not parity.passed:
+        raise PassError(
+            f"folding the pre-processing changes what the model computes: {parity_sentence(parity)}"
+        )
+
+
+def _simplified(variant: Variant, source: SourceModel) -> Variant:
+    if source.large:
+        return _noted(variant, "not simplified: its weights are too large for the simplifier")
+    try:
+        simpler = simplify(variant.model)
+    except PassError as e:
+        return _noted(variant, f"not simplified: {e}")
+    with ReferenceProgram(simpler) as program:
+        parity = check_parity(program.run, variant.float_reference("fp32"))
+    if not parity.passed:
+        return _noted(
+            variant, f"not simplified: the simplifier changes what it computes: {parity_sentence(parity)}"
+        )
+    before, after = len(variant.model.graph.node), len(simpler.graph.node)
+    return _noted(variant, f"simplified from {before} to {after} nodes, with the same outputs", simpler)
+
+
+def _noted(variant: Variant, note: str, model: onnx.ModelProto | None = None) -> Variant:
+    return Variant(
+        name=variant.name,
+        reference=variant.reference,
+        model=model if model is not None else variant.model,
+        pipeline=variant.pipeline,
+        inputs=variant.inputs,
+        outputs=variant.outputs,
+        samples=variant.samples,
+        notes=(*variant.notes, note),
+        weights_from=variant.weights_from,
+        _references=variant._references,
+    )

@@ -1,0 +1,222 @@
+"""``edgec compile``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgec.artifact import atomic_write
+
+if TYPE_CHECKING:
+    from edgec.compiler.report import Build
+
+_PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
+
+
+def parse_shapes(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Turn ``name=1,3,224,224`` into ``{"name": (1, 3, 224, 224)}``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        name, equals, sizes = value.rpartition("=")
+        try:
+            shape = tuple(int(n) for n in sizes.split(","))
+        except ValueError:
+            shape = ()
+        if not equals or not name or not shape or min(shape) < 1:
+            raise click.BadParameter(f"expected name=1,3,224,224, got {value!r}")
+        shapes[name] = shape
+    return shapes
+
+
+def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | None:
+    text = value.strip().lower()
+    if text == "none":
+        return None
+    try:
+        drop = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        drop = -1.0
+    if not 0 <= drop < 1:
+        raise click.BadParameter(f"expected a share such as 1% or 0.01, or none; got {value!r}")
+    return drop
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    "-t",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="TARGET",
+    help="Target, alias, or path of a target's .toml; may be given more than once.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=Path("build"),
+    show_default=True,
+    help="Directory for artifacts and report.",
+)
+@click.option(
+    "--pipeline", "-p", type=click.Path(path_type=Path), help="Pre- and post-processing, a TOML file."
+)
+@click.option(
+    "--calibration",
+    "-c",
+    metavar="DATA",
+    help="Representative samples: .npz, folder, .jsonl, .csv or module:function.",
+)
+@click.option(
+    "--evaluation", "-e", metavar="DATA", help="Labelled samples, of the same forms; needs --metric."
+)
+@click.option("--metric", "-m", help="What to score: top1, top5, map50, auc, spearman or mse.")
+@click.option(
+    "--precision",
+    type=click.Choice(_PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Precision to build besides fp32; auto lets all that the target allows compete.",
+)
+@click.option(
+    "--max-drop",
+    callback=_parse_drop,
+    default="1%",
+    show_default=True,
+    help="Largest accuracy loss against fp32; none turns the gate off.",
+)
+@click.option(
+    "--accept-inconclusive", is_flag=True, help="Ship what too few samples can neither pass nor fail."
+)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    callback=parse_shapes,
+    metavar="NAME=1,3,224,224",
+    help="Pin the dimensions of an input; may be given more than once.",
+)
+@click.option(
+    "--fold",
+    type=click.Choice(("auto", "on", "off")),
+    default="auto",
+    show_default=True,
+    help="Put pre-processing into the graph: where measurably faster, always, or never.",
+)
+@click.option("--name", help="Name of the model; the file's name by default.")
+@click.option("--model-version", default="1", show_default=True, help="Version of the model.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Threads of one inference while candidates are measured.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is random.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+def command(
+    model: Path,
+    targets: tuple[str, ...],
+    output: Path,
+    pipeline: Path | None,
+    calibration: str | None,
+    evaluation: str | None,
+    metric: str | None,
+    precision: str,
+    max_drop: float | None,
+    accept_inconclusive: bool,
+    shapes: dict[str, tuple[int, ...]],
+    fold: str,
+    name: str | None,
+    model_version: str,
+    threads: int,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compile an ONNX model to one proven artifact per target.
+
+    Every candidate (engine x precision) is converted, held against the source (parity), scored and
+    measured side by side; the fastest within the accuracy budget ships, and the report says why.
+
+    \b
+    edgec compile model.onnx --target cpu -o build
+    edgec compile model.onnx -t cpu -t openvino -t jetson -o build \\
+        --pipeline pipeline.toml --calibration calibration.npz \\
+        --evaluation evaluation.npz --metric top1
+    edgec compile model.onnx --target intel-cpu --shape image=1,3,224,224 --json
+
+    Exit status: 0 built, 1 not built for at least one target, 2 wrong usage.
+    """
+    from edgec.compiler import CompileOptions, compile_model
+    from edgec.compiler.report import render_html, render_text
+
+    result = compile_model(
+        model,
+        targets,
+        output,
+        pipeline=pipeline,
+        calibration=calibration,
+        evaluation=evaluation,
+        metric=metric,
+        options=CompileOptions(
+            precision=precision,
+            max_drop=max_drop,
+            accept_inconclusive=accept_inconclusive,
+            shapes=shapes,
+            fold=fold,
+            name=name,
+            version=model_version,
+            threads=threads,
+            seed=seed,
+        ),
+        progress=_silent if quiet else _Progress(),
+        command=["edgec", *sys.argv[1:]],
+    )
+    build = result.report
+    stem = build["model"]["name"]
+    html, data = output / f"{stem}-report.html", output / f"{stem}-report.json"
+    _write(html, render_html(build))
+    _write(data, json.dumps(build, indent=2, allow_nan=False) + "\n")
+    if as_json:
+        click.echo(json.dumps(public_result(build, html), indent=2, allow_nan=False))
+    else:
+        click.echo(render_text(build))
+        click.echo(f"report    {html}")
+    if build.get("skipped"):
+        sys.exit(1)
+
+
+def public_result(build: Build, html: Path) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    return {"artifacts": build["artifacts"], "skipped": build.get("skipped", []), "report": str(html)}
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+class _Progress:
+    """Prints each step with the time since the start to standard error."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._start = clock, clock()
+
+    def __call__(self, line: str) -> None:
+        click.echo(f"[{self._clock() - self._start:6.1f} s] {line}", err=True)
