@@ -32,7 +32,8 @@ class LoadOptions:
 
     Attributes:
         threads: Threads that one inference may use.
-        cache_dir: Where the engine may keep what it compiled, for the next start.
+        cache_dir: Where the engine may keep what it compiled, for the next start. OpenVINO does;
+            ONNX Runtime compiles nothing worth keeping.
     """
 
     threads: int | None = None
@@ -48,20 +49,40 @@ class Payload(Protocol):
 
 
 class Program(Protocol):
-    """A model loaded by a backend, ready to run.
+    """A model loaded by a backend, ready to run."""
 
-    Attributes:
-        engine_version: Version of the engine, as it says itself.
-        precision: Effective precision, read back from the engine where it tells.
-        placement: How many nodes run where, read back from the engine: ``{"CPU": 12}``.
-    """
+    @property
+    def engine_version(self) -> str:
+        """Version of the engine, as it says itself."""
+        ...
 
-    engine_version: str
-    precision: str
-    placement: Mapping[str, int]
+    @property
+    def precision(self) -> str:
+        """Effective precision: what `precisions` comes to, or the promise where it is empty."""
+        ...
+
+    @property
+    def precisions(self) -> Mapping[str, int]:
+        """How many layers compute in which precision, read back: ``{"int8": 20, "fp32": 1}``.
+
+        Empty where the engine does not tell.
+        """
+        ...
+
+    @property
+    def placement(self) -> Mapping[str, int]:
+        """How many nodes run where, read back from the engine: ``{"CPU": 12}``."""
+        ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; `inputs` have been checked against the specs. Safe from several threads."""
+        """Run once; `inputs` have been checked against the specs. Safe from several threads.
+
+        Returns:
+            New arrays that belong to the caller, in the order of the output specs.
+
+        Raises:
+            InferenceError: The engine failed; the program can be used again.
+        """
         ...
 
     def close(self) -> None:
@@ -91,6 +112,17 @@ class Backend(Protocol):
         ...
 
 
+def _registered() -> dict[str, str]:
+    from importlib.metadata import entry_points  # here, because its import takes 15 ms
+
+    return {found.name: found.value for found in entry_points(group="edgec.backends")}
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, built in or registered; their engines need not be installed."""
+    return sorted({*_BUILTIN, *_registered()})
+
+
 def get_backend(name: str) -> Backend:
     """Return the backend called `name`.
 
@@ -98,18 +130,22 @@ def get_backend(name: str) -> Backend:
         BackendUnavailableError: There is none, or its library is not installed.
     """
     reference = _BUILTIN.get(name)
+    remedy = f"run  pip install 'edgec[{name}]'"
     if reference is None:
-        from importlib.metadata import entry_points
-
-        found = entry_points(group="edgec.backends", name=name)
-        if not found:
-            raise BackendUnavailableError(f"no backend {name!r}; built in: {', '.join(_BUILTIN)}")
-        reference = next(iter(found)).value
+        reference = _registered().get(name)
+        if reference is None:
+            raise BackendUnavailableError(
+                f"no backend {name!r}; there are: {', '.join(backend_names())}; another one comes with "
+                "a package that registers it under the entry point group 'edgec.backends'"
+            )
+        remedy = "reinstall the package that registers the backend"
     module, _, attribute = reference.partition(":")
     try:
         backend: Backend = getattr(import_module(module), attribute)()
     except ModuleNotFoundError as e:
         raise BackendUnavailableError(
-            f"backend {name!r} needs {e.name!r}, which is not installed: run  pip install 'edgec[{name}]'"
+            f"backend {name!r} needs {e.name!r}, which is not installed: {remedy}"
         ) from e
+    except ImportError as e:  # installed, but a shared library that it needs is not, or is too old
+        raise BackendUnavailableError(f"backend {name!r} cannot be imported ({e}): {remedy}") from e
     return backend

@@ -1,0 +1,238 @@
+"""OpenVINO, on Intel's CPUs, GPUs and NPUs and on other x86-64 and ARM CPUs.
+
+The model is loaded from memory; its weights stay where they are in the mapped artifact, shared by
+every process that has it open, as far as the device's plugin does not repack them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from edgec.artifact import EngineSpec, TensorSpec
+from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
+from edgec.runtime.backends import LoadOptions, Payload
+from edgec.runtime.backends._precision import effective_precision
+from edgec.runtime.backends._versions import check_version
+
+# ov::Exception arrives as RuntimeError; what the Python layer refuses, as one of the others.
+_FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
+# OpenVINO picks bf16 or fp16 for a model in fp32 where the device has it; edgec says what it promised.
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int8-dynamic": "f32", "mixed": "f32"}
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "i8": "int8", "u8": "int8"}
+# Layers that do a model's arithmetic; what the others compute in hardly matters.
+_ARITHMETIC = (
+    "Attention", "Convolution", "Deconvolution", "FullyConnected", "GatherMatmul", "Interaction", "LLMMLP",
+    "LSTM", "GRU", "MatMul", "MHA", "QKVProjection", "RNN",
+)  # fmt: skip
+_NO_WORK = ("Const", "Input", "Output", "Parameter", "Reorder", "Reshape", "Result")
+# Inputs of fixed shape up to this size are copied into the engine's own buffers, which saves more
+# than the copy costs (benchmarks/overhead.py); larger ones are read where they are.
+_COPIED_BYTES = 64 * 1024
+
+
+class OpenVinoBackend:
+    """Loads OpenVINO's IR: ``model.xml`` and, where it has weights, ``model.bin``."""
+
+    def load(
+        self,
+        spec: EngineSpec,
+        payload: Payload,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: LoadOptions,
+    ) -> OpenVinoProgram:
+        """Load a model; see `edgec.runtime.backends.Backend.load`."""
+        check_version("OpenVINO", "openvino", ov.__version__, spec.version)
+        core = ov.Core()
+        _check_device(core, spec.device)
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+        }
+        if options.threads is not None and spec.device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        if options.cache_dir is not None:
+            settings["CACHE_DIR"] = str(options.cache_dir)
+        entry, *data = spec.files
+        weights = _Writable(np.frombuffer(payload.view(data[0]) if data else b"", np.uint8))
+        try:
+            # bytes(): the binding takes no memoryview. It is the graph only, without its weights.
+            model = core.read_model(bytes(payload.view(entry)), _tensor(weights))
+            compiled = core.compile_model(model, spec.device, settings)
+        except _FAILURES as e:
+            raise InferenceError(f"OpenVINO {ov.__version__} cannot load the model: {_reason(e)}") from e
+        return OpenVinoProgram(compiled, weights, spec, inputs, outputs)
+
+
+class OpenVinoProgram:
+    """A model in OpenVINO."""
+
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        weights: _Writable,
+        spec: EngineSpec,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self._compiled: ov.CompiledModel | None = compiled
+        self._weights = weights
+        self._promised = spec.precision
+        self._device = spec.device
+        self._inputs = [(_port(compiled.inputs, i, "input"), i) for i in inputs]
+        ports = [_port(compiled.outputs, o, "output") for o in outputs]
+        self._names = [o.name for o in outputs]
+        # OpenVINO gives the outputs in its own order.
+        self._order = None if ports == list(range(len(compiled.outputs))) else ports
+        self._runtime_layers = _layers(compiled)
+        self._idle = [_Lane(compiled, weights, self._inputs)]
+
+    @property
+    def engine_version(self) -> str:
+        """Version of OpenVINO."""
+        return str(ov.__version__)
+
+    @property
+    def precision(self) -> str:
+        """What `precisions` comes to; the promise where the device's plugin does not tell."""
+        return effective_precision(self.precisions, self._promised)
+
+    @cached_property
+    def precisions(self) -> Mapping[str, int]:
+        """How many layers that do arithmetic compute in which precision, as the compiled model says."""
+        known = [(kind, _PRECISIONS[p]) for kind, p in self._runtime_layers if p in _PRECISIONS]
+        working = [p for kind, p in known if kind not in _NO_WORK]
+        arithmetic = [p for kind, p in known if any(word in kind for word in _ARITHMETIC)]
+        return dict(Counter(arithmetic or working))
+
+    @cached_property
+    def placement(self) -> Mapping[str, int]:
+        """How many layers of the compiled model run on which device."""
+        return {
+            self._device: sum(kind not in ("Const", "Input", "Output") for kind, _ in self._runtime_layers)
+        }
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; see `edgec.runtime.backends.Program.run`."""
+        compiled = self._compiled
+        if compiled is None:
+            raise InferenceError("the session is closed: load the artifact again")
+        try:
+            # As many lanes as calls ever ran at once. pop and append are atomic.
+            lane = self._idle.pop() if self._idle else _Lane(compiled, self._weights, self._inputs)
+        except IndexError:  # another thread was faster
+            lane = _Lane(compiled, self._weights, self._inputs)
+        try:
+            for name, buffer in lane.copied:
+                buffer[...] = inputs[name]
+            for name, port in lane.shared:
+                lane.request.set_input_tensor(port, _shared(inputs[name]))
+            # Without share_outputs, these are copies that nobody else holds.
+            values = lane.request.infer().to_tuple()
+        except _FAILURES as e:  # the lane is left behind, for nobody knows its state
+            raise InferenceError(f"OpenVINO failed: {_reason(e)}") from e
+        self._idle.append(lane)
+        if self._order is not None:
+            values = [values[i] for i in self._order]
+        return dict(zip(self._names, values))  # noqa: B905 - strict= costs time
+
+    def close(self) -> None:
+        """Free the model; a call that still runs in another thread ends as it would have."""
+        self._compiled = None
+        self._idle.clear()
+
+
+class _Lane:
+    """A request of OpenVINO; serves one call at a time.
+
+    It holds the weights, so that they stay mapped while a call runs.
+    """
+
+    __slots__ = ("copied", "request", "shared", "weights")
+
+    def __init__(
+        self, compiled: ov.CompiledModel, weights: _Writable, inputs: list[tuple[int, TensorSpec]]
+    ) -> None:
+        self.request = compiled.create_infer_request()
+        self.weights = weights
+        self.copied: list[tuple[str, NDArray[Any]]] = []
+        self.shared: list[tuple[str, int]] = []
+        for port, spec in inputs:
+            if spec.is_static and compiled.inputs[port].partial_shape.is_static:
+                buffer = self.request.get_input_tensor(port).data
+                if buffer.nbytes <= _COPIED_BYTES:
+                    self.copied.append((spec.name, buffer))
+                    continue
+            self.shared.append((spec.name, port))
+
+
+class _Writable:
+    """Weights that OpenVINO may believe it can write to: it asks for that, and does not use it."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self.__array_interface__ = {
+            **data.__array_interface__,
+            "data": (data.__array_interface__["data"][0], False),
+        }
+        self._data = data  # keeps the memory mapped
+
+
+def _tensor(weights: _Writable) -> ov.Tensor:
+    return ov.Tensor(np.asarray(weights), shared_memory=True)
+
+
+def _shared(array: NDArray[Any]) -> ov.Tensor:
+    """Return an array as a tensor that reads it where it is, or a copy where that is impossible."""
+    flags = array.flags
+    return ov.Tensor(array, shared_memory=flags.c_contiguous and flags.writeable and array.ndim > 0)
+
+
+def _check_device(core: ov.Core, device: str) -> None:
+    available = core.available_devices
+    if not any(device == name or device == name.partition(".")[0] for name in available):
+        raise BackendUnavailableError(
+            f"OpenVINO finds no {device} here, only {', '.join(available)}: install the driver of the "
+            "device, or compile for a target that is here"
+        )
+
+
+def _port(ports: list[ov.ConstOutput], spec: TensorSpec, role: str) -> int:
+    for i, port in enumerate(ports):
+        if spec.name in port.get_names():
+            has = str(np.dtype(port.get_element_type().to_dtype()))
+            if has != spec.dtype:
+                raise ArtifactError(
+                    f"the manifest declares the {role} {spec}, the model has {has}: compile it again"
+                )
+            return i
+    names = sorted(name for port in ports for name in port.get_names())
+    raise ArtifactError(
+        f"the manifest declares the {role} {spec.name!r}, the model has {names}: compile it again"
+    )
+
+
+def _layers(compiled: ov.CompiledModel) -> list[tuple[str, str]]:
+    """Return kind and precision of each layer of the compiled model; none where the plugin does not tell."""
+    try:
+        infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    except RuntimeError:
+        return []
+    return [
+        (str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str)))
+        for info in infos
+        if "layerType" in info and "runtimePrecision" in info
+    ]
+
+
+def _reason(e: BaseException) -> str:
+    """Return what went wrong: OpenVINO's messages begin with where in its sources."""
+    lines = [line.strip() for line in str(e).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return telling[0] if telling else (lines[0] if lines else type(e).__name__)
