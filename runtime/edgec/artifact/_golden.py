@@ -23,6 +23,7 @@ from edgec.errors import ManifestError
 
 MAX_VECTORS = 1024
 _MAX_HEADER = 2**20
+_MAX_ELEMENTS = 2**48
 _KEY = re.compile(r"(?s)(0|[1-9][0-9]{0,3})/(inputs|outputs)/(.+)")
 _SIZE = struct.Struct("<Q")
 _DTYPES = {
@@ -137,7 +138,10 @@ def _tensor(key: str, value: object) -> _Tensor:
     fields = Fields(value, where)
     dtype = _DTYPES[fields.need("dtype", one_of(tuple(_DTYPES)))]
     shape = fields.need("shape", sequence(natural, most=MAX_AXES))
-    offsets = fields.need("data_offsets", sequence(natural))
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ManifestError(f"{where}.data_offsets {list(offsets)} does not fit shape {list(shape)}")
-    return _Tensor(int(match[1]), match[2], match[3], dtype, shape, *offsets)
+    begin, end = fields.need("data_offsets", sequence(natural, least=2, most=2))
+    # Zeros apart: numpy refuses an array whose other axes are too large, even if it has no element.
+    if math.prod(filter(None, shape)) > _MAX_ELEMENTS:
+        raise ManifestError(f"{where}.shape {list(shape)} is larger than any array")
+    if end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise ManifestError(f"{where}.data_offsets {[begin, end]} does not fit shape {list(shape)}")
+    return _Tensor(int(match[1]), match[2], match[3], dtype, shape, begin, end)
