@@ -173,11 +173,11 @@ def _depth(raw: bytes) -> int:
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def _parse_int(digits: str) -> int:
+def _parse_int(digits: str) -> int | float:
     # int() of megabytes of digits takes minutes on Python before 3.10.7.
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+    number = _parse_float(digits)
+    # Doubles up to 1e21 are written like integers.
+    return number if abs(number) > MAX_INTEGER else int(digits)
 
 
 def _parse_float(digits: str) -> float:
