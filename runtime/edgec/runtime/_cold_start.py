@@ -1,0 +1,78 @@
+"""A process that loads an artifact, runs it once, and says what that cost.
+
+    python -m edgec.runtime._cold_start ARTIFACT OPTIONS
+
+OPTIONS is a JSON object with the keyword arguments of `edgec.runtime.load`. The answer is one line of
+JSON on standard output. `edgec.runtime.benchmark` starts it, because only a fresh process can tell how
+long a first load takes and how much memory a model needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from edgec.artifact import Artifact
+from edgec.errors import EdgecError
+from edgec.runtime._session import Session, load
+from edgec.runtime._synthetic import calling_inputs
+
+
+def measure_cold_start(path: str, options: dict[str, Any]) -> dict[str, float | None]:
+    """Load an artifact and run it once, in this process.
+
+    Returns:
+        ``load_ms``, in which ``engine_import_ms`` is contained, ``first_inference_ms``,
+        ``memory_before_mib`` (resident, before loading) and ``peak_memory_mib`` (of the process).
+    """
+    with Artifact.open(path) as artifact:
+        inputs = calling_inputs(artifact)[0][0]
+        engine = artifact.manifest.engine.name
+    before = _status_mib("VmRSS")
+    start = time.perf_counter()
+    _import_engine(engine)
+    imported = time.perf_counter()
+    session: Session = load(path, **options)
+    loaded = time.perf_counter()
+    session.run(inputs)
+    ran = time.perf_counter()
+    session.run(inputs)  # the second call may need buffers that the first did not
+    peak = _status_mib("VmHWM")
+    session.close()
+    return {
+        "engine_import_ms": (imported - start) * 1e3,
+        "load_ms": (loaded - start) * 1e3,
+        "first_inference_ms": (ran - loaded) * 1e3,
+        "memory_before_mib": before,
+        "peak_memory_mib": peak,
+    }
+
+
+def _import_engine(name: str) -> None:
+    try:
+        import_module(name)
+    except ImportError:
+        return  # loading will say so, or take the fallback
+
+
+def _status_mib(key: str) -> float | None:
+    """Return a figure of this process in MiB; None where the system does not tell.
+
+    Not ``getrusage``: on Linux its peak is inherited from the process that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(measure_cold_start(sys.argv[1], json.loads(sys.argv[2]))))
+    except EdgecError as error:
+        sys.exit(str(error))
