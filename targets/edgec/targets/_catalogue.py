@@ -215,7 +215,6 @@ def _read(path: Path) -> str:
         raise TargetError(f"{path}: not valid TOML: not UTF-8 at byte {e.start}") from e
 
 
-@lru_cache(maxsize=1)
 def _installed() -> Mapping[str, tuple[str, str]]:
     """Return text and origin of the targets that installed packages offer, by name."""
     # Costs 10 ms to import, which a built-in name need not pay.

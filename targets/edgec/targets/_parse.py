@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from edgec.errors import TargetError
@@ -21,11 +20,6 @@ from edgec.targets._target import (
     StandIn,
     Target,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ARCHES = ("x86_64", "aarch64", "armv7l", "armv8-m", "any")
 _NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
@@ -44,6 +38,12 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     Raises:
         TargetError: It is not TOML.
     """
+    # Imported here because importing this package must stay cheap on a device.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         tables: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
@@ -216,6 +216,8 @@ _KINDS: dict[type, str] = {
 
 
 def _near(word: str, known: Collection[str]) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(word, sorted(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
