@@ -1,0 +1,457 @@
+"""Calibration: one pass over representative samples, from which every quantization range follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgec.artifact import TensorSpec
+from edgec.compiler.model import first_line, real_inputs
+from edgec.compiler.ranges import StatisticsCollector, TensorStatistics
+from edgec.errors import CalibrationError, UnsupportedModelError
+
+Sample = Mapping[str, NDArray[Any]]
+
+CHUNK_BYTES = 256 << 20  # inner tensors held at once; half of the 512 MB promised over the model's size
+_FLOATS = {"tensor(float)", "tensor(float16)", "tensor(double)"}
+_FEW_SAMPLES = 16
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationTable:
+    """Neutral statistics of every float tensor of one model over one set of samples.
+
+    Attributes:
+        tensors: By name of the tensor, in the order in which the model computes them.
+        inputs: Names of the graph inputs among them.
+        samples: How many samples were seen.
+        data_sha256: Digest of the samples: names, dtypes, shapes and values, in their order.
+        warnings: What looks wrong with the samples, in plain sentences.
+    """
+
+    tensors: Mapping[str, TensorStatistics]
+    inputs: tuple[str, ...]
+    samples: int
+    data_sha256: str
+    warnings: tuple[str, ...] = ()
+
+    def range(self, tensor: str, method: str = "minmax", *, symmetric: bool = False) -> tuple[float, float]:
+        """Return the range to quantize a tensor over; see `TensorStatistics.range`.
+
+        Raises:
+            CalibrationError: The table has no such tensor.
+            ValueError: No such method.
+        """
+        if tensor not in self.tensors:
+            raise CalibrationError(
+                f"the calibration table has no tensor {tensor!r}: it is of another model; calibrate again"
+            )
+        return self.tensors[tensor].range(method, symmetric=symmetric)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the table's canonical JSON, in lower-case hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return canonical JSON: the same table gives the same text."""
+        content = {
+            "format": _FORMAT,
+            "samples": self.samples,
+            "inputs": list(self.inputs),
+            "data_sha256": self.data_sha256,
+            "warnings": list(self.warnings),
+            "tensors": {
+                name: {
+                    "minimum": s.minimum,
+                    "maximum": s.maximum,
+                    "limit": s.limit,
+                    "first_bin": s.first_bin,
+                    "counts": list(s.counts),
+                    "elements": s.elements,
+                    "nonfinite": s.nonfinite,
+                }
+                for name, s in self.tensors.items()
+            },
+        }
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> CalibrationTable:
+        """Read what `to_json` wrote.
+
+        Raises:
+            CalibrationError: It is something else.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != _FORMAT:
+                raise CalibrationError(
+                    f"calibration table of format {content['format']!r}, this edgec reads {_FORMAT}: "
+                    "calibrate again"
+                )
+            tensors = {
+                str(name): TensorStatistics(**{**s, "counts": tuple(int(n) for n in s["counts"])})
+                for name, s in content["tensors"].items()
+            }
+            return cls(
+                tensors=tensors,
+                inputs=tuple(content["inputs"]),
+                samples=int(content["samples"]),
+                data_sha256=str(content["data_sha256"]),
+                warnings=tuple(content["warnings"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CalibrationError(f"not a calibration table ({e!r}): calibrate again") from e
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    samples: Iterable[Sample],
+    *,
+    progress: Callable[[int], None] | None = None,
+    weights_from: Path | None = None,
+    expected_ranges: Mapping[str, tuple[float, float]] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> CalibrationTable:
+    """Run the model over samples once and keep statistics of every float tensor.
+
+    Memory stays within the model and 512 MB: samples are read one at a time, and where the tensors of one
+    sample are more than `chunk_bytes`, the model runs several times per sample over shared weights.
+
+    Args:
+        model: Left as it is. Tensors inside the bodies of If, Loop and Scan are not seen.
+        samples: Arrays by name of the input, as the model takes them; read once.
+        progress: Called after each sample with the number of samples done.
+        weights_from: Directory of the model's external data, where it has any.
+        expected_ranges: What the values of an input should span, where it is known, such as
+            ``{"image": (0.0, 1.0)}``; a set on quite another scale is refused.
+        chunk_bytes: Of inner tensors to hold at once.
+
+    Raises:
+        CalibrationError: There are no samples, or one has wrong names, dtypes or shapes, or holds NaN or
+            infinity; every sample is one constant; or the scale is not the expected one.
+        UnsupportedModelError: ONNX Runtime cannot run the model.
+    """
+    recorder = _Recorder(model, weights_from, chunk_bytes)
+    inspector = _Inspector(_input_specs(model))
+    collectors: dict[str, StatisticsCollector] = {}
+    for number, sample in enumerate(samples, 1):
+        inspector.check(number, sample)
+        for name, array in recorder.record(sample):
+            collectors.setdefault(name, StatisticsCollector()).add(array)
+        if progress is not None:
+            progress(number)
+    inspector.finish(expected_ranges or {})
+    found = {name: (c, c.statistics()) for name, c in collectors.items()}
+    tensors = {name: statistics for name, (_, statistics) in found.items() if statistics is not None}
+    warnings = [*inspector.warnings(), *_size_warnings(inspector.count, [c for c, s in found.values() if s])]
+    odd = [name for name, s in tensors.items() if s.nonfinite] + [
+        n for n, (_, s) in found.items() if s is None
+    ]
+    if odd:
+        warnings.append(
+            f"{len(odd)} tensors hold NaN or infinity ({', '.join(odd[:3])}{', ...' if odd[3:] else ''}): "
+            "operators that touch them stay in float"
+        )
+    return CalibrationTable(
+        tensors=tensors,
+        inputs=tuple(i.name for i in real_inputs(model) if i.name in tensors),
+        samples=inspector.count,
+        data_sha256=inspector.sha256,
+        warnings=tuple(warnings),
+    )
+
+
+def _input_specs(model: onnx.ModelProto) -> dict[str, TensorSpec]:
+    specs = {}
+    for value in real_inputs(model):
+        tensor = value.type.tensor_type
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or f"axis {axis}"
+            for axis, d in enumerate(tensor.shape.dim)
+        )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        specs[value.name] = TensorSpec(value.name, dtype.name, shape)
+    return specs
+
+
+def _size_warnings(samples: int, collectors: Sequence[StatisticsCollector]) -> list[str]:
+    """Judge by convergence: ranges that still grow late in the set would grow further in the field."""
+    if samples < _FEW_SAMPLES:
+        return [f"{samples} calibration samples are few: give {_FEW_SAMPLES} or more, 100 to 500 are usual"]
+    late = sum(c.grown_at > samples * 3 // 4 for c in collectors)
+    if late > len(collectors) // 4:
+        return [
+            f"the calibration set looks too small: in its last quarter the ranges of {late} of "
+            f"{len(collectors)} tensors still grew by more than 5 %; give more samples"
+        ]
+    return []
+
+
+class _Inspector:
+    """Checks the samples one by one, and judges them as a set."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self._specs = specs
+        self._digest = hashlib.sha256()
+        self._first: bytes | None = None
+        self._all_same = True
+        self._low = dict.fromkeys(specs, math.inf)
+        self._high = dict.fromkeys(specs, -math.inf)
+        self._whole = dict.fromkeys(specs, True)
+        self.count = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def check(self, number: int, sample: Sample) -> None:
+        """Raise CalibrationError where a sample does not fit the model."""
+        where = f"calibration sample {number}"
+        if not isinstance(sample, Mapping):
+            raise CalibrationError(f"{where}: expected arrays by input name, got {type(sample).__name__}")
+        if set(sample) != set(self._specs):
+            got = ", ".join(sorted(map(str, sample))) or "none"
+            raise CalibrationError(f"{where}: expected the inputs {', '.join(self._specs)}; got {got}")
+        own = hashlib.sha256()
+        for name, spec in self._specs.items():
+            self._check_array(where, spec, sample[name])
+            self._note(name, sample[name])
+            own.update(f"{name} {spec.dtype} {sample[name].shape};".encode())
+            own.update(np.ascontiguousarray(sample[name]).data)
+        self.count += 1
+        self._digest.update(own.digest())
+        self._first = self._first or own.digest()
+        self._all_same &= own.digest() == self._first
+
+    def _check_array(self, where: str, spec: TensorSpec, array: Any) -> None:
+        if not isinstance(array, np.ndarray):
+            raise CalibrationError(f"{where}: expected {spec} as a numpy array, got {type(array).__name__}")
+        if array.dtype != np.dtype(spec.dtype):
+            raise CalibrationError(f"{where}: expected {spec}, got {array.dtype}{list(array.shape)}")
+        fits = array.ndim == len(spec.shape) and all(
+            isinstance(want, str) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            hint = ""
+            if array.ndim == len(spec.shape) - 1:
+                hint = f"; the batch axis is missing: give [1, {', '.join(map(str, array.shape))}]"
+            raise CalibrationError(f"{where}: expected {spec}, got {array.dtype}{list(array.shape)}{hint}")
+        if array.size == 0:
+            raise CalibrationError(f"{where}: input {spec.name!r} is empty, shape {list(array.shape)}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise CalibrationError(
+                f"{where}: input {spec.name!r} holds {array[tuple(bad)]} at {bad}: remove the sample"
+            )
+
+    def _note(self, name: str, array: NDArray[Any]) -> None:
+        if array.dtype.kind not in "fiu":
+            return
+        low, high = float(array.min()), float(array.max())
+        self._low[name], self._high[name] = min(self._low[name], low), max(self._high[name], high)
+        if array.dtype.kind == "f" and self._whole[name]:
+            self._whole[name] = bool((array == np.rint(array)).all())
+
+    def finish(self, expected: Mapping[str, tuple[float, float]]) -> None:
+        """Raise CalibrationError where the set as a whole is of no use."""
+        if self.count == 0:
+            raise CalibrationError(
+                "the calibration set is empty: give representative samples, 100 to 500 are usual"
+            )
+        floats = [n for n in self._float_inputs() if self._low[n] <= self._high[n]]
+        if floats and all(self._low[n] == self._high[n] for n in floats):
+            values = ", ".join(f"{n!r} is always {self._low[n]:g}" for n in floats)
+            raise CalibrationError(f"the calibration set is constant ({values}): give samples of real data")
+        for name, (low, high) in expected.items():
+            if name in floats:
+                self._check_scale(name, max(-low, high))
+
+    def _check_scale(self, name: str, wanted: float) -> None:
+        seen = max(-self._low[name], self._high[name])
+        if wanted > 0.0 and seen > 0.0 and not 1 / 16 <= seen / wanted <= 16:
+            raise CalibrationError(
+                f"the calibration set is on another scale: input {name!r} spans {self._low[name]:g}.."
+                f"{self._high[name]:g}, the model is used with values up to {wanted:g}: prepare the samples "
+                "as the model's own pre-processing does"
+            )
+
+    def warnings(self) -> list[str]:
+        """Say what looks wrong with the set, where it can still be used."""
+        found = []
+        if self._all_same and self.count > 1:
+            found.append(
+                f"all {self.count} calibration samples are the same: the ranges stand for one sample only"
+            )
+        for name in self._float_inputs():
+            low, high = self._low[name], self._high[name]
+            if low == high:
+                found.append(
+                    f"input {name!r} is always {low:g} in the calibration set: its range is not known"
+                )
+            elif self._whole[name] and low >= 0 and 128 <= high <= 255:
+                found.append(
+                    f"input {name!r} holds whole numbers {low:g}..{high:g}, as raw pixels do: "
+                    "if the model was trained on 0..1 or on normalised values, its ranges will be wrong"
+                )
+        return found
+
+    def _float_inputs(self) -> Iterator[str]:
+        return (name for name, spec in self._specs.items() if np.dtype(spec.dtype).kind == "f")
+
+
+class _Recorder:
+    """Runs a model so that every float tensor of it can be seen, a bounded number of bytes at a time."""
+
+    def __init__(self, model: onnx.ModelProto, weights_from: Path | None, chunk_bytes: int) -> None:
+        self._graph, self._weights = _apart(model, weights_from)
+        self._chunk_bytes = chunk_bytes
+        self._float_inputs = [
+            i.name
+            for i in real_inputs(model)
+            if i.type.tensor_type.elem_type
+            in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+        ]
+        self._planned_for = -1
+        self._sessions: list[tuple[Any, list[str]]] = []
+
+    def record(self, sample: Sample) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the graph's float inputs, then every float tensor that its nodes make of them."""
+        for name in self._float_inputs:
+            yield name, sample[name]
+        size = sum(a.nbytes for a in sample.values())
+        if size > self._planned_for:  # larger tensors than the chunks were planned for
+            self._plan(sample)
+            self._planned_for = size
+        for session, names in self._sessions:
+            yield from zip(names, _run(session, names, sample), strict=True)
+
+    def _plan(self, sample: Sample) -> None:
+        self._sessions.clear()
+        chunks: list[list[str]] = [[]]
+        room = self._chunk_bytes
+        for name, nbytes in self._sizes(sample).items():
+            if nbytes > room and chunks[-1]:
+                chunks.append([])
+                room = self._chunk_bytes
+            chunks[-1].append(name)
+            room -= nbytes
+        self._sessions = [(self._open(self._with_outputs(names)), names) for names in chunks if names]
+
+    def _sizes(self, sample: Sample) -> dict[str, int]:
+        """Return the bytes of every float tensor that the nodes make, in their order.
+
+        ONNX Runtime infers what onnx's own inference does not know, of contributed operators too. A
+        tensor whose size depends on values is taken to be as large as the largest of the others.
+        """
+        names = [name for node in self._graph.graph.node for name in node.output if name]
+        probe = self._with_outputs(names)
+        for value in probe.graph.input:
+            for dim, size in zip(value.type.tensor_type.shape.dim, sample[value.name].shape, strict=True):
+                dim.dim_value = size
+        shapes = {o.name: o.shape for o in self._open(probe).get_outputs() if o.type in _FLOATS}
+        known = {
+            name: 4 * math.prod(shape)
+            for name, shape in shapes.items()
+            if all(isinstance(n, int) for n in shape)
+        }
+        largest = max(known.values(), default=self._chunk_bytes // 8)
+        return {name: known.get(name, largest) for name in names if name in shapes}
+
+    def _with_outputs(self, names: list[str]) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self._graph)
+        del copy.graph.output[:]
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return copy
+
+    def _open(self, graph: onnx.ModelProto) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.use_deterministic_compute = True
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Packed copies of the weights and memory kept for the next run, one set per session, would break
+        # the bound on memory.
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        try:
+            return ort.InferenceSession(
+                graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:  # the binding's exceptions share no base but Exception
+            raise UnsupportedModelError(
+                f"ONNX Runtime {ort.__version__} cannot load the model to calibrate it: {first_line(str(e))}"
+            ) from e
+
+
+def _run(session: Any, names: list[str], sample: Sample) -> Iterator[NDArray[Any]]:
+    import onnxruntime as ort
+
+    feed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
+    try:
+        values = session.run_with_ort_values(names, feed)
+    except Exception as e:  # as above
+        raise UnsupportedModelError(f"the model fails on a calibration sample: {first_line(str(e))}") from e
+    # The arrays are copies of the values: one at a time, or the bound on memory would be twice as high.
+    values.reverse()
+    while values:
+        yield values.pop().numpy()
+
+
+def _apart(model: onnx.ModelProto, weights_from: Path | None) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Return the graph with its large weights marked as external, and these as values that sessions share."""
+    import onnxruntime as ort
+
+    graph = onnx.ModelProto()
+    graph.ir_version = model.ir_version
+    graph.opset_import.extend(model.opset_import)
+    graph.functions.extend(model.functions)
+    # Old models list initializers among the inputs, which makes them overridable and not shareable.
+    graph.graph.input.extend(real_inputs(model))
+    graph.graph.node.extend(model.graph.node)
+    graph.graph.name = model.graph.name
+    graph.graph.output.extend(model.graph.output)
+    graph.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    weights: dict[str, Any] = {}
+    for tensor in model.graph.initializer:
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if not external and (tensor.ByteSize() < 1024 or tensor.data_type == onnx.TensorProto.STRING):
+            graph.graph.initializer.append(tensor)
+            continue
+        array = _mapped(tensor, weights_from) if external else onnx.numpy_helper.to_array(tensor)
+        weights[tensor.name] = ort.OrtValue.ortvalue_from_numpy(array)
+        stub = graph.graph.initializer.add(
+            name=tensor.name,
+            data_type=tensor.data_type,
+            dims=tensor.dims,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        stub.external_data.add(key="location", value="shared")
+    return graph, weights
+
+
+def _mapped(tensor: onnx.TensorProto, weights_from: Path | None) -> NDArray[Any]:
+    if weights_from is None:
+        raise UnsupportedModelError(
+            f"tensor {tensor.name!r} lies outside the model: load the model with its external data"
+        )
+    info = onnx.external_data_helper.ExternalDataInfo(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(
+        weights_from / info.location, dtype, mode="c", offset=info.offset or 0, shape=tuple(tensor.dims)
+    )
