@@ -159,7 +159,7 @@ def test_a_file_extends_an_alias_or_a_file_beside_it(tmp_path: Path) -> None:
     [
         ('name = "x"\nextends = "own.toml"\n', "goes in a circle"),
         ('name = "x"\nextends = 3\n', "extends: expected the name of a target or a path, not 3"),
-        ('name = "x"\nextends = "cpu-x68"\n', "unknown target 'cpu-x68'"),
+        ('name = "x"\nextends = "cpu-x68"\n', "extends: unknown target 'cpu-x68'"),
         ('name = "x"\nextends = "gone.toml"\n', "gone.toml: there is no such file"),
         ('extends = "cpu-x86_64"\n', "name: is missing"),
         ('name = "rpi5"\nextends = "rpi5"\n', "'rpi5' is taken"),

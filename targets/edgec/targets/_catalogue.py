@@ -194,7 +194,10 @@ def _extended(
         below = _tables_at(path.parent / base, seen)
     else:
         name = _host_cpu(base) if base in _HOST_ALIASES else _ALIASES.get(base, base)
-        below, _ = _tables_of(name, seen)
+        try:
+            below, _ = _tables_of(name, seen)
+        except UnknownTargetError as e:
+            raise TargetError(f"{where}: extends: {e}") from e
     return merge({key: value for key, value in below.items() if key != "name"}, tables)
 
 
