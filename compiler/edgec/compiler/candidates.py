@@ -113,7 +113,11 @@ class Shared:
         """Return the Q/DQ graph of a variant under a scheme, and what artifacts of it are held against."""
         key = (variant.name, scheme)
         if key not in self._quantized:
-            model = quantize_static(variant.model, self.table(variant), scheme)
+            model = (
+                variant.model
+                if variant.quantized
+                else quantize_static(variant.model, self.table(variant), scheme)
+            )
             self._quantized[key] = model, quantized_reference(model, variant.parity_inputs)
         return self._quantized[key]
 

@@ -17,7 +17,7 @@ from edgec.compiler.samples import Samples
 from edgec.compiler.tournament import Contender
 from edgec.compiler.variants import Variant
 from edgec.evaluation import Dataset
-from edgec.runtime.machine import describe_machine
+from edgec.runtime.benchmark import this_machine
 from edgec.runtime.measurement import LatencySamples
 
 _TOOLS = ("numpy", "onnx", "onnxruntime", "openvino", "onnxslim", "onnx-ir")
@@ -53,11 +53,26 @@ def build_info(
             "evaluation": data_source(samples.evaluation),
             "synthetic": samples.synthetic_sentence(variant.inputs),
         },
-        "machine": describe_machine(),
+        "machine": machine_info(),
         "tools": tool_versions(),
         "duration_s": None,
         "artifacts": [],
         "skipped": [],
+    }
+
+
+def machine_info() -> report.MachineInfo:
+    """Return this machine in the report's shape."""
+    machine = this_machine()
+    return {
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "arch": machine.arch,
+        "os": machine.system,
+        "python": machine.python,
+        "governor": machine.governor,
+        "load_1m": machine.load_average,
+        "memory_mib": machine.memory_mib,
     }
 
 

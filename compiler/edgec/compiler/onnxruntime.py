@@ -15,8 +15,17 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgec.compiler.model import SourceModel, first_line
+from edgec.compiler.model import SourceModel, first_line, walk_nodes
 from edgec.errors import UnsupportedModelError
+
+_STRUCTURAL_INPUTS = {
+    "Resize": (1, 2),
+    "Upsample": (1,),
+    "Range": (0, 1, 2),
+    "NonMaxSuppression": (3, 4),
+    "QuantizeLinear": (1,),
+    "DequantizeLinear": (1,),
+}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -57,7 +66,11 @@ class ReferenceProgram:
         try:
             values = self._session.run(self.outputs, dict(inputs))
         except Exception as e:  # as above
-            raise UnsupportedModelError(f"the model fails in ONNX Runtime: {first_line(str(e))}") from e
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise UnsupportedModelError(
+                f"the model fails in ONNX Runtime on inputs of the shapes {shapes}: {first_line(str(e))}; "
+                "where dynamic dimensions were guessed, pin them with --shape or give --calibration"
+            ) from e
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
@@ -107,11 +120,26 @@ def perturbed(model: onnx.ModelProto, roundoff: float, seed: int) -> onnx.ModelP
     rng = np.random.default_rng(seed)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    structural = _structural_constants(copy)
     for tensor in copy.graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
+        if tensor.name not in structural and tensor.data_type in (
+            onnx.TensorProto.FLOAT,
+            onnx.TensorProto.DOUBLE,
+            onnx.TensorProto.FLOAT16,
+        ):
             array = onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(perturb(array, roundoff, rng), tensor.name))
     return copy
+
+
+def _structural_constants(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the floats that decide shapes or steps, such as the scales of a Resize."""
+    return {
+        name
+        for node in walk_nodes(model.graph)
+        for position in _STRUCTURAL_INPUTS.get(node.op_type, ())
+        for name in node.input[position : position + 1]
+    }
 
 
 def perturb(array: NDArray[Any], roundoff: float, rng: np.random.Generator) -> NDArray[Any]:

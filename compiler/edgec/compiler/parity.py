@@ -196,11 +196,12 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
         inputs: Samples.
     """
     steps = output_steps(model)
+    roundoff = _MARGIN * ROUNDOFF["fp32"]  # of what stays in float
     return _reference(
         model,
         inputs,
-        noisy=misrounded,
-        input_roundoff=0.0,
+        noisy=lambda m, seed: misrounded(perturbed(m, roundoff, seed), seed),
+        input_roundoff=roundoff,
         margin=1.0,
         least=lambda name, largest: (
             _QUANTIZATION_STEPS * steps.get(name, 0.0) + _MARGIN * ROUNDOFF["fp32"] * largest

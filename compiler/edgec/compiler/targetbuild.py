@@ -89,7 +89,12 @@ def build_target(bench: Bench, target: Target, path: Path) -> ArtifactInfo:
     for entry in entries:
         if entry.contender.admissible:
             entry.contender.status = "winner" if entry is winner else "admissible"
-    info = _info(bench, target, winner, entries, (*variant.notes, *why_variant, *choice.decisions), measured)
+    notes = (
+        *variant.notes,
+        *why_variant,
+        *(("the source is quantized already, and built as it is",) if variant.quantized else ()),
+    )
+    info = _info(bench, target, winner, entries, (*notes, *choice.decisions), measured)
     _pack(bench, winner, path, info)
     for entry in entries:
         if entry.made is not None:
@@ -104,12 +109,18 @@ def _candidates(
     wanted = bench.options.precision
     buildable = get_converter(engine.name).precisions
     here = engine.precisions_on(host_features()) if _measured_here(target) else engine.precisions
+    if variant.quantized and wanted not in ("auto", "int8"):
+        raise CompileError(
+            f"the source is quantized already: it cannot be built in {wanted}; compile its fp32 form"
+        )
     if wanted != "auto" and wanted not in engine.precisions:
         raise CompileError(
             f"{target.name} does not run {wanted}: {engine.name} has {', '.join(engine.precisions)} there"
         )
     for precision in engine.precisions:
         if wanted not in ("auto", precision) and precision != "fp32":
+            continue
+        if variant.quantized and precision != "int8":
             continue
         candidate = Candidate(engine=engine, precision=precision, variant=variant)
         skipped = Contender(name=candidate.name, engine=engine.name, precision=precision, status="skipped")
@@ -166,7 +177,7 @@ def _wrong_precision(made: Made) -> str | None:
     if promised in ("int8", "bf16"):
         expected.add("mixed")  # some layers stay in float; the placement says which
     if promised in made.candidate.engine.storage_only:
-        expected.add("fp32")
+        expected |= {"fp32", "mixed"}
     if session.state == "fallback" or session.precision in expected:
         return None
     return f"the engine runs it in {session.precision}, not in {promised}"

@@ -15,10 +15,11 @@ from edgec.artifact import Pipeline, TensorSpec
 from edgec.compiler.model import SourceModel, real_inputs, tensor_specs
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.parity import Reference, check_parity, float_reference, parity_sentence
+from edgec.compiler.passes.fold_constant_dequantize import fold_constant_dequantize, is_quantized
 from edgec.compiler.passes.fold_preprocessing import fold_preprocessing
 from edgec.compiler.passes.simplify import simplify
 from edgec.compiler.samples import Samples
-from edgec.errors import PassError
+from edgec.errors import PassError, UnsupportedModelError
 from edgec.runtime.pipeline import Processor
 
 # Samples that parity runs on: each costs nine runs of the source without optimizations.
@@ -57,6 +58,11 @@ class Variant:
     def runnable(self) -> onnx.ModelProto | Path:
         """What ONNX Runtime can be given: the model, or where it lies if its weights are not in it."""
         return self.model if self.weights_from is None else self.reference
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its author quantized it already."""
+        return self.weights_from is None and is_quantized(self.model)
 
     @cached_property
     def processor(self) -> Processor:
@@ -139,17 +145,22 @@ def _simplified(variant: Variant, source: SourceModel) -> Variant:
     if source.large:
         return _noted(variant, "not simplified: its weights are too large for the simplifier")
     try:
-        simpler = simplify(variant.model)
+        simpler = fold_constant_dequantize(simplify(variant.model))
     except PassError as e:
         return _noted(variant, f"not simplified: {e}")
-    with ReferenceProgram(simpler) as program:
-        parity = check_parity(program.run, variant.float_reference("fp32"))
+    expected = variant.float_reference("fp32")
+    try:
+        with ReferenceProgram(simpler) as program:
+            parity = check_parity(program.run, expected)
+    except UnsupportedModelError as e:
+        return _noted(variant, f"not simplified: the simplifier breaks it: {e}")
     if not parity.passed:
         return _noted(
             variant, f"not simplified: the simplifier changes what it computes: {parity_sentence(parity)}"
         )
     before, after = len(variant.model.graph.node), len(simpler.graph.node)
-    return _noted(variant, f"simplified from {before} to {after} nodes, with the same outputs", simpler)
+    note = f"simplified from {before} to {after} nodes, with the same outputs"
+    return _noted(variant, note, simpler)
 
 
 def _noted(variant: Variant, note: str, model: onnx.ModelProto | None = None) -> Variant:

@@ -54,7 +54,7 @@ class OpenVinoBackend:
         _check_device(core, spec.device)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+            "INFERENCE_PRECISION_HINT": _hint(core, spec),
         }
         if options.threads is not None and spec.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = options.threads
@@ -182,6 +182,17 @@ class _Writable:
             "data": (data.__array_interface__["data"][0], False),
         }
         self._data = data  # keeps the memory mapped
+
+
+def _hint(core: ov.Core, spec: EngineSpec) -> str:
+    """Return the arithmetic to ask for.
+
+    A device without fp16 arithmetic, asked for it, computes in bf16, which is coarser than what was
+    promised; such a device gets fp16 weights and fp32 arithmetic.
+    """
+    if spec.precision == "fp16" and "FP16" not in core.get_property(spec.device, "OPTIMIZATION_CAPABILITIES"):
+        return "f32"
+    return _HINTS[spec.precision]
 
 
 def _tensor(weights: _Writable) -> ov.Tensor:
