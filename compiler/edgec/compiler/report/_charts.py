@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgec.compiler.report._axis import Axis, Tick, padded_axis, positive_axis
-from edgec.compiler.report._figures import accuracy_of, interval_of, latency_of, shorten, status_of
+from edgec.compiler.report._figures import accuracy_of, interval_of, latency_of, status_of, unit_of
 from edgec.compiler.report._format import (
     bytes_text,
     interval_text,
     metric_title,
     number,
+    one_line,
     score_text,
     significant,
-    time_unit,
 )
-
-_LABEL_LENGTH = 34
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +43,11 @@ class RowChart:
     Attributes:
         title: What is shown, with its unit.
         note: How to read it.
-        summary: What a screen reader says.
         line: A vertical reference line, with its label; None for none.
     """
 
     title: str
     note: str
-    summary: str
     rows: tuple[Row, ...]
     ticks: tuple[Tick, ...]
     line: Tick | None = None
@@ -66,7 +62,7 @@ def latency_chart(candidates: Sequence[Mapping[str, Any]]) -> RowChart | None:
     rows = [(c, t) for c, t in measured if t is not None]
     if not rows:
         return None
-    unit, factor = time_unit([t[0] for _, t in rows])
+    unit, factor = unit_of(candidates)
     values = [x * factor for _, t in rows for x in t]
     axis = positive_axis(values)
     drawn = []
@@ -78,7 +74,6 @@ def latency_chart(candidates: Sequence[Mapping[str, Any]]) -> RowChart | None:
     return RowChart(
         title=f"Latency of one inference, {unit}",
         note=f"Dot: median. Thick line: to the 90th percentile, thin: to the 99th{scale}. Left is better.",
-        summary="Median latency: " + _spoken(drawn),
         rows=tuple(drawn),
         ticks=axis.ticks(),
     )
@@ -104,7 +99,7 @@ def accuracy_chart(candidates: Sequence[Mapping[str, Any]]) -> RowChart | None:
         interval = interval_of(accuracy)
         text = score_text(accuracy["artifact"], metric)
         if interval:
-            text += f"  ({interval_text(interval, metric)})"
+            text += f" ({interval_text(interval, metric)})"
         span = (axis.at(interval[0]), axis.at(interval[1])) if interval else None
         drawn.append(_row(candidate, text, dot=axis.at(accuracy["artifact"]), thick=span))
     title = metric_title(metric)
@@ -114,7 +109,6 @@ def accuracy_chart(candidates: Sequence[Mapping[str, Any]]) -> RowChart | None:
     return RowChart(
         title=f"Accuracy, {title}",
         note="Dot: score on the evaluation data. Line: 95 % confidence interval. Dashed: the source.",
-        summary=f"{title}: " + _spoken(drawn),
         rows=tuple(drawn),
         ticks=axis.ticks(lambda x: score_text(x, metric)),
         line=line,
@@ -134,7 +128,6 @@ def size_chart(candidates: Sequence[Mapping[str, Any]], source_bytes: Any) -> Ro
     return RowChart(
         title="Size",
         note="Bytes of the payload. Shorter is better.",
-        summary="Size: " + _spoken(drawn),
         rows=tuple(drawn),
         ticks=(),
     )
@@ -151,9 +144,4 @@ def placement_shares(placement: Any) -> list[tuple[str, int, float]]:
 
 
 def _row(candidate: Mapping[str, Any], value: str, **marks: Any) -> Row:
-    label = shorten(candidate.get("name"), _LABEL_LENGTH)
-    return Row(label=label, status=status_of(candidate), value=value, **marks)
-
-
-def _spoken(rows: Sequence[Row]) -> str:
-    return "; ".join(f"{r.label} {r.value}" for r in rows)
+    return Row(label=one_line(candidate.get("name")), status=status_of(candidate), value=value, **marks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgec.compiler.report._format import number, one_line
+from edgec.compiler.report._format import number, one_line, time_unit
 
 _STATUSES = ("winner", "admissible", "refused", "failed", "skipped", "source")
 
@@ -18,6 +18,11 @@ def latency_of(candidate: Mapping[str, Any]) -> tuple[float, float, float] | Non
         return None
     p90 = max(number(latency.get("p90")) or p50, p50)
     return p50, p90, max(number(latency.get("p99")) or p90, p90)
+
+
+def unit_of(candidates: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """Return one unit for the times of all, as `time_unit` does."""
+    return time_unit(t[0] for c in candidates if (t := latency_of(c)) is not None)
 
 
 def accuracy_of(candidate: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 NOT_KNOWN = "–"
+# JSON has no infinity; a number beyond this stands for it.
+_LARGEST = 1e300
 _PERCENT_METRICS = frozenset({"top1", "top5"})
 _METRIC_TITLES = {
     "top1": "top-1",
@@ -34,7 +36,13 @@ def clean(text: str) -> str:
 
 def one_line(text: object) -> str:
     """Return `text` clean and on one line."""
-    return clean(" ".join(str(text).split()))
+    return NOT_KNOWN if text is None else clean(" ".join(str(text).split()))
+
+
+def sentence(text: object) -> str:
+    """Return `text` as a sentence: a capital first, a full stop last."""
+    line = one_line(text)
+    return line[:1].upper() + line[1:] + ("" if line.endswith((".", "!", "?")) else ".")
 
 
 def number(value: Any) -> float | None:
@@ -51,6 +59,8 @@ def significant(value: Any, digits: int = 3) -> str:
         return NOT_KNOWN
     if x == 0:
         return "0"
+    if abs(x) > _LARGEST:
+        return "∞" if x > 0 else "-∞"
     if not 1e-4 <= abs(x) < 1e6:
         return f"{x:.{digits - 1}e}"
     return f"{x:.{max(0, digits - 1 - math.floor(math.log10(abs(x))))}f}"
@@ -66,7 +76,7 @@ def bytes_text(value: Any) -> str:
     for unit in ("kB", "MB", "GB"):
         x /= 1000
         if abs(x) < 999.5:
-            return f"{significant(x)} {unit}"
+            return f"{significant(float(f'{x:.3g}'))} {unit}"
     return f"{x:.0f} GB"
 
 
@@ -84,13 +94,13 @@ def time_unit(values_ms: Iterable[float]) -> tuple[str, float]:
     return ("ms", 1.0) if largest < 10_000 else ("s", 0.001)
 
 
-def time_text(value_ms: Any) -> str:
-    """Return a time given in milliseconds, in the unit that suits it."""
+def time_text(value_ms: Any, unit: tuple[str, float] | None = None) -> str:
+    """Return a time given in milliseconds, in `unit` of `time_unit`, or in the one that suits it."""
     x = number(value_ms)
     if x is None:
         return NOT_KNOWN
-    unit, factor = time_unit([x])
-    return f"{significant(x * factor)} {unit}"
+    name, factor = unit or time_unit([x])
+    return f"{significant(x * factor)} {name}"
 
 
 def duration_text(value_s: Any) -> str:
@@ -152,12 +162,12 @@ def shape_text(shape: Any) -> str:
 
 def metric_title(metric: Any) -> str:
     """Return what people call a metric."""
-    return _METRIC_TITLES.get(str(metric), str(metric))
+    return _METRIC_TITLES.get(str(metric), one_line(metric))
 
 
 def engine_title(engine: Any) -> str:
     """Return what people call an engine."""
-    return _ENGINE_TITLES.get(str(engine), str(engine))
+    return _ENGINE_TITLES.get(str(engine), one_line(engine))
 
 
 def speed_text(speedup: Any) -> str | None:

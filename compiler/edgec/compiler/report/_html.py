@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from edgec.compiler.report import _charts, _format, _pareto, _verdict
+from edgec.compiler.report import _charts, _figures, _format, _pareto, _verdict
 from edgec.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def render_html(build: Mapping[str, Any]) -> str:
     return _environment().get_template("template.html").render(build=build)
 
 
+@cache
 def _environment() -> Environment:
     try:
         import jinja2
@@ -55,6 +57,7 @@ def _environment() -> Environment:
         "percent": _format.percent_text,
         "pretty": _pretty,
         "score": _format.score_text,
+        "sentence": _format.sentence,
         "shape": _format.shape_text,
         "sig": _format.significant,
         "time": _format.time_text,
@@ -62,10 +65,10 @@ def _environment() -> Environment:
     environment.globals |= {
         "accuracy_chart": _charts.accuracy_chart,
         "accuracy_text": _verdict.accuracy_text,
+        "budget_text": _verdict.budget_text,
         "candidates_of": _verdict.candidates_of,
         "chosen": _verdict.chosen,
         "command_line": _command_line,
-        "drop_bound_text": _verdict.drop_bound_text,
         "is_other_precision": _verdict.is_other_precision,
         "latency_chart": _charts.latency_chart,
         "overview": _verdict.overview,
@@ -74,6 +77,8 @@ def _environment() -> Environment:
         "size_change": _verdict.size_change,
         "size_chart": _charts.size_chart,
         "speed_text": _format.speed_text,
+        "state_text": _verdict.state_text,
+        "unit_of": _figures.unit_of,
         "warnings_of": _verdict.warnings_of,
         "winner_of": _verdict.winner_of,
     }

@@ -129,7 +129,7 @@ class Accuracy(TypedDict):
         n: Samples.
         drop_bound: Largest loss against fp32 that these samples leave possible, at one-sided 95 %
             confidence by the paired difference, in the metric's units; negative for a sure gain.
-        verdict: A word or a sentence.
+        verdict: ``pass``, ``fail`` or ``inconclusive``, or other words.
         higher_is_better: True where it is missing.
     """
 
@@ -190,10 +190,11 @@ class ArtifactInfo(TypedDict):
     Attributes:
         target: Name of the target.
         target_title: What people call it.
+        engine_version: Of what ran here.
         device: Where the engine runs it: ``CPU``.
         precision: Promised precision.
         effective_precision: As read back from the engine; None where nothing ran that could tell.
-        state: Such as ``ready``, or that the device finishes the build.
+        state: ``ready`` where its own engine ran here, ``fallback`` where the declared fallback did.
         measured_on: A sentence: on what machine and engine the figures were taken.
         placement: Nodes per device, as read back from the engine.
         candidates: All of the tournament, the winner among them.

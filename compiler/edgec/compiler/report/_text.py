@@ -23,6 +23,7 @@ from edgec.compiler.report._verdict import (
     drop_bound_text,
     overview,
     parity_text,
+    state_text,
     warnings_of,
     winner_of,
 )
@@ -60,10 +61,11 @@ def _artifact(artifact: Mapping[str, Any], width: int) -> list[str]:
     target = one_line(artifact.get("target"))
     title = one_line(artifact.get("target_title") or "")
     lines = [target + (f"  ({title})" if title and len(target) + len(title) + 4 <= width else "")]
-    lines += _table(candidates_of(artifact), width)
+    decisions = [str(d) for d in artifact.get("decisions") or ()]
+    lines += _table(candidates_of(artifact), decisions, width)
     lines += _fact("chosen", _chosen(artifact), width)
-    for sentence in artifact.get("decisions") or ():
-        lines += _fact("why", sentence, width)
+    for decision in decisions:
+        lines += _fact("why", decision, width)
     for sentence in artifact.get("not_run") or ():
         lines += _fact("not run", sentence, width)
     # A path is never broken: it is there to be copied.
@@ -81,14 +83,12 @@ def _chosen(artifact: Mapping[str, Any]) -> str:
         text = f"{metric_title(metric)} {score_text(accuracy['artifact'], metric)}"
         parts.append(f"{text} ({said})" if said else text)
     parts.append(f"parity {parity_text(artifact.get('parity') or won.get('parity'))}")
-    state = artifact.get("state")
-    if state and state != "ready":
-        parts.append(str(state))
+    parts += filter(None, [state_text(artifact.get("state"))])
     return "; ".join(parts)
 
 
-def _table(candidates: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    """Return a line per candidate, and beneath those that did not win the reason."""
+def _table(candidates: Sequence[Mapping[str, Any]], decisions: Sequence[str], width: int) -> list[str]:
+    """Return a line per candidate, and the reason beneath a loser whose reason no decision gives."""
     if not candidates:
         return []
     header, rows = _cells(candidates)
@@ -100,10 +100,10 @@ def _table(candidates: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     widths[0] = max(_NARROWEST_NAME, widths[0] - max(0, _table_width(header, rows, columns) - width))
     lines = [_line(" ", header, columns, widths)]
     for candidate, row in zip(candidates, rows, strict=True):
-        status = candidate.get("status")
-        lines.append(_line("*" if status == "winner" else " ", row, columns, widths))
-        if candidate.get("reason") and status != "winner":
-            lines += _wrapped(str(candidate["reason"]), width, indent=_INDENT * 3)
+        won, reason = candidate.get("status") == "winner", str(candidate.get("reason") or "")
+        lines.append(_line("*" if won else " ", row, columns, widths))
+        if reason and not won and not any(reason in d for d in decisions):
+            lines += _wrapped(reason, width, indent=_INDENT * 3)
     return lines
 
 

@@ -13,8 +13,16 @@ from edgec.compiler.report._format import (
     engine_title,
     interval_text,
     number,
+    one_line,
     score_text,
 )
+
+_VERDICTS = {
+    "pass": "within the budget",
+    "fail": "outside the budget",
+    "inconclusive": "too few samples to tell",
+}
+_STATES = {"fallback": "its own engine did not run here; what ran is the declared fallback"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +72,22 @@ def drop_bound_text(accuracy: Any) -> str | None:
     if bound is None:
         return None
     amount = difference_text(bound, accuracy.get("metric"))
-    if bound < 0:
-        return f"at least {amount} better than fp32 (95 % confidence, paired)"
-    return f"at most {amount} worse than fp32 (95 % confidence, paired)"
+    side = f"at least {amount} better" if bound < 0 else f"at most {amount} worse"
+    return f"{side} than fp32 (95 % confidence, paired)"
+
+
+def budget_text(accuracy: Any) -> str | None:
+    """Return how an artifact stands to its accuracy budget; None where nothing was held against it."""
+    verdict = _mapping(accuracy).get("verdict")
+    words = _VERDICTS.get(str(verdict), str(verdict)) if verdict else None
+    return ": ".join(filter(None, (words, drop_bound_text(accuracy)))) or None
+
+
+def state_text(state: Any) -> str | None:
+    """Return what a state other than ``ready`` means; None where there is nothing to say."""
+    if not state or state == "ready":
+        return None
+    return _STATES.get(str(state), str(state))
 
 
 def accuracy_text(accuracy: Any) -> str | None:
@@ -110,9 +131,9 @@ def warnings_of(build: Mapping[str, Any]) -> list[Warned]:
         found.append(Warned(target=None, text=str(synthetic)))
     for skipped in build.get("skipped") or ():
         text = f"not built: {skipped.get('reason') or 'no reason given'}"
-        found.append(Warned(target=str(skipped.get("target")), text=text))
+        found.append(Warned(target=one_line(skipped.get("target")), text=text))
     for artifact in build.get("artifacts") or ():
-        target = str(artifact.get("target"))
+        target = one_line(artifact.get("target"))
         texts = [*_measured_warnings(artifact), *map(str, artifact.get("warnings") or ())]
         said = {w.text for w in found if w.target is None}
         found += [Warned(target=target, text=t) for t in dict.fromkeys(texts) if t not in said]
@@ -121,8 +142,8 @@ def warnings_of(build: Mapping[str, Any]) -> list[Warned]:
 
 def is_other_precision(artifact: Mapping[str, Any]) -> bool:
     """Whether the engine says that it runs another precision than was promised."""
-    effective = artifact.get("effective_precision")
-    return bool(effective) and effective != artifact.get("precision")
+    promised, effective = artifact.get("precision"), artifact.get("effective_precision")
+    return bool(promised and effective) and effective != promised
 
 
 def _measured_warnings(artifact: Mapping[str, Any]) -> Iterator[str]:
