@@ -111,6 +111,11 @@ class Nms(Step, step="nms"):
 
     iou: float = key(number(0, 1), "Intersection over union above which two boxes are one.", default=0.45)
     min_score: float = key(number(0, 1), "Boxes that score less are dropped first.", default=0.0)
+    max_candidates: int = key(
+        whole(1, MAX_RESULTS),
+        "How many boxes are compared, best first; the time grows with its square.",
+        default=4096,
+    )
     max_detections: int = key(whole(1, MAX_RESULTS), "How many boxes are kept, best first.", default=300)
     per_class: bool = key(flag(), "Whether only boxes of one class suppress each other.", default=True)
 

@@ -217,8 +217,12 @@ def _plan_nms(step: Nms, facts: Facts) -> Operation:
     def run(work: Work) -> None:
         prediction = work.prediction
         assert prediction is not None
-        boxes, scores = prediction["boxes"], prediction["scores"]
-        classes = prediction["classes"] if step.per_class else np.zeros_like(prediction["classes"])
+        # Boxes come best first.
+        boxes, scores, classes = (
+            prediction[k][: step.max_candidates] for k in ("boxes", "scores", "classes")
+        )
+        if not step.per_class:
+            classes = np.zeros_like(classes)
         keep(prediction, suppress(boxes, scores, classes, step.iou, step.min_score)[: step.max_detections])
 
     return run

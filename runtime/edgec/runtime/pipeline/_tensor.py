@@ -54,14 +54,14 @@ def convert(array: Array, dtype: np.dtype[Any]) -> Array:
     return (np.rint(array) if array.dtype.kind == "f" else array).astype(dtype)
 
 
-def affine(step: Normalize) -> tuple[Array, Array]:
+def normalize_constants(step: Normalize) -> tuple[Array, Array]:
     """Return factor and shift, float32 of shape [1] or [c], such that the step is x * factor + shift."""
     scale, mean, std = (np.array(values, np.float64) for values in (step.scale, step.mean, step.std))
     return (scale / std).astype(np.float32), (-mean / std).astype(np.float32)
 
 
 def plan_normalize(step: Normalize, value: Value, _: TensorSpec) -> tuple[Operation, Value]:
-    factor, shift = affine(step)
+    factor, shift = normalize_constants(step)
     channels = max(factor.size, shift.size)
     axis = value.layout.index("C") - len(value.layout) if value.layout else -1
     have = value.shape[axis] if value.shape else None
@@ -148,7 +148,8 @@ def plan_quantize(step: Quantize, value: Value, spec: TensorSpec) -> tuple[Opera
         np.rint(steps, out=steps)
         steps += np.float32(zero_point)
         np.clip(steps, limits.min, limits.max, out=steps)
-        return steps.astype(dtype)
+        integers: Array = steps.astype(dtype)
+        return integers
 
     return quantize, value._replace(dtype=spec.dtype)
 
