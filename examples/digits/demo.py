@@ -43,8 +43,12 @@ def main() -> None:
     for artifact in artifacts:
         edgec("verify", artifact.relative_to(ROOT))
     for artifact in artifacts:
-        edgec("evaluate", artifact.relative_to(ROOT), "--data", EXAMPLE / "evaluation.npz", "--metric", "top1")
-    edgec("benchmark", artifacts[0].relative_to(ROOT), "--duration-s", "2", "--data", EXAMPLE / "evaluation.npz")
+        edgec(
+            "evaluate", artifact.relative_to(ROOT), "--data", EXAMPLE / "evaluation.npz", "--metric", "top1"
+        )
+    edgec(
+        "benchmark", artifacts[0].relative_to(ROOT), "--duration-s", "2", "--data", EXAMPLE / "evaluation.npz"
+    )
     print("\nThe same from Python:")
     print(f'>>> session = load("{artifacts[0].relative_to(ROOT)}")')
     with np.load(HERE / "evaluation.npz") as data, load(artifacts[0]) as session:
