@@ -436,6 +436,15 @@ _RIGHT: Document = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
         ({"1/inputs/x": _RIGHT}, "'x' is out of order"),
         ({"1024/inputs/x": _RIGHT}, "has an array"),
         ({"0/inputs/x": [1]}, "must be an object"),
+        ({"0/inputs/x": _RIGHT}, "vector 0 does not have the inputs of the model"),
+        ({"0/inputs/image": _RIGHT}, "vector 0 must have outputs that manifest.golden has"),
+        (
+            {
+                "0/inputs/image": _RIGHT,
+                "0/outputs/logits": {**_RIGHT, "shape": [0], "data_offsets": [12, 12]},
+            },
+            "vector 0 must have outputs that manifest.golden has",
+        ),
         ({"0/inputs/x": {**_RIGHT, "dtype": "object"}}, "dtype must be one of BOOL"),
         ({"0/inputs/x": {**_RIGHT, "dtype": "F64"}}, "does not fit shape"),
         ({"0/inputs/x": {**_RIGHT, "shape": [4]}}, "does not fit shape"),

@@ -21,7 +21,7 @@ from edgec.artifact._manifest import Manifest
 from edgec.artifact._manifest_json import MAX_MANIFEST_SIZE, read_manifest
 from edgec.errors import ArtifactError, DigestMismatchError, ManifestError, OutputError
 
-MAX_REPORT_SIZE = 32 * 2**20
+MAX_REPORT_SIZE = 16 * 2**20
 _CHUNK = 2**24
 
 
@@ -133,18 +133,30 @@ class Artifact:
         """
         if REPORT not in self._entries:
             return None
-        if self._entries[REPORT].size > MAX_REPORT_SIZE:
-            raise ManifestError(f"{self.path}: {REPORT} is larger than {MAX_REPORT_SIZE} bytes")
-        value = _json.decode(self.read(REPORT), REPORT, max_size=MAX_REPORT_SIZE)
-        return mapping(value, REPORT)
+        size = self._entries[REPORT].size
+        if size > MAX_REPORT_SIZE:
+            raise ManifestError(f"{self.path}: {REPORT} has {size} bytes; at most {MAX_REPORT_SIZE} are read")
+        try:
+            return mapping(_json.decode(self.read(REPORT), REPORT, max_size=MAX_REPORT_SIZE), REPORT)
+        except ManifestError as e:
+            raise ManifestError(f"{self.path}: {e}") from e
 
     def golden(self) -> list[GoldenVector]:
         """Return copies of the golden vectors; none where the artifact has none.
 
+        Each has all inputs of the model, and outputs of it for which the manifest has a tolerance.
+
         Raises:
-            ArtifactError: They are damaged, malformed, or the artifact is closed.
+            ArtifactError: They are damaged, malformed, not of this model, or the artifact is closed.
         """
-        return decode_golden(self._checked(GOLDEN)) if GOLDEN in self._entries else []
+        if GOLDEN not in self._entries:
+            return []
+        try:
+            vectors = decode_golden(self._checked(GOLDEN))
+            _check_golden(vectors, self.manifest)
+        except ManifestError as e:
+            raise ManifestError(f"{self.path}: {e}") from e
+        return vectors
 
     def verify(self) -> None:
         """Check the bytes of every member; the engines are not asked (``Session.self_test`` does).
@@ -262,3 +274,16 @@ def _check_members(entries: list[Entry], manifest: Manifest) -> None:
             )
     for name in manifest.members.keys() - {entry.name for entry in entries}:
         raise ArtifactError(f"member {name!r} is missing: the manifest promises it")
+
+
+def _check_golden(vectors: list[GoldenVector], manifest: Manifest) -> None:
+    """Raise ManifestError where golden vectors are not of the model that the manifest describes."""
+    inputs = {spec.name for spec in manifest.inputs}
+    judged = {name for name, limits in manifest.golden.items() if "max_abs_error" in limits}
+    for i, vector in enumerate(vectors):
+        if vector.inputs.keys() != inputs:
+            raise ManifestError(f"{GOLDEN}: vector {i} does not have the inputs of the model")
+        if not vector.outputs or vector.outputs.keys() - judged:
+            raise ManifestError(
+                f"{GOLDEN}: vector {i} must have outputs that manifest.golden has a max_abs_error for"
+            )
