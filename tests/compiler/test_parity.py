@@ -10,6 +10,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from tests.compiler.networks import cnn
 
 from edgec.compiler.calibration import calibrate
 from edgec.compiler.onnxruntime import ReferenceProgram
@@ -24,7 +25,6 @@ from edgec.compiler.parity import (
 )
 from edgec.compiler.quantization import quantize_static
 from edgec.targets import load_target
-from tests.compiler.networks import cnn
 
 Arrays = Mapping[str, NDArray[Any]]
 Fault = Callable[[onnx.ModelProto], None]
@@ -43,7 +43,8 @@ def changed(model: onnx.ModelProto, fault: Fault) -> onnx.ModelProto:
 
 
 def weight(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(t for t in model.graph.initializer if t.name == name)
+    tensors: dict[str, onnx.TensorProto] = {t.name: t for t in model.graph.initializer}
+    return tensors[name]
 
 
 def replace_weight(model: onnx.ModelProto, name: str, value: NDArray[Any]) -> None:
