@@ -32,6 +32,7 @@ _INDENT = "  "
 # Columns that go, the first one first, until the table fits.
 _EXPENDABLE = ("p99", "size", "parity", "status")
 _NARROWEST_NAME = 12
+_OUT = ("refused", "failed", "skipped")
 
 
 def render_text(build: Mapping[str, Any], *, width: int = 100) -> str:
@@ -64,10 +65,8 @@ def _artifact(artifact: Mapping[str, Any], width: int) -> list[str]:
     decisions = [str(d) for d in artifact.get("decisions") or ()]
     lines += _table(candidates_of(artifact), decisions, width)
     lines += _fact("chosen", _chosen(artifact), width)
-    for decision in decisions:
-        lines += _fact("why", decision, width)
-    for sentence in artifact.get("not_run") or ():
-        lines += _fact("not run", sentence, width)
+    lines += _facts("why", decisions, width)
+    lines += _facts("not run", artifact.get("not_run") or (), width)
     # A path is never broken: it is there to be copied.
     size = bytes_text(artifact.get("size_bytes"))
     return [*lines, f"{_INDENT}{'artifact':<9}{one_line(artifact.get('path'))} ({size})"]
@@ -88,7 +87,7 @@ def _chosen(artifact: Mapping[str, Any]) -> str:
 
 
 def _table(candidates: Sequence[Mapping[str, Any]], decisions: Sequence[str], width: int) -> list[str]:
-    """Return a line per candidate, and the reason beneath a loser whose reason no decision gives."""
+    """Return a line per candidate, and beneath one that is out the reason, unless a decision gives it."""
     if not candidates:
         return []
     header, rows = _cells(candidates)
@@ -100,9 +99,9 @@ def _table(candidates: Sequence[Mapping[str, Any]], decisions: Sequence[str], wi
     widths[0] = max(_NARROWEST_NAME, widths[0] - max(0, _table_width(header, rows, columns) - width))
     lines = [_line(" ", header, columns, widths)]
     for candidate, row in zip(candidates, rows, strict=True):
-        won, reason = candidate.get("status") == "winner", str(candidate.get("reason") or "")
-        lines.append(_line("*" if won else " ", row, columns, widths))
-        if reason and not won and not any(reason in d for d in decisions):
+        status, reason = candidate.get("status"), str(candidate.get("reason") or "")
+        lines.append(_line("*" if status == "winner" else " ", row, columns, widths))
+        if status in _OUT and reason and not any(reason in d for d in decisions):
             lines += _wrapped(reason, width, indent=_INDENT * 3)
     return lines
 
@@ -156,6 +155,11 @@ def _line(mark: str, cells: Sequence[str], columns: Sequence[int], widths: Mappi
         for n, text in zip(columns, shown, strict=True)
     ]
     return f"{mark} {'  '.join(placed)}".rstrip()
+
+
+def _facts(name: str, texts: Sequence[object], width: int) -> list[str]:
+    """Return a paragraph per text, the first one with the name before it."""
+    return [line for n, text in enumerate(texts) for line in _fact("" if n else name, text, width)]
 
 
 def _fact(name: str, text: object, width: int) -> list[str]:
