@@ -19,6 +19,7 @@ from edgec.evaluation._similarity import (
     max_abs_error,
     snr_db,
 )
+from edgec.evaluation._synthetic import describe_synthetic, synthetic_inputs
 
 __all__ = [
     "METRICS",
@@ -37,6 +38,7 @@ __all__ = [
     "agreement",
     "compare_outputs",
     "cosine",
+    "describe_synthetic",
     "evaluate",
     "get_metric",
     "max_abs_error",
@@ -44,4 +46,5 @@ __all__ = [
     "paired",
     "predict_sample",
     "snr_db",
+    "synthetic_inputs",
 ]

@@ -33,11 +33,6 @@ class TopK(Metric):
                 kept["labels"] = list(prediction["labels"])[:_KEPT]
         else:
             kept = {"classes": _best(self._class_scores(prediction))}
-        if len(kept["classes"]) < self.k:
-            raise DataError(
-                f"metric {self.name} needs {self.k} classes per prediction, the model gives "
-                f"{len(kept['classes'])}: raise k of the pipeline's top-k, or use top1"
-            )
         return kept
 
     def score(self, predictions: Sequence[Prediction], labels: Sequence[Any]) -> Score:
@@ -57,10 +52,9 @@ class TopK(Metric):
         """Tango's score interval; agreement is the share of samples with the same first class."""
         a, b = self._right(first, labels), self._right(second, labels)
         gains, losses = int((b & ~a).sum()), int((a & ~b).sum())
-        firsts = ([self.compact(p)["classes"][0] for p in each] for each in (first, second))
         return Comparison(
             difference=(gains - losses) / len(a),
-            agreement=float(np.mean(np.equal(*(np.asarray(f) for f in firsts)))),
+            agreement=float(np.mean(np.equal(self._firsts(first), self._firsts(second)))),
             bounds=_score_bounds(gains / len(a), losses / len(a), confidence),
         )
 
@@ -77,13 +71,26 @@ class TopK(Metric):
     def _right(self, predictions: Sequence[Prediction], labels: Sequence[Any]) -> NDArray[np.bool_]:
         check_lengths(labels, predictions)
         right = np.zeros(len(labels), np.bool_)
+        most = 0
         for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
             kept = self.compact(prediction)
+            most = max(most, len(kept["classes"]))
             if isinstance(label, str):
                 right[i] = label in self._names(kept, label)[: self.k]
             else:
                 right[i] = class_number(label, i, _classes_of(prediction)) in kept["classes"][: self.k]
+        # A threshold may leave fewer, or none, of a sample; but not of every one.
+        if most < self.k:
+            raise DataError(
+                f"metric {self.name} needs {self.k} classes per prediction, the model gives {most}: "
+                "raise k of the pipeline's top-k, or use top1"
+            )
         return right
+
+    def _firsts(self, predictions: Sequence[Prediction]) -> NDArray[np.int64]:
+        """Return the first class of each prediction; no class where a threshold left none."""
+        classes = (self.compact(p)["classes"] for p in predictions)
+        return np.asarray([c[0] if len(c) else _NO_CLASS for c in classes], np.int64)
 
     def _names(self, kept: Prediction, label: str) -> list[str]:
         if "labels" not in kept:

@@ -26,7 +26,9 @@ class FunctionDataset(Dataset):
     label, or of data alone. It is called again for each pass, and must then give the same.
     """
 
-    def __init__(self, reference: str, inputs: Sequence[TensorSpec] | None, need_labels: bool) -> None:
+    def __init__(
+        self, reference: str, inputs: Sequence[TensorSpec] | None = None, *, need_labels: bool = False
+    ) -> None:
         """Import the module, call the function and look at the first sample.
 
         Args:

@@ -98,15 +98,21 @@ class NpzDataset(Dataset):
     """Samples from a .npz file."""
 
     def __init__(
-        self, path: Path, inputs: Sequence[TensorSpec] | None, need_labels: bool, classes: Sequence[str] = ()
+        self,
+        path: Path,
+        inputs: Sequence[TensorSpec] | None = None,
+        *,
+        raw: bool = False,
+        need_labels: bool = False,
+        classes: Sequence[str] = (),
     ) -> None:
         """Read the headers and check them; the values are read in iterating.
 
         Args:
             path: Of the file.
-            inputs: What the model takes, where samples go into it as they are; each sample is then
-                the model's inputs, as a batch of 1. None where a pipeline prepares them: each
-                sample is then a row, or rows by name where there are several arrays.
+            inputs: What the model takes; None to leave names, dtypes and shapes unchecked.
+            raw: Whether a pipeline prepares the samples: each is then a row of every array, as it is.
+                Else each is the model's inputs, as a batch of 1.
             need_labels: Whether an array `labels` must be there.
             classes: Names of the model's classes; labels that are names become their indices.
 
@@ -122,9 +128,8 @@ class NpzDataset(Dataset):
         self._check(members, need_labels)
         if inputs is not None:
             check_names([m.name for m in self._members], inputs, str(path))
-        specs = {spec.name: spec for spec in inputs or ()}
+        specs = {spec.name: spec for spec in inputs or () if not raw}
         self._fits = {m.name: _row_fit(m, specs.get(m.name), path) for m in self._members}
-        self._bare = inputs is None and len(self._members) == 1
         self.notes = tuple(fit.note for fit, _ in self._fits.values() if fit is not None and fit.note)
 
     def __len__(self) -> int:
@@ -175,7 +180,7 @@ class NpzDataset(Dataset):
                 data[member.name] = row
             else:
                 data[member.name] = fit(row, sample).reshape(shape)
-        return next(iter(data.values())) if self._bare else data
+        return data
 
     def _label(self, label: NDArray[Any] | None, index: int) -> Any:
         if label is None:

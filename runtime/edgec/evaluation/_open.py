@@ -34,8 +34,9 @@ def open_dataset(
     Args:
         spec: The path of a .npz file, a folder of images, a .jsonl or .csv file of text; or a
             function's name.
-        inputs: What the model takes. Where no pipeline prepares samples, each sample of arrays is
-            checked against it and made a batch of 1; None to leave samples as they are.
+        inputs: What the model takes. Arrays must have the names of its inputs; where no pipeline
+            prepares samples, also their shape and dtype, and each sample is made a batch of 1. None to
+            leave samples as they are.
         pipeline: The model's own: where it prepares samples, they are left as they are; its labels
             turn class names into numbers.
         labels: Of a folder of images, where they are not found in it: a CSV, a COCO JSON or a folder
@@ -47,7 +48,7 @@ def open_dataset(
             has no labels though they are needed. Values are checked in iterating.
     """
     classes = pipeline.labels if pipeline is not None else ()
-    fit = None if pipeline is not None and pipeline.preprocess else inputs
+    raw = pipeline is not None and bool(pipeline.preprocess)
     path = Path(spec)
     if labels is not None and not path.is_dir():
         raise DataError(f"labels in a file of their own are for a folder of images, {spec} is none")
@@ -55,18 +56,11 @@ def open_dataset(
         given = Path(labels) if labels is not None else None
         return ImageDataset(path, given, need_labels=need_labels, classes=classes)
     if path.is_file():
-        return _open_file(path, fit, need_labels, classes)
+        if path.suffix.lower() == ".npz":
+            return NpzDataset(path, inputs, raw=raw, need_labels=need_labels, classes=classes)
+        if path.suffix.lower() in (".jsonl", ".csv"):
+            return TextDataset(path, need_labels=need_labels, classes=classes)
+        raise DataError(f"{path} is no data set that edgec reads: expected {_FORMS}")
     if isinstance(spec, str) and _FUNCTION.fullmatch(spec):
-        return FunctionDataset(spec, fit, need_labels)
+        return FunctionDataset(spec, None if raw else inputs, need_labels=need_labels)
     raise DataError(f"there is no data at {spec}: expected {_FORMS}")
-
-
-def _open_file(
-    path: Path, inputs: Sequence[TensorSpec] | None, need_labels: bool, classes: Sequence[str]
-) -> Dataset:
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        return NpzDataset(path, inputs, need_labels, classes)
-    if suffix in (".jsonl", ".csv"):
-        return TextDataset(path, need_labels=need_labels, classes=classes)
-    raise DataError(f"{path} is no data set that edgec reads: expected {_FORMS}")

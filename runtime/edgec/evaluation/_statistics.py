@@ -240,7 +240,8 @@ def concordance(a: NDArray[Any], b: NDArray[Any], largest: int = 3000) -> float:
     if len(a) > largest:
         kept = np.arange(largest) * len(a) // largest
         a, b = a[kept], b[kept]
-    n = len(a)
+    # Ranks, because the values may be infinite.
+    a, b, n = midranks(a), midranks(b), len(a)
     same = 0
     for i in range(n - 1):
         same += int(np.count_nonzero(np.sign(a[i + 1 :] - a[i]) == np.sign(b[i + 1 :] - b[i])))
