@@ -58,6 +58,8 @@ def _listed(specs: Sequence[TensorSpec]) -> str:
 def _static_test(
     rows: list[tuple[str, np.dtype[Any], tuple[int | str, ...]]],
 ) -> Callable[[Mapping[str, NDArray[Any]]], bool]:
+    if len(rows) == 1:
+        return _single_test(*rows[0])
     count = len(rows)
     ndarray = np.ndarray
 
@@ -73,6 +75,26 @@ def _static_test(
         except (KeyError, TypeError):
             return False
         return True
+
+    return conforms
+
+
+def _single_test(
+    name: str, dtype: np.dtype[Any], shape: tuple[int | str, ...]
+) -> Callable[[Mapping[str, NDArray[Any]]], bool]:
+    ndarray = np.ndarray
+
+    def conforms(inputs: Mapping[str, NDArray[Any]]) -> bool:
+        try:
+            array = inputs[name]
+            return (
+                isinstance(array, ndarray)
+                and array.dtype is dtype
+                and array.shape == shape
+                and len(inputs) == 1
+            )
+        except (KeyError, TypeError):
+            return False
 
     return conforms
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -19,8 +18,6 @@ from edgec.runtime.backends import LoadOptions, Program, get_backend
 
 if TYPE_CHECKING:
     from edgec.runtime.pipeline import Processor
-
-_log = logging.getLogger("edgec.runtime")
 
 
 def load(
@@ -218,10 +215,10 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
             raise BackendUnavailableError(
                 f"{artifact.path}: {e}; its fallback, {manifest.fallback.name}, is not allowed here"
             ) from e
-        _log.warning(
-            "%s: %s is unavailable (%s); running on the declared fallback, %s",
-            artifact.path, manifest.engine.name, e, manifest.fallback.name,
-        )  # fmt: skip
+        _warn(
+            f"{artifact.path}: {manifest.engine.name} is unavailable ({e}); "
+            f"running on the declared fallback, {manifest.fallback.name}"
+        )
         program = _load_program(artifact, manifest.fallback, options)
         return Session(artifact, program, manifest.fallback.name, "fallback")
 
@@ -229,6 +226,12 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
 def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions) -> Program:
     backend = get_backend(spec.name)
     return backend.load(spec, artifact, artifact.manifest.inputs, artifact.manifest.outputs, options)
+
+
+def _warn(message: str) -> None:
+    from logging import getLogger  # here, because its import takes 4 ms
+
+    getLogger("edgec.runtime").warning("%s", message)
 
 
 def _refuse(inputs: Mapping[str, NDArray[Any]]) -> NoReturn:

@@ -139,9 +139,12 @@ class OpenVinoProgram:
         except _FAILURES as e:  # the lane is left behind, for nobody knows its state
             raise InferenceError(f"OpenVINO failed: {_reason(e)}") from e
         self._idle.append(lane)
+        names = self._names
+        if len(names) == 1:
+            return {names[0]: values[0 if self._order is None else self._order[0]]}
         if self._order is not None:
             values = [values[i] for i in self._order]
-        return dict(zip(self._names, values))  # noqa: B905 - strict= costs time
+        return dict(zip(names, values))  # noqa: B905 - strict= costs time
 
     def close(self) -> None:
         """Free the model; a call that still runs in another thread ends as it would have."""
