@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -151,7 +152,7 @@ def test_any_name(name: bytes, tiny: Tiny, tmp_path: Path) -> None:
 def test_any_value_in_any_field(value: object, data: st.DataObject, tiny: Tiny, tmp_path: Path) -> None:
     """A well-signed manifest with anything anywhere is read, or refused with a line that can be printed."""
     document = tiny.document()
-    place = document
+    place: Any = document
     while True:
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
         key = data.draw(st.sampled_from(keys))

@@ -1,0 +1,143 @@
+"""``edgec verify``: is an artifact whole, and does it compute here what it should?"""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgec.cli._text import columns, printable, size
+
+if TYPE_CHECKING:
+    from edgec.artifact import Artifact
+    from edgec.runtime import OutputTest, SelfTestResult, Session
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--digests-only", is_flag=True, help="Do not run the golden vectors; needs no engine.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(artifact: Path, digests_only: bool, as_json: bool) -> None:
+    """Check the digest of every member, then run the golden vectors on the engine at hand.
+
+    Exits with 1 if the file is damaged, the engine is not here, or an output is outside of its
+    tolerance.
+
+    \b
+    edgec verify build/digits-cpu-x86_64.edgec
+    edgec verify build/digits-cpu-x86_64.edgec --digests-only --json
+    """
+    from edgec.artifact import Artifact
+
+    with Artifact.open(artifact) as opened:
+        opened.verify()
+        facts = _facts(opened)
+    self_test = None if digests_only or not facts["golden_vectors"] else _run_self_test(artifact)
+    passed = self_test is None or self_test["passed"]
+    if as_json:
+        click.echo(json.dumps({**facts, "self_test": self_test, "passed": passed}, indent=2))
+    else:
+        click.echo("\n".join(columns([*_digests_told(facts), *_self_test_told(self_test, digests_only)], "")))
+    if not passed:
+        _refuse(artifact, self_test or {})
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "path": str(artifact.path),
+        "size_bytes": artifact.size_bytes,
+        "content_digest": artifact.content_digest,
+        "members": len(artifact.names()),
+        "golden_vectors": len(artifact.golden()),
+    }
+
+
+def _run_self_test(path: Path) -> dict[str, Any]:
+    from edgec.errors import BackendUnavailableError
+    from edgec.runtime import load
+
+    try:
+        with load(path) as session:
+            return _self_test(session, session.self_test())
+    except BackendUnavailableError as e:
+        raise BackendUnavailableError(
+            f"{e}; the digests are right, but nothing was run (--digests-only asks for no more)"
+        ) from e
+
+
+def _self_test(session: Session, result: SelfTestResult) -> dict[str, Any]:
+    return {
+        "passed": result.passed,
+        "engine": session.engine,
+        "engine_version": session.engine_version,
+        "state": session.state,
+        "precision": session.precision,
+        "placement": dict(session.placement),
+        "outputs": [_output(test) for test in result.outputs],
+    }
+
+
+def _output(test: OutputTest) -> dict[str, Any]:
+    return {
+        "vector": test.vector,
+        "output": test.output,
+        # JSON has no infinity, which stands for another dtype or shape.
+        "max_abs_error": test.max_abs_error if isfinite(test.max_abs_error) else None,
+        "tolerance": test.tolerance,
+        "passed": test.passed,
+    }
+
+
+def _digests_told(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        ("file", facts["path"]),
+        ("content", facts["content_digest"]),
+        ("digests", f"all {facts['members']} members right, {size(facts['size_bytes'])}"),
+    ]
+
+
+def _self_test_told(self_test: dict[str, Any] | None, digests_only: bool) -> list[tuple[str, ...]]:
+    if self_test is None:
+        return [
+            ("golden", "not run" if digests_only else "the artifact has no golden vectors: nothing was run")
+        ]
+    devices = ", ".join(f"{count} nodes on {device}" for device, count in self_test["placement"].items())
+    fallback = ", the declared fallback" if self_test["state"] == "fallback" else ""
+    return [
+        ("engine", f"{self_test['engine']} {self_test['engine_version']}{fallback}"),
+        ("ran in", f"{self_test['precision']}; {devices}" if devices else self_test["precision"]),
+        *[("golden", _worst(name, tests)) for name, tests in _by_output(self_test["outputs"]).items()],
+    ]
+
+
+def _by_output(tests: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    by_output: dict[str, list[dict[str, Any]]] = {}
+    for test in tests:
+        by_output.setdefault(test["output"], []).append(test)
+    return by_output
+
+
+def _worst(name: str, tests: list[dict[str, Any]]) -> str:
+    failed = [test for test in tests if not test["passed"]]
+    errors = [test["max_abs_error"] for test in failed or tests]
+    error = "another dtype, shape, or not finite" if None in errors else f"max abs error {max(errors):.3g}"
+    verdict = f"{len(failed)} of {len(tests)} vectors outside" if failed else f"{len(tests)} vectors within"
+    return f"{name}: {verdict} the tolerance of {tests[0]['tolerance']:.3g}, {error}"
+
+
+def _refuse(path: Path, self_test: dict[str, Any]) -> None:
+    from edgec.errors import SelfTestError
+
+    names = [name for name, tests in _by_output(self_test["outputs"]).items() if not all(_passed(tests))]
+    raise SelfTestError(
+        f"{path}: on {self_test['engine']} {self_test['engine_version']}, {printable(', '.join(names))} "
+        "differs from the golden vectors by more than the tolerance: "
+        "this device computes something else; do not use the artifact on it"
+    )
+
+
+def _passed(tests: list[dict[str, Any]]) -> list[bool]:
+    return [test["passed"] for test in tests]
