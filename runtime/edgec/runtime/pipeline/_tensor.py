@@ -122,8 +122,8 @@ def plan_reshape(step: Reshape, value: Value, _: TensorSpec) -> tuple[Operation,
             f"reshape: {known} values cannot be {list(shape)}",
         )
 
-    def reshape(array: Any, _: Frame) -> Array:
-        array = to_array(array)
+    def reshape(value: Any, _: Frame) -> Array:
+        array = to_array(value)
         try:
             return array.reshape(shape)
         except ValueError as e:
