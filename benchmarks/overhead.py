@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from edgec.artifact import Manifest, TensorSpec, pack
 from edgec.runtime import load
 from edgec.runtime.benchmark import LatencySamples, measure_interleaved, median_ratio, this_machine
-from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, openvino_members, openvino_spec
+from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec
+from edgec.runtime.testing.openvino import openvino_members, openvino_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples/digits/digits.onnx"

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from importlib import import_module
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edgec.artifact import Artifact
-from edgec.errors import EdgecError
+from edgec.errors import BackendUnavailableError, EdgecError
 from edgec.runtime._session import Session, load
 from edgec.runtime._synthetic import calling_inputs
+from edgec.runtime.backends import get_backend
 
 
 def measure_cold_start(path: str, options: dict[str, Any]) -> dict[str, float | None]:
@@ -34,7 +35,8 @@ def measure_cold_start(path: str, options: dict[str, Any]) -> dict[str, float | 
         engine = artifact.manifest.engine.name
     before = _status_mib("VmRSS")
     start = time.perf_counter()
-    _import_engine(engine)
+    with suppress(BackendUnavailableError):  # loading will say so, or take the fallback
+        get_backend(engine)
     imported = time.perf_counter()
     session: Session = load(path, **options)
     loaded = time.perf_counter()
@@ -50,13 +52,6 @@ def measure_cold_start(path: str, options: dict[str, Any]) -> dict[str, float | 
         "memory_before_mib": before,
         "peak_memory_mib": peak,
     }
-
-
-def _import_engine(name: str) -> None:
-    try:
-        import_module(name)
-    except ImportError:
-        return  # loading will say so, or take the fallback
 
 
 def _status_mib(key: str) -> float | None:

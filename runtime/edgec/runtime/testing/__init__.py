@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -108,28 +107,6 @@ def onnx_members(
     return {**({"weights.bin": bytes(data)} if data else {}), "model.onnx": model}
 
 
-def openvino_members(members: Mapping[str, bytes], *, precision: str = "fp32") -> dict[str, bytes]:
-    """Turn an ONNX payload into one for OpenVINO, which does it itself.
-
-    Args:
-        members: As `onnx_members` gives them.
-        precision: ``fp16`` to store weights in half the space, ``fp32`` to leave them.
-
-    Returns:
-        ``model.bin``, where there are weights, and ``model.xml``.
-    """
-    import openvino as ov  # here, because ONNX Runtime's models do without it
-
-    with TemporaryDirectory(prefix="edgec-") as directory:
-        for name, data in members.items():
-            Path(directory, name).write_bytes(data)
-        model = ov.Core().read_model(f"{directory}/model.onnx")
-        ov.save_model(model, f"{directory}/model.xml", compress_to_fp16=precision == "fp16")
-        return {
-            name: data for name in ("model.bin", "model.xml") if (data := Path(directory, name).read_bytes())
-        }
-
-
 def tiny_artifact(
     path: str | Path,
     *,
@@ -179,12 +156,6 @@ def onnxruntime_spec(*, weights: bool = True, precision: str = "fp32") -> Engine
     """Return how ONNX Runtime runs a payload of `onnx_members`."""
     files = ("model.onnx", "weights.bin") if weights else ("model.onnx",)
     return EngineSpec(name="onnxruntime", version=">=1.23", device="CPU", precision=precision, files=files)
-
-
-def openvino_spec(*, weights: bool = True, precision: str = "fp32") -> EngineSpec:
-    """Return how OpenVINO runs a payload of `openvino_members`."""
-    files = ("model.xml", "model.bin") if weights else ("model.xml",)
-    return EngineSpec(name="openvino", version=">=2026.2", device="CPU", precision=precision, files=files)
 
 
 def _node(node: Node, name: str) -> bytes:
