@@ -151,6 +151,8 @@ def _enter(bench: Bench, target: Target, candidate: Candidate | Contender) -> _E
     contender = Contender(name=candidate.name, engine=candidate.engine.name, precision=candidate.precision)
     try:
         made = make(candidate, target, bench.shared)
+    except OutputError:
+        raise  # the disk's fault, not the candidate's
     except EdgecError as e:
         contender.status, contender.problem = "failed", str(e)
         return _Entry(contender=contender)
@@ -220,7 +222,12 @@ def _call(made: Made) -> Callable[[], object]:
 def _choose_variant(bench: Bench, target: Target, engine: Engine) -> tuple[Variant, tuple[str, ...]]:
     """Return the form of the source to compile, and why in words."""
     plain, fold = bench.plain, bench.options.fold
-    if fold == "off" or plain.pipeline is None:
+    data = plain.samples.data
+    if fold == "on" and data is None:
+        raise CompileError(
+            "--fold on needs --calibration or --evaluation, to prove that folding changes nothing"
+        )
+    if fold == "off" or plain.pipeline is None or data is None:
         return plain, ()
     try:
         folded = bench.shared.folded(plain)
@@ -232,8 +239,7 @@ def _choose_variant(bench: Bench, target: Target, engine: Engine) -> tuple[Varia
         return plain, ()
     if fold == "on":
         return folded, ("pre-processing is in the graph, as --fold on asks",)
-    data = plain.samples.data
-    if data is None or not _measured_here(target):
+    if not _measured_here(target):
         return plain, (
             "pre-processing stays outside the graph: what folding would gain was not measured here",
         )

@@ -111,6 +111,8 @@ def get_converter(name: str) -> Converter:
     try:
         converter: Converter = getattr(import_module(module), attribute)()
     except ModuleNotFoundError as e:
+        if (e.name or "").startswith("edgec."):
+            raise
         raise ConversionError(
             f"compiling for {name} needs {e.name!r}, which is not installed: run  pip install 'edgec[{name}]'"
         ) from e

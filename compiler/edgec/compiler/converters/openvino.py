@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
 import onnx
 import openvino as ov
 
-from edgec.artifact import EngineSpec
+from edgec.artifact import EngineSpec, atomic_write
 from edgec.compiler.converters import Converted, Prepared
-from edgec.compiler.model import first_line
+from edgec.compiler.model import first_line, walk_nodes
 from edgec.compiler.onnx_payload import GRAPH, write_onnx_payload
 from edgec.errors import ConversionError
 from edgec.targets import Engine, Target
@@ -45,6 +46,7 @@ class OpenVinoConverter:
                     f"OpenVINO {self.version()} refuses the model: {_reason(str(e))}"
                 ) from e
             del model  # it maps the files of the scratch directory
+        _renumber(directory / _XML, prepared.model)
         spec = EngineSpec(
             name=engine.name,
             version=engine.version,
@@ -57,6 +59,28 @@ class OpenVinoConverter:
     def version(self) -> str:
         """Return the version of OpenVINO, without its build."""
         return str(ov.__version__).split("-", maxsplit=1)[0]
+
+
+def _renumber(xml: Path, source: onnx.ModelProto) -> None:
+    """Give the layers that OpenVINO named by a counter of the whole process names that stay the same.
+
+    Names from the source stay, whatever they look like.
+    """
+    mine = {node.name for node in walk_nodes(source.graph)}
+    mine |= {name for node in walk_nodes(source.graph) for name in node.output}
+    numbers: dict[str, int] = {}
+
+    def stable(match: re.Match[str]) -> str:
+        name = match[2]
+        if name in mine:
+            return match[0]
+        kind = name.rpartition("_")[0]
+        return f"{match[1]}{kind}_{numbers.setdefault(name, len(numbers))}{match[3]}"
+
+    text = xml.read_text(encoding="utf-8")
+    renamed = re.sub(r'(<layer id="\d+" name=")(\w+_\d+)(")', stable, text)
+    with atomic_write(xml) as file:
+        file.write(renamed.encode())
 
 
 def _reason(message: str) -> str:

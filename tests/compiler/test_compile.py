@@ -1,0 +1,307 @@
+"""Whole builds on tiny models and real engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.compiler.networks import cnn, model_of
+
+from edgec.artifact import Artifact
+from edgec.compiler import CompileOptions, compile_model
+from edgec.compiler.converters import Converted, Prepared
+from edgec.compiler.converters.onnxruntime import OnnxRuntimeConverter
+from edgec.errors import (
+    BudgetError,
+    CompileError,
+    DataError,
+    OutputError,
+    ParityError,
+    UnknownTargetError,
+    UnsupportedModelError,
+)
+from edgec.runtime import load
+from edgec.targets import Engine, Target
+
+FAST = CompileOptions(measure_s=0.05)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "cnn.onnx"
+    path.write_bytes(cnn().SerializeToString())
+    return path
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    path = tmp_path / "calibration.npz"
+    np.savez(path, image=rng.standard_normal((24, 1, 3, 16, 16)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("target", ["cpu-x86_64", "intel-cpu"])
+def test_an_artifact_is_proven_and_runs(model: Path, calibration: Path, tmp_path: Path, target: str) -> None:
+    result = compile_model(model, [target], tmp_path / "out", calibration=calibration, options=FAST)
+    (path,) = result.artifacts
+    (info,) = result.report["artifacts"]
+    assert path == tmp_path / "out" / f"cnn-{target}.edgec"
+    assert {c["precision"] for c in info["candidates"] if c["status"] != "skipped"} >= {
+        "fp32",
+        "fp16",
+        "int8",
+    }
+    assert [c["status"] for c in info["candidates"]].count("winner") == 1
+    assert info["parity"] is not None
+    assert info["parity"]["passed"]
+    with load(path) as session:
+        assert session.self_test().passed
+        assert session.precision == info["effective_precision"]
+        outputs = session.run({"image": np.zeros((1, 3, 16, 16), np.float32)})
+        assert outputs["scores"].shape == (1, 5)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [path.name]
+
+
+def test_the_same_inputs_give_the_same_bytes_but_for_figures(
+    model: Path, calibration: Path, tmp_path: Path
+) -> None:
+    artifacts = []
+    for out in ("a", "b"):
+        options = CompileOptions(measure_s=0.05, precision="fp32")
+        result = compile_model(
+            model, ["cpu-x86_64"], tmp_path / out, calibration=calibration, options=options
+        )
+        artifacts.append(Artifact.open(result.artifacts[0]))
+    first, second = artifacts
+    assert first.content_digest == second.content_digest
+    assert first.names() == second.names()
+    for name in first.names():
+        if name != "report.json":
+            assert first.read(name) == second.read(name)
+    for artifact in artifacts:
+        artifact.close()
+
+
+def test_int8_payload_is_deterministic(model: Path, calibration: Path, tmp_path: Path) -> None:
+    digests = set()
+    for out in ("a", "b"):
+        result = compile_model(
+            model,
+            ["intel-cpu"],
+            tmp_path / out,
+            calibration=calibration,
+            options=CompileOptions(measure_s=0.05, precision="int8", max_drop=None),
+        )
+        digests.add(
+            (result.report["artifacts"][0]["precision"], result.report["artifacts"][0]["content_digest"])
+        )
+    assert len({d for _, d in digests}) == len({p for p, _ in digests})
+
+
+def test_without_data_it_says_loudly_that_inputs_were_made_up(model: Path, tmp_path: Path) -> None:
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", options=FAST)
+    (info,) = result.report["artifacts"]
+    assert "inputs were synthetic (image: standard normal, seed 0)" in info["warnings"][0]
+
+
+def test_overhead_is_at_most_64_kb(model: Path, calibration: Path, tmp_path: Path) -> None:
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=FAST)
+    with Artifact.open(result.artifacts[0]) as artifact:
+        files = (*artifact.manifest.engine.files, "golden.safetensors")
+        payload = sum(artifact.manifest.members[name].size for name in files)
+        assert artifact.size_bytes - payload <= 64_000
+
+
+class _Broken(OnnxRuntimeConverter):
+    """A converter that loses the bias of the second convolution."""
+
+    def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
+        graph = onnx.ModelProto()
+        graph.CopyFrom(prepared.model)
+        for tensor in graph.graph.initializer:
+            if tensor.name == "b2":
+                value = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value * 0, "b2"))
+        broken = Prepared(model=graph, precision=prepared.precision)
+        return super().convert(broken, engine, target, directory)
+
+
+def test_a_broken_converter_ships_nothing_and_the_tensor_is_named(
+    model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.compiler.converters.onnxruntime.OnnxRuntimeConverter", _Broken)
+    options = CompileOptions(measure_s=0.05, precision="fp32")
+    with pytest.raises(ParityError, match="first diverging tensor: 'c2'"):
+        compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def labelled(tmp_path: Path, n: int = 400) -> Path:
+    """Return random images with the labels that the model itself gives in fp32."""
+    from edgec.compiler.onnxruntime import ReferenceProgram
+
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((n, 1, 3, 16, 16)).astype(np.float32)
+    with ReferenceProgram(cnn(), optimize=True) as program:
+        labels = [int(np.argmax(program.run({"image": i})["scores"])) for i in images]
+    path = tmp_path / "labelled.npz"
+    np.savez(path, image=images, labels=np.array(labels))
+    return path
+
+
+def test_accuracy_is_held_to_the_budget(model: Path, calibration: Path, tmp_path: Path) -> None:
+    result = compile_model(
+        model,
+        ["cpu-x86_64"],
+        tmp_path / "out",
+        calibration=calibration,
+        evaluation=labelled(tmp_path),
+        metric="top1",
+        options=FAST,
+    )
+    (info,) = result.report["artifacts"]
+    assert info["accuracy"] is not None
+    assert info["accuracy"].get("source") == 1.0
+    bounds = {
+        c["precision"]: (c["status"], a["drop_bound"]) for c in info["candidates"] if (a := c.get("accuracy"))
+    }
+    for status, bound in bounds.values():
+        assert bound is not None
+        assert (bound <= 0.01) == (status in ("winner", "admissible"))
+
+
+def test_a_target_that_cannot_be_built_does_not_stop_the_others(
+    model: Path, calibration: Path, tmp_path: Path
+) -> None:
+    result = compile_model(
+        model, ["ethos-u55-128", "cpu-x86_64"], tmp_path / "out", calibration=calibration, options=FAST
+    )
+    assert [a["target"] for a in result.report["artifacts"]] == ["cpu-x86_64"]
+    (skipped,) = result.report.get("skipped", [])
+    assert skipped["target"] == "ethos-u55-128"
+    assert "litert" in skipped["reason"]
+
+
+def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.example")
+    path = tmp_path / "custom.onnx"
+    custom = model_of([node], {"x": [1, 4]}, ["y"])
+    custom.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4]))
+    path.write_bytes(custom.SerializeToString())
+    with pytest.raises(UnsupportedModelError, match="Frobnicate"):
+        compile_model(path, ["cpu-x86_64"], tmp_path / "out", options=FAST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"targets": []}, CompileError, "no target was given"),
+        ({"targets": ["abacus"]}, UnknownTargetError, "unknown target 'abacus'"),
+        ({"metric": "top1"}, DataError, "--evaluation and --metric belong together"),
+        ({"options": CompileOptions(precision="bf16")}, CompileError, "does not run bf16"),
+        ({"options": CompileOptions(shapes={"z": (1,)})}, CompileError, "no input 'z' to pin"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    model: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    arguments: dict[str, Any] = {"targets": ["cpu-x86_64"], "options": FAST, **changes}
+    with pytest.raises(error, match=says):
+        compile_model(model, arguments.pop("targets"), tmp_path / "out", **arguments)
+
+
+def test_an_evaluation_set_without_labels_is_refused(model: Path, calibration: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="label"):
+        compile_model(
+            model, ["cpu-x86_64"], tmp_path / "out", evaluation=calibration, metric="top1", options=FAST
+        )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_directory_that_is_not_writable_is_refused(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(OutputError, match="not writable"):
+        compile_model(model, ["cpu-x86_64"], out, options=FAST)
+
+
+def test_an_output_path_that_is_a_file_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be made"):
+        compile_model(model, ["cpu-x86_64"], tmp_path / "out", options=FAST)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """Make the system refuse larger files, as a full disk does."""
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_what_was_there(model: Path, calibration: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments: dict[str, Any] = {"calibration": calibration, "options": FAST}
+    (path,) = compile_model(model, ["cpu-x86_64"], out, **arguments).artifacts
+    before = path.read_bytes()
+    with files_no_larger_than(3000), pytest.raises(OutputError):
+        compile_model(model, ["cpu-x86_64"], out, **arguments)
+    assert path.read_bytes() == before
+    assert [p.name for p in out.iterdir()] == [path.name]
+
+
+def test_no_candidate_within_the_budget_is_an_error_with_figures(
+    model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Labels that the model never predicts: int8 and fp32 are equally wrong, which is no loss; so
+    # take fp32 out by its engine, which leaves int8 on too few samples to be conclusive.
+    monkeypatch.setattr("edgec.compiler.accuracy._ENOUGH_AGREEMENT", 1.1)
+    rng = np.random.default_rng(6)
+    path = tmp_path / "few.npz"
+    np.savez(path, image=rng.standard_normal((5, 1, 3, 16, 16)).astype(np.float32), labels=np.zeros(5, int))
+    with pytest.raises(BudgetError, match=r"inconclusive; about \d+ samples would decide"):
+        compile_model(
+            model,
+            ["cpu-x86_64"],
+            tmp_path / "out",
+            calibration=calibration,
+            evaluation=path,
+            metric="top1",
+            options=FAST,
+        )
+
+
+def test_the_report_in_the_artifact_is_the_build(model: Path, calibration: Path, tmp_path: Path) -> None:
+    result = compile_model(
+        model,
+        ["cpu-x86_64"],
+        tmp_path / "out",
+        calibration=calibration,
+        options=FAST,
+        command=["edgec", "compile"],
+    )
+    with Artifact.open(result.artifacts[0]) as artifact:
+        report = artifact.report
+        assert report is not None
+        assert report["command"] == ["edgec", "compile"]
+        assert report["artifacts"][0]["decisions"] == result.report["artifacts"][0]["decisions"]
+    json.dumps(result.report, allow_nan=False)
