@@ -105,9 +105,9 @@ def test_many_artifacts_opened_and_refused_leave_no_descriptor(path: Path, tiny:
             Artifact.open(wrong)
     opened = [Artifact.open(path) for _ in range(20)]
     views = [artifact.view("model.onnx") for artifact in opened]
-    for artifact in opened:
-        artifact.close()
-    del views, artifact, opened
+    while opened:
+        opened.pop().close()
+    del views
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
