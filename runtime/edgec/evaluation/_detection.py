@@ -96,22 +96,32 @@ class Map50(Metric):
         )
 
     def _curves(self, predictions: Sequence[Prediction], truth: list[Boxes]) -> list[_Curve]:
-        detections = [self.compact(p) for p in predictions]
-        found = sorted({int(c) for t in truth for c in t.classes[~t.ignore]})
-        if not found:
+        labelled = np.concatenate([t.classes[~t.ignore] for t in truth])
+        where = np.repeat(np.arange(len(truth)), [int((~t.ignore).sum()) for t in truth])
+        if not len(labelled):
             raise DataError("metric map50 needs labelled boxes, the data has none: check its labels")
-        return [_curve(number, detections, truth) for number in found]
+        detections = [self.compact(p) for p in predictions]
+        matches = [_match(d, t) for d, t in zip(detections, truth, strict=True)]
+        right = np.concatenate([right for right, _ in matches])
+        counted = np.concatenate([counted for _, counted in matches])
+        scores, classes = (np.concatenate([d[key] for d in detections]) for key in ("scores", "classes"))
+        images = np.repeat(np.arange(len(truth)), [len(d["scores"]) for d in detections])
+        # Stable: equal scores stay in the order of images, and of detections in one, as in COCO's tool.
+        order = np.argsort(-scores, kind="stable")
+        order = order[counted[order]]
+        curves = []
+        for number in np.unique(labelled):
+            mine = order[classes[order] == number]
+            boxes = np.bincount(where[labelled == number], minlength=len(truth))
+            curves.append(_Curve(images[mine], right[mine], boxes))
+        return curves
 
     def _agreement(self, first: Sequence[Prediction], second: Sequence[Prediction]) -> float:
         matched = total = 0
         for a, b in zip(map(self.compact, first), map(self.compact, second), strict=True):
+            partners = Boxes(a["boxes"], a["classes"], np.zeros(len(a["classes"]), np.bool_))
+            matched += 2 * int(_match(b, partners)[0].sum())
             total += len(a["scores"]) + len(b["scores"])
-            for number in set(a["classes"].tolist()) & set(b["classes"].tolist()):
-                mine, theirs = a["classes"] == number, b["classes"] == number
-                partners = Boxes(a["boxes"][mine], a["classes"][mine], np.zeros(int(mine.sum()), np.bool_))
-                order = np.argsort(-b["scores"][theirs], kind="stable")
-                right, _ = _match(b["boxes"][theirs][order], partners)
-                matched += 2 * int(right.sum())
         return matched / total if total else 1.0
 
 
@@ -130,44 +140,29 @@ class _Curve:
     boxes: NDArray[np.int64]
 
 
-def _curve(number: int, detections: Sequence[Prediction], truth: list[Boxes]) -> _Curve:
-    images, rights, scores = [], [], []
-    counts = np.zeros(len(truth), np.int64)
-    for i, (detected, labelled) in enumerate(zip(detections, truth, strict=True)):
-        mine, theirs = detected["classes"] == number, labelled.classes == number
-        counts[i] = int((theirs & ~labelled.ignore).sum())
-        if not mine.any():
-            continue
-        order = np.argsort(-detected["scores"][mine], kind="stable")
-        partners = Boxes(labelled.boxes[theirs], labelled.classes[theirs], labelled.ignore[theirs])
-        right, counted = _match(detected["boxes"][mine][order], partners)
-        scores.append(detected["scores"][mine][order][counted])
-        rights.append(right[counted])
-        images.append(np.full(int(counted.sum()), i, np.int64))
-    if not images:
-        return _Curve(np.zeros(0, np.int64), np.zeros(0, np.bool_), counts)
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    return _Curve(np.concatenate(images)[order], np.concatenate(rights)[order], counts)
-
-
-def _match(boxes: NDArray[Any], truth: Boxes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Match one class's detections in one image, best score first.
+def _match(detected: Prediction, truth: Boxes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Match the detections of one image, best score first.
 
     Returns:
-        Which found a box, and which count at all.
+        Of each detection, whether it found a box, and whether it counts at all.
     """
-    right, counted = np.zeros(len(boxes), np.bool_), np.ones(len(boxes), np.bool_)
-    if not len(truth.classes):
+    n = len(detected["scores"])
+    right, counted = np.zeros(n, np.bool_), np.ones(n, np.bool_)
+    if not n or not len(truth.classes):
         return right, counted
-    iou = overlaps(boxes, truth.boxes, truth.ignore)
+    same = detected["classes"][:, None] == truth.classes[None, :]
+    iou = np.where(same, overlaps(detected["boxes"], truth.boxes, truth.ignore), 0.0)
     free = ~truth.ignore
-    for i, row in enumerate(iou):
-        candidates = np.where(free, row, 0.0)
+    near = iou.max(axis=1) >= _IOU
+    for i in np.argsort(-detected["scores"], kind="stable"):
+        if not near[i]:
+            continue
+        candidates = np.where(free, iou[i], 0.0)
         best = int(np.argmax(candidates))
         if candidates[best] >= _IOU:
             right[i], free[best] = True, False
         else:
-            counted[i] = not bool((row[truth.ignore] >= _IOU).any())
+            counted[i] = not bool((iou[i][truth.ignore] >= _IOU).any())
     return right, counted
 
 
@@ -187,9 +182,10 @@ def _area(curve: _Curve, weights: Floats) -> Floats:
     hits = np.flatnonzero(curve.right)
     if not len(hits):
         return area
-    rows = max(1, _CHUNK_VALUES // len(curve.image))
+    image = curve.image[: hits[-1] + 1]  # false alarms after the last hit change nothing
+    rows = max(1, _CHUNK_VALUES // len(image))
     for start in range(0, len(weights), rows):
-        drawn = weights[start : start + rows, curve.image]
+        drawn = np.take(weights[start : start + rows], image, axis=1)
         all_so_far = np.cumsum(drawn, axis=1)[:, hits]
         gained = drawn[:, hits]
         right_so_far = np.cumsum(gained, axis=1)
