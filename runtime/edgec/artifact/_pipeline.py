@@ -195,7 +195,7 @@ def _parse_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(_read(path, _MAX_TOML_BYTES).decode("utf-8"))
     except UnicodeDecodeError as e:
         raise PipelineError(f"not UTF-8 text: {e.reason} at byte {e.start}") from e
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:  # also of numbers and nesting that no sane file has
         raise PipelineError(f"not TOML: {e}") from e
 
 
