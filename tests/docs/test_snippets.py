@@ -8,11 +8,13 @@ there as that file when the commands of its page are run.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ _FENCE = re.compile(
     r"(?P<notes>(?:^<!--.*-->\n)*)^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE
 )
 _COMPILE = (
-    "edgec compile examples/digits/digits.onnx --target cpu-x86_64 --target openvino --target jetson -o build "
+    "edgec compile examples/digits/digits.onnx -t cpu-x86_64 -t openvino -t jetson -o build "
     "--pipeline examples/digits/pipeline.toml --calibration examples/digits/calibration.npz "
     "--evaluation examples/digits/evaluation.npz --metric top1 --quiet"
 )
@@ -153,6 +155,29 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_index_names_every_page() -> None:
     links = set(re.findall(r"\]\(([^)#\s]+)\)", (GUIDE / "README.md").read_text(encoding="utf-8")))
     assert {p.name for p in GUIDE.glob("*.md")} - {"README.md"} <= links
+
+
+def test_messages_that_the_guide_explains_exist() -> None:
+    page = (GUIDE / "troubleshooting.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| message contains .*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    phrases = [
+        part
+        for table in tables
+        for row in table.splitlines()
+        for phrase in re.findall(r"`([^`]+)`", row.split("|")[1])
+        for part in phrase.split(" ... ")
+    ]
+    assert len(phrases) > 20
+    said = "\n".join(text for root in ("compiler", "runtime", "targets") for text in _texts(ROOT / root))
+    assert [p for p in phrases if p not in said] == []
+
+
+def _texts(root: Path) -> Iterator[str]:
+    """Yield every string constant of the code below `root`, the pieces of f-strings included."""
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def _shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
