@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 HELD_OUT = 500
 CALIBRATION_STRIDE = 6
 
-Arrays = dict[str, NDArray[Any]]
 
-
-def split() -> dict[str, Arrays]:
+def split() -> dict[str, dict[str, Any]]:
     """Arrays of each set by name: ``image``, uint8[n, 8, 8, 1] from 0 to 16, and ``labels``, int64[n]."""
     digits = load_digits()
     images = digits.images.astype(np.uint8)[..., None]

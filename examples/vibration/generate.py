@@ -182,12 +182,12 @@ def _windows(count: int, seed: int, machine: Machine, defect: Callable[[int], De
     return np.stack([machine.acquire(rng, defect(i))[None] for i in range(count)])
 
 
-def calibration_set() -> dict[str, NDArray[Any]]:
+def calibration_set() -> dict[str, Any]:
     """Arrays of ``calibration.npz``: the first windows of the training set."""
     return {"signal": healthy_windows(CALIBRATION_WINDOWS, seed=0)}
 
 
-def evaluation_set() -> dict[str, NDArray[Any]]:
+def evaluation_set() -> dict[str, Any]:
     """Arrays of ``evaluation.npz``; label 1 stands for a defect."""
     signal = np.concatenate(
         [healthy_windows(EVALUATION_WINDOWS, seed=1), defective_windows(EVALUATION_WINDOWS, seed=2)]
