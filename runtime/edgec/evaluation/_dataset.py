@@ -82,7 +82,8 @@ class Dataset(ABC):
     @property
     def description(self) -> str:
         """One line that says what and how much the data is, and every note."""
-        kind = "labelled samples" if self.labelled else "samples without labels"
+        noun = "sample" if len(self) == 1 else "samples"
+        kind = f"labelled {noun}" if self.labelled else f"{noun} without labels"
         return "; ".join((f"{self.source}: {len(self)} {kind}", *self.notes))
 
     def select(self, limit: int | None) -> Iterator[Sample]:

@@ -10,6 +10,8 @@ from edgec.errors import DataError, MissingExtraError
 from edgec.evaluation._boxes import Boxes
 from edgec.evaluation._reading import read_text
 
+_MOST_CLASSES = 1 << 31
+
 
 class YoloLabels:
     """One text file per image, a line per box: class, centre x, centre y, width, height, as fractions."""
@@ -75,8 +77,7 @@ def _yolo_rows(file: Path) -> list[list[float]]:
             raise DataError(f"{file}, line {number}: {e}") from e
         if (
             len(row) != 5
-            or row[0] != int(row[0])
-            or row[0] < 0
+            or not (row[0].is_integer() and 0 <= row[0] < _MOST_CLASSES)
             or not all(-0.01 <= v <= 1.01 for v in row[1:])
         ):
             raise DataError(
