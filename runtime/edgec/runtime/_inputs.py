@@ -72,7 +72,7 @@ def _static_test(
                 # numpy has one object per native dtype, so that `is` decides.
                 if not isinstance(array, ndarray) or array.dtype is not dtype or array.shape != shape:
                     return False
-        except (KeyError, TypeError):
+        except (LookupError, TypeError):
             return False
         return True
 
@@ -93,7 +93,7 @@ def _single_test(
                 and array.shape == shape
                 and len(inputs) == 1
             )
-        except (KeyError, TypeError):
+        except (LookupError, TypeError):
             return False
 
     return conforms
@@ -137,7 +137,7 @@ def _dynamic_test(specs: Sequence[TensorSpec]) -> Callable[[Mapping[str, NDArray
                 for other, other_axis in rest:
                     if inputs[other].shape[other_axis] != size:
                         return False
-        except (KeyError, TypeError):
+        except (LookupError, TypeError):
             return False
         return True
 
