@@ -180,12 +180,9 @@ def _plan_top_k(step: TopK, facts: Facts) -> Operation:
 
 
 def _class_count(step: Step, spec: TensorSpec) -> int | str:
-    sizes = [n for n in spec.shape if n != 1]
-    expect(
-        len([n for n in sizes if isinstance(n, int)]) <= 1 and len(sizes) <= 2,
-        f"{step.step}: expected scores [1, classes], the model has {spec}",
-    )
-    return next((n for n in sizes if isinstance(n, int)), 1 if not sizes else "classes")
+    sizes = [n for n in spec.shape[1:] or spec.shape if n != 1]
+    expect(len(sizes) <= 1, f"{step.step}: expected scores [1, classes], the model has {spec}")
+    return sizes[0] if sizes else 1
 
 
 def _classes(chosen: Array, scores: Array, labels: tuple[str, ...]) -> Prediction:

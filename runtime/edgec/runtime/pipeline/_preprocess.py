@@ -46,7 +46,8 @@ class ArrayChain:
             frame = frames[self.spec.name] = Frame(value.shape[1], value.shape[0])
         for operation in rest:
             value = operation(value, frame)
-        arrays[self.spec.name] = _conform(_tensor.to_array(value), self.spec)
+        advice = ": add a `resize` step to the pipeline" if self.decodes else ""
+        arrays[self.spec.name] = _conform(_tensor.to_array(value), self.spec, advice)
 
 
 class TextChain:
@@ -197,30 +198,32 @@ def _check_result(value: Value, spec: TensorSpec) -> None:
     """Refuse a chain whose result cannot be the input `spec`."""
     where = f"preprocess: input {spec} cannot take what its steps give, {value}"
     if value.shape is not None:
-        shape = (1, *value.shape) if len(value.shape) == len(spec.shape) - 1 else value.shape
-        fits = len(shape) == len(spec.shape) and all(
-            have is None or isinstance(want, str) or have == want
-            for have, want in zip(shape, spec.shape, strict=True)
-        )
-        expect(fits, f"{where}: {_shape_advice(value, shape, spec)}")
-        unknown = [
-            n for n, want in zip(shape, spec.shape, strict=True) if n is None and isinstance(want, int)
-        ]
-        expect(not unknown or value.layout is None, f"{where}: add a `resize` step")
+        expect(_fits(value.shape, spec), f"{where}: {_shape_advice(value, value.shape, spec)}")
     if value.layout and spec.layout and len(value.layout) == len(spec.layout):
         expect(value.layout == spec.layout, f'{where}: add a `layout` step with order = "{spec.layout}"')
     if value.dtype is not None:
         expect(value.dtype == spec.dtype, f"{where}: {_dtype_advice(value, spec)}")
 
 
+def _fits(shape: tuple[int | None, ...], spec: TensorSpec) -> bool:
+    """Whether a value can be the input `spec`, with a batch axis of 1 where it lacks; None fits all."""
+    full = (1, *shape) if len(shape) == len(spec.shape) - 1 else shape
+    return len(full) == len(spec.shape) and all(
+        have is None or isinstance(want, str) or have == want
+        for have, want in zip(full, spec.shape, strict=True)
+    )
+
+
 def _shape_advice(value: Value, shape: tuple[int | None, ...], spec: TensorSpec) -> str:
-    if value.layout and len(shape) == len(spec.shape):
-        channels_first = not value.layout.endswith("C")
-        flipped = (*shape[:-3], *(shape[-2:] + shape[-3:-2] if channels_first else shape[-1:] + shape[-3:-1]))
-        if all(h is None or isinstance(w, str) or h == w for h, w in zip(flipped, spec.shape, strict=True)):
-            return f'add a `layout` step with order = "{"NHWC" if channels_first else "NCHW"}"'
-        return "change the size in `resize` or `crop`, or the channels in `color`"
-    return "change its shape with `reshape`"
+    if value.layout is None or len(shape) < 3:
+        return "change its shape with `reshape`"
+    *lead, a, b, c = shape
+    flipped, order = (
+        ((*lead, b, c, a), "NHWC") if value.layout.endswith("CHW") else ((*lead, c, a, b), "NCHW")
+    )
+    if _fits(flipped, spec):
+        return f'add a `layout` step with order = "{order}"'
+    return "change the size in `resize` or `crop`, or the channels in `color`"
 
 
 def _dtype_advice(value: Value, spec: TensorSpec) -> str:
@@ -229,20 +232,18 @@ def _dtype_advice(value: Value, spec: TensorSpec) -> str:
     return f'add a `normalize` step, or a `dtype` step with to = "{spec.dtype}"'
 
 
-def _conform(array: Array, spec: TensorSpec) -> Array:
+def _conform(array: Array, spec: TensorSpec, advice: str = "") -> Array:
     """Return `array` as the input `spec`: with a batch axis of 1 where it lacks, and in its dtype.
 
     Raises:
         PipelineError: The shape differs, or a value would change.
     """
-    if array.ndim == len(spec.shape) - 1:
-        array = array[None]
-    have, want = array.shape, spec.shape
-    if len(have) != len(want) or any(isinstance(w, int) and w != h for h, w in zip(have, want, strict=True)):
-        raise PipelineError(f"expected input {spec}, got a sample {array.dtype}{list(have)}")
+    if not _fits(array.shape, spec):
+        raise PipelineError(f"expected input {spec}, got a sample {array.dtype}{list(array.shape)}{advice}")
     dtype = np.dtype(spec.dtype)
     if array.dtype != dtype:
         if array.dtype.kind == "f" and dtype.kind in "iu":
             raise PipelineError(f"expected input {spec}, got a sample of {array.dtype}: quantize it first")
         array = _tensor.convert(array, dtype)
-    return np.ascontiguousarray(array)
+    array = np.ascontiguousarray(array)
+    return array[None] if array.ndim < len(spec.shape) else array

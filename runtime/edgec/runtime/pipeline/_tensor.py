@@ -20,13 +20,13 @@ def to_array(value: Any) -> Array:
     Raises:
         PipelineError: It is no array, number or nested list of numbers.
     """
-    if isinstance(value, np.ndarray):
-        return value
     try:
         array = np.asarray(value)
     except ValueError as e:
         raise PipelineError(f"expected an array or a list of numbers, got a list of uneven rows: {e}") from e
-    expect(array.dtype.kind in "biuf", f"expected an array or numbers, got {type(value).__name__}")
+    if array.dtype.kind not in "biuf":
+        got = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise PipelineError(f"expected an array or a list of numbers, got {got}")
     return array
 
 
