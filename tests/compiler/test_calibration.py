@@ -204,6 +204,28 @@ def test_weights_may_lie_beside_the_model(tmp_path: Path) -> None:
         calibrate(outside, data)
 
 
+def test_unused_and_shared_and_inner_weights_do_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["inner"], "inner_product")],
+        "body",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "outer_product"),
+        helper.make_node("If", ["yes"], ["b"], "branch", then_branch=body, else_branch=body),
+        helper.make_node("Add", ["a", "b"], ["y"], "sum"),
+    ]
+    weights = {
+        "w": rng.normal(size=(32, 32)).astype(np.float32),
+        "unused": rng.normal(size=(32, 32)).astype(np.float32),
+        "yes": np.array(True),
+    }
+    model = networks.model_of(nodes, {"x": [1, 32]}, ["y"], weights)
+    assert {"x", "a", "b", "y"} == set(calibrate(model, networks.samples(model, 2)).tensors)
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model = networks.cnn()
     before = model.SerializeToString(deterministic=True)

@@ -1,0 +1,51 @@
+"""Engines that run on this host, as the compiler asks them: one module each, imported when asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+_JUDGES = {
+    "onnxruntime": "edgec.compiler.engines.onnxruntime:OnnxRuntimeJudge",
+    "openvino": "edgec.compiler.engines.openvino:OpenVinoJudge",
+}
+
+
+class Judge(Protocol):
+    """An engine's own verdict on a model.
+
+    Attributes:
+        title: What people call the engine.
+    """
+
+    title: str
+
+    def refusal(self, model: onnx.ModelProto | Path) -> str | None:
+        """Return why the engine refuses the model, in one line; None where it takes it.
+
+        Args:
+            model: Or where it lies, if its weights are too large for one protobuf message.
+        """
+        ...
+
+    def version(self) -> str:
+        """Return the version that judges."""
+        ...
+
+
+def find_judge(engine: str) -> Judge | None:
+    """Return the judge of an engine; None where the engine does not run on this host."""
+    reference = _JUDGES.get(engine)
+    if reference is None:
+        return None
+    module, _, attribute = reference.partition(":")
+    try:
+        judge: Judge = getattr(import_module(module), attribute)()
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("edgec."):
+            raise
+        return None
+    return judge
