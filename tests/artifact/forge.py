@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from typing import Any
 from edgec.artifact import GOLDEN, Manifest, pack
 
 Document = dict[str, Any]
+# Of a process that shall find edgec where this one does, installed or not.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def sha256(data: bytes) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.artifact.forge import Tiny
+from tests.artifact.forge import ENVIRONMENT, Tiny
 
 from edgec.artifact import GOLDEN, Artifact, GoldenVector, encode_golden, pack
 from edgec.errors import ArtifactError, DigestMismatchError, OutputError
@@ -65,7 +65,9 @@ def test_large_payload_is_not_copied(tiny: Tiny, tmp_path: Path) -> None:
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak(); a = Artifact.open(sys.argv[1]); v = a.view('weights.bin'); print(peak() - before)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
     assert int(run.stdout) < 2**13  # KiB; the member has 2**18
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.artifact.forge import Tiny, comment_of, signed, write_zip
+from tests.artifact.forge import ENVIRONMENT, Tiny, comment_of, signed, write_zip
 
 from edgec.artifact import (
     GOLDEN,
@@ -239,7 +239,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     script = f'mount -t tmpfs -o size=64k none "$1" && exec "{sys.executable}" -c "$2" "$1"'
     run = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", tmp_path, _ON_FULL_DISK],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     if run.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {run.stderr.strip()[:100]}")
@@ -264,7 +264,11 @@ except OutputError as e:
 
 def test_a_directory_that_is_not_writable_is_told() -> None:
     run = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_RIGHTS, "/usr/a.edgec"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _WITHOUT_RIGHTS, "/usr/a.edgec"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
     )
     assert run.stdout == "cannot write /usr/a.edgec: /usr is not writable; choose another directory\n"
 

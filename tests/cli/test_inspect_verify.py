@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tests.artifact.forge import ENVIRONMENT
 
 from edgec.artifact import (
     GOLDEN,
@@ -153,7 +154,7 @@ def test_inspect_refuses_what_is_no_artifact(tmp_path: Path) -> None:
     assert isinstance(result.exception, ArtifactError)
     run = subprocess.run(
         [sys.executable, "-m", "edgec.cli", "inspect", tmp_path / "model.onnx"],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert run.returncode == 1
     assert run.stdout == ""
