@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from edgec.artifact import GOLDEN, Artifact
 from edgec.compiler import CompileOptions, compile_model
 from edgec.compiler.report import ArtifactInfo
+from edgec.runtime import load
 
 TARGETS = ("cpu-x86_64", "intel-cpu")
+MOST_OVERHEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,17 @@ class Built:
     reports: Mapping[str, ArtifactInfo]
     skipped: Mapping[str, str]
 
-    def passed_parity(self, target: str) -> bool:
-        """Whether the artifact computes what its source computes."""
+    def assert_sound(self, target: str) -> None:
+        """Check that an artifact passed parity and its own test, and is hardly more than its payload."""
         parity = self.reports[target]["parity"]
-        return parity is not None and parity["passed"]
+        assert parity is not None
+        assert parity["passed"]
+        with Artifact.open(self.artifacts[target]) as artifact:
+            members = artifact.manifest.members
+            payload = sum(members[name].size for name in (*artifact.manifest.engine.files, GOLDEN))
+            assert artifact.size_bytes - payload <= MOST_OVERHEAD_BYTES
+        with load(self.artifacts[target]) as session:
+            assert session.self_test().passed
 
 
 Build = Callable[..., Built]

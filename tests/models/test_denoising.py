@@ -90,8 +90,8 @@ def test_artifacts_chained_gain_as_much_as_their_sources(
     built: tuple[Built, Built], speech: Audio, noisy: Audio, source_db: float, target: str
 ) -> None:
     first, second = built
-    assert first.passed_parity(target)
-    assert second.passed_parity(target)
+    first.assert_sound(target)
+    second.assert_sound(target)
     with load(first.artifacts[target]) as half_1, load(second.artifacts[target]) as half_2:
         estimate = denoise(half_1.run, half_2.run, noisy)
     assert quality_db(speech, estimate) == pytest.approx(source_db, abs=0.05)

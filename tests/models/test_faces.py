@@ -58,7 +58,7 @@ def test_source_finds_as_many_faces_as_published(faces: Predictions) -> None:
 def test_artifact_passes_parity_and_finds_the_faces_its_source_finds(
     built: Built, photos: list[Path], faces: Predictions, target: str
 ) -> None:
-    assert built.passed_parity(target)
+    built.assert_sound(target)
     with load(built.artifacts[target]) as session:
         predictions = [session.predict(photo) for photo in photos]
     expected = sum(len(found["boxes"]) for found in faces)

@@ -53,7 +53,7 @@ def test_artifact_passes_parity_and_classifies_as_its_source_does(
     models: Path, built: Built, pictures: NDArray[np.float32], target: str
 ) -> None:
     expected = classify(Source(models / MODEL).run, pictures)
-    assert built.passed_parity(target)
+    built.assert_sound(target)
     with load(built.artifacts[target]) as session:
         probabilities = classify(session.run, pictures)
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)

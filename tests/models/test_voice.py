@@ -66,7 +66,7 @@ def test_artifact_passes_parity_and_hears_what_its_source_hears(
     built: Built, splice: Splice, source_probabilities: NDArray[np.float64], target: str
 ) -> None:
     # OpenVINO refuses the model's `If`, whose branches are known once shapes are pinned.
-    assert built.passed_parity(target)
+    built.assert_sound(target)
     with load(built.artifacts[target]) as session:
         probabilities = listen(session.run, splice[0])
     assert np.abs(probabilities - source_probabilities).max() < 0.001
