@@ -159,9 +159,13 @@ def command(
 
     Exit status: 0 built, 1 not built for at least one target, 2 wrong usage.
     """
+    import logging
+
     from edgec.compiler import CompileOptions, compile_model
     from edgec.compiler.report import render_html, render_text
 
+    # That a candidate runs on its fallback here is in the report, once, not on the terminal, per candidate.
+    logging.getLogger("edgec.runtime").addHandler(logging.NullHandler())
     result = compile_model(
         model,
         targets,
