@@ -59,7 +59,7 @@ class TopK(Metric):
         )
 
     def _class_scores(self, prediction: Prediction) -> NDArray[Any]:
-        scores = bare_output(prediction)
+        scores = None if "embedding" in prediction else bare_output(prediction)
         if scores is None or scores.ndim == 0 or scores.size != scores.shape[-1] or scores.size < 2:
             raise self._misfit(
                 "one score per class",
