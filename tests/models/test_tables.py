@@ -43,6 +43,7 @@ def test_artifact_for_onnxruntime_predicts_what_scikit_learn_does(
     assert (labels == rows["y"]).mean() == pytest.approx(PUBLISHED_TOP1[name], abs=0.001)
 
 
-def test_openvino_is_skipped_and_the_reason_names_it(built: Built) -> None:
+def test_openvino_is_skipped_and_the_reason_names_the_operator(built: Built) -> None:
     assert set(built.skipped) == {"intel-cpu"}
     assert "OpenVINO" in built.skipped["intel-cpu"]
+    assert "ai.onnx.ml" in built.skipped["intel-cpu"]

@@ -83,8 +83,17 @@ def _renumber(xml: Path, source: onnx.ModelProto) -> None:
         file.write(renamed.encode())
 
 
+_TELLS_NOTHING = (
+    "Exception from",
+    "Check '",
+    "FrontEnd API failed",
+    "Model wasn't fully converted",
+    "Summary:",
+)
+
+
 def _reason(message: str) -> str:
-    # OpenVINO's first lines name its own source file; the sentence that helps comes later.
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    # OpenVINO's first lines name its own source file, or announce a summary; what helps comes later.
+    lines = [line.strip().removeprefix("-- ") for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_TELLS_NOTHING)]
     return first_line("\n".join(telling or lines))
