@@ -247,6 +247,7 @@ def test_closing_twice_does_nothing_and_a_closed_program_refuses(builder: Builde
 OPEN_AND_CLOSE = """
 import gc, os, sys
 import numpy as np
+from edgec.runtime import load
 
 def resident_mib():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -269,7 +270,7 @@ print(resident_mib() - memory, len(os.listdir("/proc/self/fd")) - descriptors)
 def test_closing_gives_memory_and_descriptors_back(builder: Builder, tmp_path: Path) -> None:
     model, _ = builder.linear(1, 1448)  # 8 MiB of weights
     # In a process of its own, where nothing else takes or gives memory.
-    command = [sys.executable, "-c", OPEN_AND_CLOSE, packed(model, tmp_path)]
+    command = [sys.executable, "-c", OPEN_AND_CLOSE, str(packed(model, tmp_path))]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     grown_mib, left_open = map(float, answer.split())
     assert grown_mib < 24, "12 sessions of 8 MiB left more than 3 of them behind"
