@@ -171,22 +171,22 @@ def _tensor_findings(place: Place, limits: Limits, refused: dict[str, str]) -> I
     outputs = [t for t in place.outputs if t is not None]
     for tensor in (*(t for t in place.inputs if t is not None and t.origin == "input"), *outputs):
         if tensor.dtype in refused:
-            yield _refusal("dtype", place, f"tensor {tensor.name!r} is {tensor.dtype}", refused[tensor.dtype])
+            yield _refusal("dtype", place, f"a tensor of it is {tensor.dtype}", refused[tensor.dtype])
         if limits.max_rank is not None and tensor.rank is not None and tensor.rank > limits.max_rank:
             yield _refusal(
                 "rank",
                 place,
-                f"tensor {tensor.name!r} has {tensor.rank} axes, the target takes {limits.max_rank} at most",
+                f"a tensor of it has {tensor.rank} axes, the target takes {limits.max_rank} at most",
                 "reshape it to fewer axes before this operator",
             )
-    if limits.max_batch is not None:
-        for tensor in outputs:
+    if limits.max_batch is not None and place.node.op_type != "Constant":
+        for tensor in (t for t in outputs if t.dtype in FLOATS):
             first = tensor.shape[0] if tensor.shape and len(tensor.shape) >= 2 else None
             if isinstance(first, int) and first > limits.max_batch:
                 yield _refusal(
                     "batch",
                     place,
-                    f"tensor {tensor.name!r} has a batch of {first}, the target takes {limits.max_batch}",
+                    f"its output has a batch of {first}, the target takes {limits.max_batch}",
                     f"export with a batch of {limits.max_batch}, or pin it with --shape",
                 )
 
@@ -298,7 +298,7 @@ def _zero_point(place: Place, graph: _Graph) -> Iterator[Finding]:
         yield _refusal(
             "zero-point",
             place,
-            f"its zero point is {_shown(value)}, TensorRT takes 0 only",
+            "its zero point is not 0, and TensorRT quantizes symmetrically",
             "quantize symmetrically: --target jetson does",
         )
 

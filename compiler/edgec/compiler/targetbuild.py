@@ -81,6 +81,7 @@ def build_target(bench: Bench, target: Target, path: Path) -> ArtifactInfo:
     """
     engine = target.engines[0]
     get_converter(engine.name)  # refuses a family that this version does not build
+    _require_static_shapes(bench.plain, target)
     variant, why_variant = _choose_variant(bench, target, engine)
     entries = [_enter(bench, target, c) for c in _candidates(bench, target, engine, variant)]
     measured = _measure(bench, target, entries)
@@ -100,6 +101,19 @@ def build_target(bench: Bench, target: Target, path: Path) -> ArtifactInfo:
         if entry.made is not None:
             entry.made.session.close()
     return info
+
+
+def _require_static_shapes(variant: Variant, target: Target) -> None:
+    free = [spec for spec in variant.inputs if not spec.is_static]
+    if free and target.limits.static_shapes:
+        pins = " ".join(
+            f"--shape {s.name}={','.join(str(n) if isinstance(n, int) else '1' for n in s.shape)}"
+            for s in free
+        )
+        raise UnsupportedModelError(
+            f"{target.name} needs every dimension fixed, and {', '.join(map(str, free))} is not: pin it, "
+            f"for example {pins}"
+        )
 
 
 def _candidates(

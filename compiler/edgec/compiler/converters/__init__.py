@@ -93,6 +93,16 @@ class Converter(Protocol):
         ...
 
 
+def fallback_spec(target: Target, precision: str, files: tuple[str, ...]) -> EngineSpec | None:
+    """Return how the target's fallback runs the same members; None where it has none for `precision`."""
+    fallback = target.fallback
+    if fallback is None or precision not in fallback.precisions:
+        return None
+    return EngineSpec(
+        name=fallback.name, version=fallback.version, device=fallback.device, precision=precision, files=files
+    )
+
+
 def get_converter(name: str) -> Converter:
     """Return the converter of the engine called `name`.
 

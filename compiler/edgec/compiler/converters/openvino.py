@@ -10,13 +10,17 @@ import onnx
 import openvino as ov
 
 from edgec.artifact import EngineSpec, atomic_write
-from edgec.compiler.converters import Converted, Prepared
+from edgec.compiler.converters import Converted, Prepared, fallback_spec
 from edgec.compiler.model import first_line, walk_nodes
 from edgec.compiler.onnx_payload import GRAPH, write_onnx_payload
 from edgec.errors import ConversionError
 from edgec.targets import Engine, Target
 
 _XML, _BIN = "model.xml", "model.bin"
+_NOT_RUN = (
+    "the {device} plugin compiles the model on the device; where none is at hand here, numerics are proven on "
+    "the CPU, and placement and speed on the {device} are not"
+)
 
 
 class OpenVinoConverter:
@@ -54,7 +58,13 @@ class OpenVinoConverter:
             precision=prepared.precision,
             files=(_XML, _BIN),
         )
-        return Converted(files={_BIN: directory / _BIN, _XML: directory / _XML}, engine=spec)
+        on_cpu = engine.device == "CPU"
+        return Converted(
+            files={_BIN: directory / _BIN, _XML: directory / _XML},
+            engine=spec,
+            fallback=fallback_spec(target, prepared.precision, spec.files),
+            not_run=() if on_cpu else (_NOT_RUN.format(device=engine.device),),
+        )
 
     def version(self) -> str:
         """Return the version of OpenVINO, without its build."""

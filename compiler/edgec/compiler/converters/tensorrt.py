@@ -15,7 +15,7 @@ import onnx
 
 from edgec.artifact import EngineSpec
 from edgec.compiler.calibration import CalibrationTable
-from edgec.compiler.converters import Converted, Prepared
+from edgec.compiler.converters import Converted, Prepared, fallback_spec
 from edgec.compiler.lint import lint_tensorrt
 from edgec.compiler.model import real_inputs
 from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
@@ -61,7 +61,7 @@ class TensorRtConverter:
         return Converted(
             files=files,
             engine=_spec(engine, prepared.precision, names),
-            fallback=_fallback(target, prepared.precision, names),
+            fallback=fallback_spec(target, prepared.precision, names),
             recipe=recipe(model, target, prepared.precision),
             not_run=(NOT_BUILT,),
         )
@@ -198,12 +198,6 @@ def _spec(engine: Engine, precision: str, files: tuple[str, ...]) -> EngineSpec:
     return EngineSpec(
         name=engine.name, version=engine.version, device=engine.device, precision=precision, files=files
     )
-
-
-def _fallback(target: Target, precision: str, files: tuple[str, ...]) -> EngineSpec | None:
-    if target.fallback is None or precision not in target.fallback.precisions:
-        return None
-    return _spec(target.fallback, precision, files)
 
 
 def _is_eleven(engine: Engine) -> bool:

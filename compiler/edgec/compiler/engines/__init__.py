@@ -23,11 +23,13 @@ class Judge(Protocol):
 
     title: str
 
-    def refusal(self, model: onnx.ModelProto | Path) -> str | None:
+    def refusal(self, model: onnx.ModelProto | Path, *, compile_too: bool = True) -> str | None:
         """Return why the engine refuses the model, in one line; None where it takes it.
 
         Args:
             model: Or where it lies, if its weights are too large for one protobuf message.
+            compile_too: Whether to go on from reading the model to making it ready to run, where these are
+                two steps.
         """
         ...
 

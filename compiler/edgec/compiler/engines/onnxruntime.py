@@ -167,8 +167,8 @@ class OnnxRuntimeJudge:
 
     title = "ONNX Runtime"
 
-    def refusal(self, model: onnx.ModelProto | Path) -> str | None:
-        """Return why the model is refused, in one line; None where it is taken."""
+    def refusal(self, model: onnx.ModelProto | Path, *, compile_too: bool = True) -> str | None:
+        """Return why the model is refused, in one line; None where it is taken. It reads as it compiles."""
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -22,12 +22,13 @@ class OpenVinoJudge:
 
     title = "OpenVINO"
 
-    def refusal(self, model: onnx.ModelProto | Path) -> str | None:
+    def refusal(self, model: onnx.ModelProto | Path, *, compile_too: bool = True) -> str | None:
         """Return why the model is refused, in one line; None where it is taken."""
         core = ov.Core()
         try:
             converted = core.read_model(str(model) if isinstance(model, Path) else model.SerializeToString())
-            core.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            if compile_too:
+                core.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         except RuntimeError as e:  # what ov::Exception becomes
             return openvino_reason(str(e))
         return None
