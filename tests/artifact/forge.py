@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edgec.artifact import GOLDEN, Manifest, pack
 
@@ -31,51 +32,82 @@ def canonical(value: object) -> bytes:
 
 @dataclass
 class Part:
-    """A member to be written, and the headers around it; fields of headers can be set to wrong values."""
+    """A member to be written, and the headers around it; fields of headers can be set to wrong values.
+
+    Attributes:
+        data: Its bytes.
+        zeros: How many more bytes it has, which are 0 and take no disk.
+        aligned: Whether it is payload.
+        local: Changed fields of its local header.
+        central: Changed fields of its header in the directory.
+        before: Bytes that are put before it.
+    """
 
     name: bytes
     data: bytes
     aligned: bool = True
+    zeros: int = 0
     local: Document = field(default_factory=dict)
     central: Document = field(default_factory=dict)
     before: bytes = b""
 
 
+LARGE = 2**32 - 1
+
+
 def _fields(part: Part, changed: Document) -> Document:
+    size = len(part.data) + part.zeros
     right: Document = {
-        "needs": 10, "flags": 0, "method": 0, "time": 0, "date": 0x21, "crc": zlib.crc32(part.data),
-        "stored": len(part.data), "size": len(part.data), "name": part.name, "mode": 0o100644 << 16,
-        "extra": b"", "comment": b"",
+        "needs": 45 if size >= LARGE else 10, "flags": 0, "method": 0, "time": 0, "date": 0x21,
+        "crc": zlib.crc32(part.data), "stored": min(size, LARGE), "size": min(size, LARGE), "name": part.name,
+        "mode": 0o100644 << 16, "extra": struct.pack("<QQ", size, size) if size >= LARGE else b"",
+        "comment": b"",
     }  # fmt: skip
     return right | changed
 
 
-def write_zip(parts: list[Part], *, comment: bytes, prefix: bytes = b"", suffix: bytes = b"") -> bytes:
-    """Return the bytes of an artifact of `parts`, the second writer at work."""
-    out = prefix
+def write_parts(file: IO[bytes], parts: list[Part], comment: bytes) -> None:
+    """Write an artifact of `parts`, the second writer at work."""
     central = b""
     for part in parts:
-        out += part.before
-        place = part.central.get("place", len(out))
+        file.write(part.before)
+        place = file.tell()
         f = _fields(part, part.local)
-        extra = f["extra"]
+        extra = struct.pack("<HH", 1, len(f["extra"])) + f["extra"] if f["extra"] else b""
         if part.aligned:
-            pad = -(len(out) + 30 + len(f["name"]) + 6) % 4096
-            extra = extra or struct.pack("<HHH", 0xD935, pad + 2, 4096) + bytes(pad)
-        out += struct.pack(
+            pad = -(place + 30 + len(f["name"]) + len(extra) + 6) % 4096
+            extra += struct.pack("<HHH", 0xD935, pad + 2, 4096) + bytes(pad)
+        file.write(struct.pack(
             "<IHHHHHIIIHH", 0x04034B50, f["needs"], f["flags"], f["method"], f["time"], f["date"],
             f["crc"], f["stored"], f["size"], len(f["name"]), len(extra),
-        ) + f["name"] + extra + part.data  # fmt: skip
+        ) + f["name"] + extra + part.data)  # fmt: skip
+        file.seek(part.zeros, os.SEEK_CUR)
         f = _fields(part, part.central)
+        place = part.central.get("place", place)
+        wide = f["extra"] + (struct.pack("<Q", place) if place >= LARGE else b"")
+        extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
         central += struct.pack(
-            "<IHHHHHHIIIHHHHHII", 0x02014B50, 3 << 8 | 45, f["needs"], f["flags"], f["method"], f["time"],
-            f["date"], f["crc"], f["stored"], f["size"], len(f["name"]), len(f["extra"]), len(f["comment"]),
-            0, 0, f["mode"], place,
-        ) + f["name"] + f["extra"] + f["comment"]  # fmt: skip
-    end = struct.pack(
-        "<IHHHHIIH", 0x06054B50, 0, 0, len(parts), len(parts), len(central), len(out), len(comment)
-    )
-    return out + central + end + comment + suffix
+            "<IHHHHHHIIIHHHHHII", 0x02014B50, 3 << 8 | 45, 45 if place >= LARGE else f["needs"], f["flags"],
+            f["method"], f["time"], f["date"], f["crc"], f["stored"], f["size"], len(f["name"]), len(extra),
+            len(f["comment"]), 0, 0, f["mode"], min(place, LARGE),
+        ) + f["name"] + extra + f["comment"]  # fmt: skip
+    start = file.tell()
+    end = start + len(central)
+    file.write(central)
+    if start >= LARGE:
+        counts = (len(parts), len(parts), len(central), start)
+        file.write(struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 3 << 8 | 45, 45, 0, 0, *counts))
+        file.write(struct.pack("<IIQI", 0x07064B50, 0, end, 1))
+    counts = (len(parts), len(parts), len(central), min(start, LARGE))
+    file.write(struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, *counts, len(comment)) + comment)
+
+
+def write_zip(parts: list[Part], *, comment: bytes, prefix: bytes = b"", suffix: bytes = b"") -> bytes:
+    """Return the bytes of an artifact of `parts`."""
+    file = io.BytesIO()
+    file.write(prefix)
+    write_parts(file, parts, comment)
+    return file.getvalue() + suffix
 
 
 def comment_of(manifest: bytes, version: int = 1) -> bytes:

@@ -319,7 +319,7 @@ def test_a_changed_manifest_is_noticed(tiny: Tiny) -> None:
         (b"[" * 4_000_000, "nested more than 32 levels"),
         (b'{"a":' * 800_000, "nested more than 32 levels"),
         (b'"\\"' + b"[" * 33 + b'"', "must be an object, not "),
-        (b'"\\\\"' + b"[" * 33, "nested more than 32 levels"),
+        (b'["\\\\",' + b"[" * 33 + b'""', "nested more than 32 levels"),
         (b"{" + b" " * (4 * 2**20) + b"}", "has 4194306 bytes; at most 4194304 are read"),
     ],
 )

@@ -171,6 +171,20 @@ def test_a_member_that_cannot_be_read_is_named(tiny: Tiny, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_a_member_that_changes_while_it_is_read_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    # A file whose size is said to be 0, and which has content.
+    with pytest.raises(
+        ArtifactError, match=r"member 'weights\.bin' had 0 bytes and then \d+: it was written to"
+    ):
+        pack(tmp_path / "a.edgec", tiny.manifest, {**tiny.members, "weights.bin": Path("/proc/self/status")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_no_reader_would_read_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="the report has 16777224 bytes; at most 16777216 are stored"):
+        pack(tmp_path / "a.edgec", tiny.manifest, tiny.members, {"x": "y" * 2**24})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.disk_usage("/tmp").free < 16e9, reason="needs 16 GB of free disk")
 @pytest.mark.timeout(900)

@@ -12,7 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.artifact.forge import Document, Part, Tiny, canonical, comment_of, sha256, signed, write_zip
+from tests.artifact.forge import (
+    LARGE,
+    Document,
+    Part,
+    Tiny,
+    canonical,
+    comment_of,
+    sha256,
+    signed,
+    write_parts,
+    write_zip,
+)
 
 from edgec.artifact import GOLDEN, Artifact
 from edgec.errors import ArtifactError, DigestMismatchError, IncompatibleArtifactError, ManifestError
@@ -122,7 +133,7 @@ def test_the_second_writer_is_right_unless_told_otherwise(forge: Forge, write: W
         ({"needs": 20}, "not as version 1 prescribes"),
         ({"comment": b"c"}, "not as version 1 prescribes|has no entry"),
         ({"extra": b"\1\0\0\0"}, "not as version 1 prescribes"),
-        ({"extra": struct.pack("<HHQ", 1, 8, 5)}, "not as version 1 prescribes"),
+        ({"extra": struct.pack("<QQ", 5, 5)}, "not as version 1 prescribes"),
         ({"extra": b"\1"}, "not as version 1 prescribes"),
     ],
 )  # fmt: skip
@@ -246,11 +257,22 @@ def test_bytes_around(forge: Forge, write: Write) -> None:
     refused(write(b"#!/bin/sh\n" + forge()), "does not fit the file")
     refused(write(forge(suffix=b"\0")), "bytes were added to its end")
     refused(write(forge() + forge()), "does not fit the file")
+    refused(write(_put_in(forge(), b"PK\1\2", start=6)), "6 bytes between the last member and the directory")
+    refused(write(_put_in(forge(), b"PK\5\6", size=6)), "the directory has 6 bytes that belong to no member")
 
     def hide(parts: list[Part]) -> None:
         parts[2].before = b"hidden"
 
     refused(write(forge(hide)), "6 bytes before member 'golden.safetensors' belong to nothing")
+
+
+def _put_in(data: bytes, before: bytes, start: int = 0, size: int = 0) -> bytes:
+    """Put six bytes before the first mark, and correct the end record by `start` and `size`."""
+    at = data.index(before)
+    data = data[:at] + b"hidden" + data[at:]
+    end = data.rindex(b"PK\5\6") + 12
+    old_size, old_start = struct.unpack_from("<II", data, end)
+    return data[:end] + struct.pack("<II", old_size + size, old_start + start) + data[end + 8 :]
 
 
 def test_members_that_overlap(forge: Forge, write: Write) -> None:
@@ -298,52 +320,51 @@ def test_zip64_where_it_is_not_needed(forge: Forge, write: Write) -> None:
     refused(write(bytes(end)), "the zip64 end record is missing")
 
 
-def test_payload_above_4_gb_is_read(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "size",
+    [
+        2**32 + 100,  # size, places and directory take 8 bytes
+        2**32,
+        2**32 - 1,  # the first size that does
+        2**32 - 2,
+        2**32 - 1 - 4096,  # the next member is the first one whose place does
+        2**32 - 2 - 4096,
+        2**32 - 3 * 4096,  # only the directory and a place, or none
+    ],
+)
+def test_payload_around_4_gb_is_read(size: int, tiny: Tiny, tmp_path: Path) -> None:
     """A sparse file: 4 GiB and a little, of which a few kilobytes are on the disk."""
-    size = 2**32 + 100
     document = tiny.document()
     document["members"]["large.bin"] = {"sha256": "0" * 64, "size": size}
     manifest = signed(document)
-    # The first member has a zip64 header and the others begin above 4 GiB.
-    wide = struct.pack("<HHQQ", 1, 16, size, size)
-    pad = 4096 - 30 - 9 - len(wide) - 6
-    padding = wide + struct.pack("<HHH", 0xD935, pad + 2, 4096) + bytes(pad)
-    header = struct.pack(
-        "<IHHHHHIIIHH", 0x04034B50, 45, 0, 0, 0, 0x21, 0, 2**32 - 1, 2**32 - 1, 9, len(padding)
-    )
-    central = struct.pack(
-        "<IHHHHHHIIIHHHHHII", 0x02014B50, 813, 45, 0, 0, 0, 0x21, 0, 2**32 - 1, 2**32 - 1, 9, 20, 0, 0, 0,
-        0o100644 << 16, 0,
-    ) + b"large.bin" + wide  # fmt: skip
+    parts = [Part(b"large.bin", b"begin", zeros=size - 5), *tiny.parts(manifest)]
     path = tmp_path / "a.edgec"
     with path.open("wb") as file:
-        file.write(header + b"large.bin" + padding)
-        file.seek(4096 + size)
-        for part in tiny.parts(manifest):
-            place = file.tell()
-            # The second writer counts from 0: its padding is right for any multiple of 4096.
-            one = write_zip([part], comment=b"", prefix=bytes(place % 4096))[place % 4096 :]
-            body, entry = one[: one.rindex(b"PK\1\2")], one[one.rindex(b"PK\1\2") : one.rindex(b"PK\5\6")]
-            file.write(body)
-            central += entry[:6] + b"\x2d" + entry[7:30] + b"\x0c\0" + entry[32:42] + b"\xff" * 4
-            central += part.name + struct.pack("<HHQ", 1, 8, place)
-        start = file.tell()
-        count = len(tiny.parts(manifest)) + 1
-        file.write(central)
-        file.write(
-            struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 813, 45, 0, 0, count, count, len(central), start)
-        )
-        file.write(struct.pack("<IIQI", 0x07064B50, 0, start + len(central), 1))
-        file.write(struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, count, count, len(central), 2**32 - 1, 82))
-        file.write(comment_of(manifest))
+        write_parts(file, parts, comment_of(manifest))
     with Artifact.open(path) as artifact:
         assert len(artifact.view("large.bin")) == size
-        assert artifact.offset("weights.bin") == 4096 + size + (-(4096 + size) % 4096)
+        assert bytes(artifact.view("large.bin")[:6]) == b"begin\0"
+        assert artifact.offset("weights.bin") % 4096 == 0
         assert artifact.read("weights.bin") == tiny.members["weights.bin"]
         assert len(artifact.golden()) == 2
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("large.bin").file_size == size
         assert archive.read("model.onnx") == b"graph"
+
+
+def test_the_directory_alone_above_4_gb(tiny: Tiny, tmp_path: Path) -> None:
+    manifest = signed(tiny.document())
+    rest = len(write_zip(tiny.parts(manifest), comment=b"")) + 4096
+    for size in range(LARGE - rest - 4096, LARGE - rest + 4096, 1021):
+        document = tiny.document()
+        document["members"]["large.bin"] = {"sha256": "0" * 64, "size": size}
+        manifest = signed(document)
+        path = tmp_path / "a.edgec"
+        with path.open("wb") as file:
+            parts = [Part(b"large.bin", b"", zeros=size), *tiny.parts(manifest)]
+            write_parts(file, parts, comment_of(manifest))
+        with Artifact.open(path) as artifact:
+            assert artifact.report == tiny.report
 
 
 # The manifest and what else is parsed
@@ -391,6 +412,7 @@ def test_a_wrong_manifest(manifest: bytes, message: str, tiny: Tiny, write: Writ
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
+        ("report.json", b" " * (16 * 2**20 + 1), "report.json has 16777217 bytes; at most 16777216 are read"),
         ("report.json", b"[1]", "report.json must be an object, not a list"),
         ("report.json", b'{"a": 1}', "report.json is not canonical"),
         ("report.json", b'{"a":' * 33 + b"1" + b"}" * 33, "nested more than 32"),

@@ -207,10 +207,10 @@ def _read_end(data: memoryview) -> tuple[int, int, int, str]:
         raise IncompatibleArtifactError(
             f"the artifact has format version {int(comment[1])}, this edgec reads {FORMAT_VERSION}: update it"
         )
-    _, disk, disk_start, on_disk, count, size, start, _ = _END.unpack_from(data, at)
+    _, _, _, _, count, size, start, _ = _END.unpack_from(data, at)
     if start == _IN_64:
         start, at = _read_end_64(data, at)
-    if disk or disk_start or on_disk != count or start + size != at:
+    if start + size != at:
         raise ArtifactError("the end record does not fit the file: it was cut, or bytes were put into it")
     if not 1 <= count <= MAX_MEMBERS:
         raise ArtifactError(f"the artifact has {count} members; 1 to {MAX_MEMBERS} are allowed")
