@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgec.compiler.parity import OutputParity, Parity, Tolerance
-from edgec.compiler.tournament import Contender, Gate, Verdict, choose
+from edgec.compiler.tournament import Aim, Contender, Gate, Verdict, choose
 from edgec.evaluation import OutputComparison
 from edgec.runtime.measurement import LatencySamples
 
@@ -89,3 +89,31 @@ def test_the_targets_own_ranking_decides_where_nothing_was_measured() -> None:
     choice = choose([contender("fp32", None), contender("fp16", None)], RANKING, RULE)
     assert choice.winner == "engine fp16"
     assert choice.decisions[0] == f"engine fp16 ships: nothing was measured for this target; {RULE}"
+
+
+def test_a_candidate_over_budget_is_out() -> None:
+    fast, small = contender("fp16", 1.0), contender("int8", 1.5)
+    fast.size_bytes, small.size_bytes = 3_000_000, 1_000_000
+    choice = choose([fast, small], RANKING, RULE, Aim(size_bytes=2_000_000))
+    assert choice.winner == "engine int8"
+    assert choice.decisions[-1] == "engine fp16 is right, but size 3 MB is over the budget of 2 MB"
+
+
+def test_the_nearest_is_named_where_nobody_keeps_the_budget() -> None:
+    choice = choose([contender("fp32", 2.0), contender("int8", 1.0)], RANKING, RULE, Aim(latency_ms=0.5))
+    assert (choice.winner, choice.nearest) == (None, "engine int8")
+    assert "latency 1 ms is over the budget of 0.5 ms" in choice.decisions[1]
+
+
+def test_a_budget_on_what_was_not_measured_is_not_kept() -> None:
+    choice = choose([contender("fp32", None)], RANKING, RULE, Aim(latency_ms=5.0))
+    assert choice.winner is None
+    assert "latency was not measured here" in choice.decisions[0]
+
+
+def test_objectives_other_than_latency() -> None:
+    exact, small = contender("fp32", 1.0), contender("int8", 2.0)
+    exact.size_bytes, small.size_bytes = 4, 1
+    exact.source_snr_db, small.source_snr_db = 120.0, 40.0
+    assert choose([exact, small], RANKING, RULE, Aim(objective="size")).winner == "engine int8"
+    assert choose([exact, small], RANKING, RULE, Aim(objective="accuracy")).winner == "engine fp32"

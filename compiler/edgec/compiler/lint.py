@@ -179,14 +179,15 @@ def _tensor_findings(place: Place, limits: Limits, refused: dict[str, str]) -> I
                 f"a tensor of it has {tensor.rank} axes, the target takes {limits.max_rank} at most",
                 "reshape it to fewer axes before this operator",
             )
-    if limits.max_batch is not None and place.node.op_type != "Constant":
+    computed = [t for t in place.inputs if t is not None and t.origin != "constant"]
+    if limits.max_batch is not None and computed:
         for tensor in (t for t in outputs if t.dtype in FLOATS):
             first = tensor.shape[0] if tensor.shape and len(tensor.shape) >= 2 else None
             if isinstance(first, int) and first > limits.max_batch:
                 yield _refusal(
                     "batch",
                     place,
-                    f"its output has a batch of {first}, the target takes {limits.max_batch}",
+                    f"its output has a batch above {limits.max_batch}, the most that the target takes",
                     f"export with a batch of {limits.max_batch}, or pin it with --shape",
                 )
 
@@ -390,11 +391,10 @@ def _pairs(place: Place, graph: _Graph) -> Iterator[Finding]:
         takers = graph.takers.get(place.node.output[0], [])
         odd = [t.label for t in takers if t.node.op_type != "DequantizeLinear"]
         if odd or not takers:
-            where = f"goes to {odd[0]!r}" if odd else "goes nowhere but out"
             yield _refusal(
                 "pair",
                 place,
-                f"its int8 result {where}, not to a DequantizeLinear",
+                "its int8 result does not go to a DequantizeLinear alone",
                 "explicit quantization is made of Q and DQ in pairs",
             )
     elif (data := place.inputs[0]) is not None and data.origin != "constant":
@@ -429,22 +429,21 @@ def _residual(place: Place, graph: _Graph) -> Iterator[Finding]:
         return
     if not all(graph.is_dequantized(t) for t in place.inputs):
         return
-    layers = [label for t in place.inputs if (label := _layer_behind(t, graph)) is not None]
-    if layers:
+    if any(_ends_in_layer(t, graph) for t in place.inputs):
         yield Finding(
             rule="residual",
             node=place.label,
-            message=f"both inputs of a residual Add are dequantized: it cannot fuse into {layers[0]!r}",
+            message="both inputs of a residual Add are dequantized: it cannot fuse into the layer before it",
             severity="error",
             fix="leave the branch that ends in the layer in float, and quantize the skip branch only",
         )
 
 
-def _layer_behind(tensor: Tensor | None, graph: _Graph) -> str | None:
+def _ends_in_layer(tensor: Tensor | None, graph: _Graph) -> bool:
     dequantize = graph.maker(tensor)
     quantize = graph.maker(dequantize.inputs[0]) if dequantize is not None else None
     layer = graph.maker(quantize.inputs[0]) if quantize is not None else None
-    return layer.label if layer is not None and layer.node.op_type in _LAYERS else None
+    return layer is not None and layer.node.op_type in _LAYERS
 
 
 def _bias(place: Place, graph: _Graph) -> Iterator[Finding]:
@@ -489,7 +488,7 @@ def _uint8(place: Place, graph: _Graph) -> Iterator[Finding]:
             yield _refusal(
                 "uint8",
                 place,
-                f"it computes with the uint8 tensor {tensor.name!r}: TensorRT has uint8 at its inputs only",
+                "it computes with a uint8 tensor, and TensorRT has uint8 at its inputs only",
                 "cast to float first",
             )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Objective = Literal["latency", "size", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,10 @@ class CompileOptions:
         shapes: Sizes to pin, by name of the input.
         name: Name of the model; the file's name by default.
         version: Version of the model.
+        objective: What the winner is best at: ``latency``, ``size`` or ``accuracy``.
+        budget_latency_ms: Largest median latency of one inference; None for no limit.
+        budget_size_bytes: Largest payload.
+        budget_memory_mib: Largest peak memory of a process that loads the artifact and runs one inference.
         fold: Whether pre-processing goes into the graph: ``auto`` where it is measurably faster,
             ``on`` where it can be, ``off``.
         threads: Threads of one inference while candidates are measured.
@@ -33,6 +39,10 @@ class CompileOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     name: str | None = None
     version: str = "1"
+    objective: Objective = "latency"
+    budget_latency_ms: float | None = None
+    budget_size_bytes: int | None = None
+    budget_memory_mib: float | None = None
     fold: str = "auto"
     threads: int = 1
     measure_s: float = 1.0
@@ -45,6 +55,10 @@ class CompileOptions:
             "max_drop": self.max_drop,
             "accept_inconclusive": self.accept_inconclusive,
             "shapes": {name: list(sizes) for name, sizes in sorted(self.shapes.items())},
+            "objective": self.objective,
+            "budget_latency_ms": self.budget_latency_ms,
+            "budget_size_bytes": self.budget_size_bytes,
+            "budget_memory_mib": self.budget_memory_mib,
             "fold": self.fold,
             "threads": self.threads,
             "seed": self.seed,

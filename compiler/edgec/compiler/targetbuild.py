@@ -18,7 +18,7 @@ from edgec.compiler.figures import candidate_info, latency_info, parity_info, pr
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.parity import parity_sentence
 from edgec.compiler.report import ArtifactInfo, Build
-from edgec.compiler.tournament import Choice, Contender, choose
+from edgec.compiler.tournament import Aim, Choice, Contender, choose
 from edgec.compiler.variants import Variant
 from edgec.errors import (
     BudgetError,
@@ -31,6 +31,7 @@ from edgec.errors import (
     UnsupportedModelError,
 )
 from edgec.runtime import load
+from edgec.runtime.benchmark import measure_cold_starts
 from edgec.runtime.measurement import measure_interleaved, median_ratio
 from edgec.targets import Engine, Target, host_arch, host_features
 
@@ -85,8 +86,10 @@ def build_target(bench: Bench, target: Target, path: Path) -> ArtifactInfo:
     variant, why_variant = _choose_variant(bench, target, engine)
     entries = [_enter(bench, target, c) for c in _candidates(bench, target, engine, variant)]
     measured = _measure(bench, target, entries)
-    choice = choose([e.contender for e in entries], target.stand_in.ranking, target.stand_in.rule)
-    winner = _winner(bench, target, entries, choice)
+    _measure_memory(bench, target, entries)
+    contenders = [e.contender for e in entries]
+    choice = choose(contenders, target.stand_in.ranking, target.stand_in.rule, _aim(bench.options))
+    winner = _winner(target, entries, choice, path)
     for entry in entries:
         if entry.contender.admissible:
             entry.contender.status = "winner" if entry is winner else "admissible"
@@ -229,6 +232,26 @@ def _measure(bench: Bench, target: Target, entries: list[_Entry]) -> str:
     )
 
 
+def _measure_memory(bench: Bench, target: Target, entries: list[_Entry]) -> None:
+    """Note the peak memory of every admissible candidate, where a budget asks for it."""
+    if bench.options.budget_memory_mib is None:
+        return
+    bench.progress(f"{target.name}: measuring memory in fresh processes")
+    for entry in entries:
+        if entry.contender.admissible and entry.made is not None:
+            cold = measure_cold_starts(entry.made.path, threads=bench.options.threads, processes=1)
+            entry.contender.memory_mib = cold.peak_memory_mib
+
+
+def _aim(options: CompileOptions) -> Aim:
+    return Aim(
+        objective=options.objective,
+        latency_ms=options.budget_latency_ms,
+        size_bytes=options.budget_size_bytes,
+        memory_mib=options.budget_memory_mib,
+    )
+
+
 def _call(made: Made) -> Callable[[], object]:
     return partial(made.session.run, dict(made.reference.inputs[0]))
 
@@ -289,7 +312,7 @@ def _faster_variant(
     return plain, (f"pre-processing stays outside the graph, where it is no slower: {figures}",)
 
 
-def _winner(bench: Bench, target: Target, entries: list[_Entry], choice: Choice) -> _Entry:
+def _winner(target: Target, entries: list[_Entry], choice: Choice, path: Path) -> _Entry:
     for entry in entries:
         if entry.contender.name == choice.winner:
             return entry
@@ -299,7 +322,15 @@ def _winner(bench: Bench, target: Target, entries: list[_Entry], choice: Choice)
         raise UnsupportedModelError(f"{target.name}: no candidate could be made: {tried[0].problem}")
     if all(c.parity is not None and not c.parity.passed for c in tried):
         raise ParityError(f"{target.name}: {reasons}")
-    raise BudgetError(f"{target.name}: no candidate may be shipped: {reasons}")
+    nearest = next((e.made for e in entries if e.contender.name == choice.nearest), None)
+    if nearest is None:
+        raise BudgetError(f"{target.name}: no candidate may be shipped: {reasons}")
+    kept = path.with_name(f"{path.stem}.over-budget.edgec")
+    os.replace(nearest.path, kept)
+    raise BudgetError(
+        f"{target.name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept as "
+        f"{kept}, without golden vectors and report"
+    )
 
 
 def _info(
@@ -394,7 +425,12 @@ def _final_manifest(bench: Bench, made: Made, manifest: Manifest) -> Manifest:
         members={},
         model=model["name"],
         model_version=model["version"],
-        budgets=Budgets(max_drop=bench.options.max_drop),
+        budgets=Budgets(
+            max_drop=bench.options.max_drop,
+            latency_ms=bench.options.budget_latency_ms,
+            memory_mib=bench.options.budget_memory_mib,
+            size_bytes=bench.options.budget_size_bytes,
+        ),
         reference=reference_quantiles(variant),
         golden=golden_tolerances(made.reference),
         provenance=provenance(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgec.compiler.options import Objective
 from edgec.compiler.parity import Parity, parity_sentence
 from edgec.evaluation import PairedDifference, Score
 from edgec.runtime.measurement import LatencySamples, MedianRatio, median_ratio
@@ -48,6 +50,7 @@ class Contender:
         source_snr_db: SNR of its outputs against the source; None where they are identical, or nothing ran.
         gate: Of accuracy.
         latency: Measured with the others, interleaved.
+        memory_mib: Peak memory of a process that loads it and runs one inference, where a budget asks.
         problem: Why it is out, whatever its figures; None where it is not.
         status: ``failed`` where it could not be made, ``skipped`` where it was not tried, else how the
             tournament ends for it.
@@ -61,6 +64,7 @@ class Contender:
     source_snr_db: float | None = None
     gate: Gate | None = None
     latency: LatencySamples | None = None
+    memory_mib: float | None = None
     problem: str | None = None
     status: Literal["winner", "admissible", "refused", "failed", "skipped"] = "refused"
 
@@ -77,40 +81,113 @@ class Contender:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a build is for, and what it must keep to.
+
+    Attributes:
+        objective: What the best candidate is best at: ``latency``, ``size`` or ``accuracy``.
+        latency_ms: Largest median latency; None for no limit.
+        size_bytes: Largest payload.
+        memory_mib: Largest peak memory of a process that loads it and runs one inference.
+    """
+
+    objective: Objective = "latency"
+    latency_ms: float | None = None
+    size_bytes: int | None = None
+    memory_mib: float | None = None
+
+    def over_budget(self, contender: Contender) -> str | None:
+        """Return by what a contender misses a budget, in words; None where it keeps all."""
+        latency = contender.latency.p50_ms if contender.latency is not None else None
+        misses = [
+            _miss("latency", latency, self.latency_ms, "ms"),
+            _miss("size", _mb(contender.size_bytes), _mb(self.size_bytes), "MB"),
+            _miss("memory", contender.memory_mib, self.memory_mib, "MiB"),
+        ]
+        return ", ".join(m for m in misses if m) or None
+
+
+def _miss(what: str, value: float | None, budget: float | None, unit: str) -> str | None:
+    if budget is None or (value is not None and value <= budget):
+        return None
+    if value is None:
+        return f"{what} was not measured here, and a budget of {budget:g} {unit} is set"
+    return f"{what} {value:.3g} {unit} is over the budget of {budget:g} {unit}"
+
+
+def _mb(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else size_bytes / 1e6
+
+
+_NO_BUDGETS = Aim()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """How a tournament ended.
 
     Attributes:
         winner: Name of the contender to ship; None where none may be.
+        nearest: Where none keeps the budgets: the best of those that are right; None otherwise.
         decisions: Why, in plain sentences.
     """
 
     winner: str | None
+    nearest: str | None = None
     decisions: tuple[str, ...]
 
 
-def choose(contenders: Sequence[Contender], ranking: Sequence[str], rule: str) -> Choice:
+def choose(
+    contenders: Sequence[Contender], ranking: Sequence[str], rule: str, aim: Aim = _NO_BUDGETS
+) -> Choice:
     """Choose the candidate to ship.
 
-    Among the admissible ones the fastest measured median wins. A more exact one wins over it where
-    the two cannot be told apart: its median is within 3 % and the 95 % interval of the ratio of
-    medians includes 1. Where nothing was measured, the target's own ranking of precisions decides.
+    Candidates over a budget are out. Of the others the smallest or the most accurate wins where that is the
+    objective. Otherwise the fastest measured median wins; a more exact one wins over it where the two cannot
+    be told apart: its median is within 3 % and the 95 % interval of the ratio of medians includes 1. Where nothing was measured, the target's own ranking of precisions decides.
 
     Args:
         contenders: With all their figures.
         ranking: Precisions, best first, for where nothing was measured.
         rule: That ranking in words.
+        aim: Objective and budgets.
     """
-    admissible = [c for c in contenders if c.admissible]
+    right = [c for c in contenders if c.admissible]
     refused = tuple(_why_out(c) for c in contenders if not c.admissible and c.status != "skipped")
-    if not admissible:
+    if not right:
         return Choice(winner=None, decisions=refused)
+    misses = {c.name: miss for c in right if (miss := aim.over_budget(c)) is not None}
+    over = tuple(f"{name} is right, but {miss}" for name, miss in misses.items())
+    admissible = [c for c in right if c.name not in misses]
+    if not admissible:
+        best, _ = _best(right, ranking, rule, aim)
+        return Choice(winner=None, nearest=best.name, decisions=(*over, *refused))
+    winner, why = _best(admissible, ranking, rule, aim)
+    return Choice(winner=winner.name, decisions=(*why, *over, *refused))
+
+
+def _best(
+    admissible: Sequence[Contender], ranking: Sequence[str], rule: str, aim: Aim
+) -> tuple[Contender, tuple[str, ...]]:
+    if aim.objective == "size":
+        smallest = min(admissible, key=lambda c: (c.size_bytes or 0, _rank(c.precision, ranking)))
+        return smallest, (
+            f"{smallest.name} ships: {_mb(smallest.size_bytes):.3g} MB, the smallest, as asked",
+        )
+    if aim.objective == "accuracy":
+        closest = max(admissible, key=_accuracy)
+        return closest, (f"{closest.name} ships: the most accurate, as asked",)
     if all(c.latency is not None for c in admissible):
-        winner, why = _fastest(admissible)
-    else:
-        winner = min(admissible, key=lambda c: _rank(c.precision, ranking))
-        why = (f"{winner.name} ships: nothing was measured for this target; {rule}",)
-    return Choice(winner=winner.name, decisions=(*why, *refused))
+        return _fastest(admissible)
+    winner = min(admissible, key=lambda c: _rank(c.precision, ranking))
+    return winner, (f"{winner.name} ships: nothing was measured for this target; {rule}",)
+
+
+def _accuracy(contender: Contender) -> tuple[float, float]:
+    """Return what to compare by: the paired difference to fp32, then how close the outputs are."""
+    difference = contender.gate.difference if contender.gate is not None else None
+    snr = contender.source_snr_db
+    return (difference.difference if difference is not None else 0.0, snr if snr is not None else math.inf)
 
 
 def _fastest(admissible: Sequence[Contender]) -> tuple[Contender, tuple[str, ...]]:

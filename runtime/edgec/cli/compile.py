@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -99,6 +99,22 @@ def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | No
     "--accept-inconclusive", is_flag=True, help="Ship what too few samples can neither pass nor fail."
 )
 @click.option(
+    "--objective",
+    type=click.Choice(("latency", "size", "accuracy")),
+    default="latency",
+    show_default=True,
+    help="What the winner is best at, among those within the accuracy budget.",
+)
+@click.option("--budget-latency-ms", type=click.FloatRange(0, min_open=True), help="Largest median latency.")
+@click.option(
+    "--budget-size-mb", type=click.FloatRange(0, min_open=True), help="Largest payload, in 1e6 bytes."
+)
+@click.option(
+    "--budget-memory-mb",
+    type=click.FloatRange(0, min_open=True),
+    help="Largest peak memory of a process that loads the artifact and runs one inference, in MiB.",
+)
+@click.option(
     "--shape",
     "shapes",
     multiple=True,
@@ -136,6 +152,10 @@ def command(
     precision: str,
     max_drop: float | None,
     accept_inconclusive: bool,
+    objective: Literal["latency", "size", "accuracy"],
+    budget_latency_ms: float | None,
+    budget_size_mb: float | None,
+    budget_memory_mb: float | None,
     shapes: dict[str, tuple[int, ...]],
     fold: str,
     name: str | None,
@@ -178,6 +198,10 @@ def command(
             precision=precision,
             max_drop=max_drop,
             accept_inconclusive=accept_inconclusive,
+            objective=objective,
+            budget_latency_ms=budget_latency_ms,
+            budget_size_bytes=None if budget_size_mb is None else int(budget_size_mb * 1e6),
+            budget_memory_mib=budget_memory_mb,
             shapes=shapes,
             fold=fold,
             name=name,

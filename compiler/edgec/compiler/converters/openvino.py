@@ -18,8 +18,8 @@ from edgec.targets import Engine, Target
 
 _XML, _BIN = "model.xml", "model.bin"
 _NOT_RUN = (
-    "the {device} plugin compiles the model on the device; where none is at hand here, numerics are proven on "
-    "the CPU, and placement and speed on the {device} are not"
+    "the {device} plugin compiles the model on the device; where none is at hand here, numerics are proven "
+    "on the CPU, and placement and speed on the {device} are not"
 )
 
 

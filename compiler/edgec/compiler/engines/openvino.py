@@ -45,4 +45,5 @@ def openvino_reason(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     telling = [line for line in lines if line and not _NOISE.match(line) and not line.startswith("--")]
     telling = [line for line in telling if not line.startswith("While validating")]
-    return first_line("\n".join(telling or lines))
+    # The name of an operation is made up by the frontend where the node has none.
+    return re.sub(r"\s*Operation name: .*", "", first_line("\n".join(telling or lines)))
