@@ -328,8 +328,8 @@ def _winner(target: Target, entries: list[_Entry], choice: Choice, path: Path) -
     kept = path.with_name(f"{path.stem}.over-budget.edgec")
     os.replace(nearest.path, kept)
     raise BudgetError(
-        f"{target.name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept as "
-        f"{kept}, without golden vectors and report"
+        f"{target.name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept "
+        f"as {kept}, without golden vectors and report"
     )
 
 

@@ -144,7 +144,8 @@ def choose(
 
     Candidates over a budget are out. Of the others the smallest or the most accurate wins where that is the
     objective. Otherwise the fastest measured median wins; a more exact one wins over it where the two cannot
-    be told apart: its median is within 3 % and the 95 % interval of the ratio of medians includes 1. Where nothing was measured, the target's own ranking of precisions decides.
+    be told apart: its median is within 3 % and the 95 % interval of the ratio of medians includes 1. Where
+    nothing was measured, the target's own ranking of precisions decides.
 
     Args:
         contenders: With all their figures.
