@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +78,10 @@ def command(
     if raw and texts:
         raise click.UsageError("--raw takes tensors: give them as --input tensors.npz")
     with load(artifact, threads=threads) as session:
-        sources = [*(_open(session, spec, raw) for spec in inputs), [Sample(t, name=t[:40]) for t in texts]]
-        results, seconds = _run(session, sources, raw, quiet=as_json)
+        sources = [(f"{spec}: ", _open(session, spec, raw)) for spec in inputs]
+        if texts:
+            sources.append(("text: ", [Sample(text, name=text[:40]) for text in texts]))
+        results, seconds = _run(session, sources, raw)
         shape = _summary(artifact, session, results, seconds, raw, output)
     if output is not None:
         from edgec.runtime.results import write_results
@@ -102,16 +103,17 @@ def _open(session: Session, spec: str, raw: bool) -> Source:
     return open_dataset(spec, inputs=session.inputs, pipeline=pipeline)
 
 
-def _run(session: Session, sources: Sequence[Source], raw: bool, quiet: bool) -> tuple[list[Result], float]:
+def _run(session: Session, sources: Sequence[tuple[str, Source]], raw: bool) -> tuple[list[Result], float]:
     from edgec.runtime.results import Result
 
     results: list[Result] = []
     start = time.perf_counter()
-    with _progress(sum(map(len, sources)), quiet) as advance:
-        for sample in chain.from_iterable(sources):
-            values = _run_raw(session, sample) if raw else session.predict(sample.data)
-            results.append(Result(sample.name, values))
-            advance()
+    with _progress(sum(len(source) for _, source in sources)) as advance:
+        for prefix, source in sources:
+            for sample in source:
+                values = _run_raw(session, sample) if raw else session.predict(sample.data)
+                results.append(Result(prefix * (len(sources) > 1) + sample.name, values))
+                advance()
     return results, time.perf_counter() - start
 
 
@@ -126,9 +128,9 @@ def _run_raw(session: Session, sample: Sample) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
+def _progress(total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on a terminal; nothing elsewhere, and nothing where there is not much to wait for."""
-    if quiet or total < 2 or not sys.stderr.isatty():
+    if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return
     with click.progressbar(length=total, label="running", file=sys.stderr) as bar:

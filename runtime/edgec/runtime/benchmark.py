@@ -178,7 +178,6 @@ def benchmark(
     if duration_s <= 0 or cold_starts < 1:
         raise ValueError(f"expected a duration and cold starts above 0, got {duration_s} and {cold_starts}")
     before = this_machine()
-    cold = measure_cold_starts(path, threads=threads, cache_dir=cache_dir, processes=cold_starts)
     with load(path, threads=threads, cache_dir=cache_dir) as session:
         call, kind = _call(path, session, samples)
         latency = measure_interleaved(
@@ -187,24 +186,28 @@ def benchmark(
         after = this_machine().load_average
         manifest = session.manifest
         spec = manifest.engine if session.state == "ready" else manifest.fallback or manifest.engine
-        return BenchmarkResult(
-            artifact=str(path),
-            model=manifest.model,
-            engine=session.engine,
-            engine_version=session.engine_version,
-            state=session.state,
-            promised_precision=spec.precision,
-            precision=session.precision,
-            precisions=session.precisions,
-            placement=session.placement,
-            call="run" if samples is None else "predict",
-            inputs=kind,
-            threads=threads,
-            latency=latency,
-            cold_start=cold,
-            machine=before,
-            load_average_after=after,
-        )
+        facts: dict[str, Any] = {
+            "engine": session.engine,
+            "engine_version": session.engine_version,
+            "state": session.state,
+            "precision": session.precision,
+            "precisions": session.precisions,
+            "placement": session.placement,
+        }
+    return BenchmarkResult(
+        artifact=str(path),
+        model=manifest.model,
+        promised_precision=spec.precision,
+        call="run" if samples is None else "predict",
+        inputs=kind,
+        threads=threads,
+        latency=latency,
+        # When the session is closed, so that two models never share the memory of a small device.
+        cold_start=measure_cold_starts(path, threads=threads, cache_dir=cache_dir, processes=cold_starts),
+        machine=before,
+        load_average_after=after,
+        **facts,
+    )
 
 
 def measure_cold_starts(

@@ -1,0 +1,60 @@
+"""``edgec benchmark``: its public shape, its text, wrong usage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from edgec.cli import main_group
+from edgec.errors import ArtifactError, DataError
+from edgec.runtime.testing import tiny_artifact
+
+pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+
+
+def edgec(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main_group, ["benchmark", *map(str, arguments)])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tiny_artifact(tmp_path / "tiny.edgec")
+
+
+def test_json_has_its_public_shape(path: Path) -> None:
+    result = edgec(path, "--duration-s", "0.1", "--threads", "1", "--json")
+    assert result.exit_code == 0, result.output
+    shape = json.loads(result.stdout)
+    assert set(shape["latency_ms"]) == {"p50", "p90", "p99", "mean", "min", "max"}
+    for key in ("throughput_per_s", "load_ms", "first_inference_ms", "peak_memory_mib"):
+        assert shape[key] > 0
+    assert shape["verdict"] in ("stable", "unstable")
+    assert (shape["call"], shape["inputs"], shape["threads"]) == ("run", "golden", 1)
+
+
+def test_text_says_it_all(path: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 4), np.float32))
+    result = edgec(path, "--duration-s", "0.1", "--data", tmp_path / "data.npz")
+    assert result.exit_code == 0, result.output
+    for word in (
+        "engine", "precision", "fp32 measured", "placement", "calls of predict on the samples given", "p50",
+        "p99", "throughput", "import the engine", "first inference", "peak memory", "verdict", "machine",
+        "governor",
+    ):  # fmt: skip
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--duration-s", "0"], ["--duration-s", "x"], ["--threads", "0"], ["--nope"]]
+)
+def test_wrong_usage(path: Path, arguments: list[str]) -> None:
+    assert edgec(path, *arguments).exit_code == 2
+
+
+def test_missing_files_are_refused(path: Path, tmp_path: Path) -> None:
+    assert isinstance(edgec(tmp_path / "missing.edgec").exception, ArtifactError)
+    assert isinstance(edgec(path, "--data", tmp_path / "missing.npz").exception, DataError)
