@@ -62,5 +62,8 @@ def main() -> None:
     try:
         main_group.main(prog_name="edgec", standalone_mode=True)
     except EdgecError as e:
-        click.echo(f"edgec: error: {' '.join(str(e).split())}", err=True)
+        from edgec.cli._text import printable  # here, because nearly no call needs it
+
+        # A message may quote what a file from outside says.
+        click.echo(f"edgec: error: {printable(' '.join(str(e).split()))}", err=True)
         sys.exit(1)
