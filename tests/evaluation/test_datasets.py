@@ -470,10 +470,24 @@ def test_a_file_that_is_no_coco_is_refused(tmp_path: Path, content: str | bytes,
     path = coco(tmp_path)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path, labels=path)
+
+
+def test_other_json_beside_images_is_left_alone(tmp_path: Path) -> None:
+    coco(tmp_path)
+    (tmp_path / "licence.json").write_text('{"licence": "MIT"}')
+    (tmp_path / "empty.json").write_text("")
+    assert open_dataset(tmp_path).labelled
+    (tmp_path / "second.json").write_text('{"annotations": []}')
+    with pytest.raises(
+        DataError, match="holds 2 COCO JSON files: say which one has the labels, with --labels"
+    ):
         open_dataset(tmp_path)
-    (tmp_path / "second.json").write_text("{}")
-    with pytest.raises(DataError, match="holds 2 JSON files: say which one has the labels, with --labels"):
+    (tmp_path / "annotations.json").unlink()
+    with pytest.raises(DataError, match=r"second.json: expected COCO JSON with a list of images"):
         open_dataset(tmp_path)
+    (tmp_path / "second.json").unlink()
+    assert not open_dataset(tmp_path).labelled
 
 
 @pytest.mark.parametrize("layout", ["beside", "twin", "inside", "given"])

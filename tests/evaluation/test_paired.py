@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_bounds(name: str) -> None:
     assert paired(name, a, b, labels) == paired(name, a, b, labels)
 
 
-@pytest.mark.parametrize("name", ["spearman", "mse", "map50"])
+@pytest.mark.parametrize("name", ["spearman", "mse"])
 def test_another_seed_gives_bounds_close_by(name: str) -> None:
     a, b, labels = data(name, 1.0)
     first, second = (paired(name, a, b, labels, seed=seed) for seed in (0, 1))

@@ -196,6 +196,22 @@ def test_one_sided_bounds_are_replicates() -> None:
     assert (low, high) == (-np.inf, 0.0)
 
 
+def test_jackknife_of_a_mean_is_its_standard_error() -> None:
+    weights = statistics.jackknife_weights(60)
+    assert weights.shape == (60, 60)
+    assert (weights == 1 - np.eye(60)).all()
+    left_out = weights @ A / weights.sum(axis=1)
+    assert statistics.jackknife_error(left_out) == pytest.approx(A.std(ddof=1) / math.sqrt(60))
+    assert statistics.jackknife_error(left_out[:1]) == math.inf
+
+
+def test_jackknife_of_many_samples_leaves_groups_out() -> None:
+    weights = statistics.jackknife_weights(1000, groups=50)
+    assert weights.shape == (50, 1000)
+    assert ((1 - weights).sum(axis=1) == 20).all()
+    assert ((1 - weights).sum(axis=0) == 1).all()
+
+
 def test_concordance_counts_pairs_in_the_same_order() -> None:
     assert statistics.concordance(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(2 / 3)
     assert statistics.concordance(np.array([1, 1, 2]), np.array([1, 1, 2])) == 1.0

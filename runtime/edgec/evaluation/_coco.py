@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,22 @@ import numpy as np
 from edgec.errors import DataError
 from edgec.evaluation._boxes import Boxes
 from edgec.evaluation._reading import read_json
+
+
+def may_be_coco(path: Path) -> bool:
+    """Whether a JSON file speaks of annotations; other JSON may lie beside images.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(b'"annotations"') >= 0
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from e
 
 
 class CocoLabels:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgec.errors import DataError
-from edgec.evaluation._coco import CocoLabels
+from edgec.evaluation._coco import CocoLabels, may_be_coco
 from edgec.evaluation._dataset import Dataset, Sample, files_digest, named_label
 from edgec.evaluation._reading import read_table
 from edgec.evaluation._yolo import YoloLabels, yolo_file
@@ -128,10 +128,10 @@ def _find_labelling(folder: Path, labels: Path | None, classes: Sequence[str]) -
         return _given_labelling(folder, labels, classes)
     if (folder / "labels.csv").is_file():
         return _CsvLabels(folder, folder / "labels.csv", classes)
-    found = sorted(folder.glob("*.json"))
+    found = [path for path in sorted(folder.glob("*.json")) if may_be_coco(path)]
     if len(found) > 1:
         raise DataError(
-            f"{folder} holds {len(found)} JSON files: say which one has the labels, with --labels"
+            f"{folder} holds {len(found)} COCO JSON files: say which one has the labels, with --labels"
         )
     if found:
         return CocoLabels(folder, found[0], classes)

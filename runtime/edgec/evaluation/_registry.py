@@ -50,7 +50,7 @@ def paired(
         max_drop: Loss that is allowed, as a fraction: in absolute points of the metric (0.01 allows
             0.91 to become 0.90) for top1, top5, map50, auc and spearman; relative for mse (0.01
             allows 1 % more error).
-        seed: Of the bootstrap (map50, spearman, mse).
+        seed: Of the bootstrap (spearman, mse).
 
     Raises:
         DataError: The metric does not fit the predictions or labels, their numbers differ, or there

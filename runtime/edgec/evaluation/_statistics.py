@@ -197,6 +197,28 @@ def bootstrap_weights(n: int, seed: int, replicates: int = REPLICATES) -> Iterat
         done += rows
 
 
+def jackknife_weights(n: int, groups: int = 200) -> Floats:
+    """Return, for each group of samples, weights that leave it out: ``float64[min(n, groups), n]``.
+
+    Up to `groups` samples each is a group of its own.
+    """
+    groups = min(n, groups)
+    return np.asarray(np.arange(n)[None, :] % groups != np.arange(groups)[:, None], dtype=np.float64)
+
+
+def jackknife_error(left_out: Floats) -> float:
+    """Return the standard error of a statistic from its values with each group left out.
+
+    J. W. Tukey, "Bias and confidence in not-quite large samples", Annals of Mathematical Statistics
+    29 (1958). It errs on the large side: B. Efron and C. Stein, "The jackknife estimate of variance",
+    Annals of Statistics 9 (1981). Infinite for fewer than two groups.
+    """
+    groups = len(left_out)
+    if groups < 2:
+        return math.inf
+    return math.sqrt((groups - 1) * float(np.var(left_out)))
+
+
 def one_sided(resampled: Floats, confidence: float) -> tuple[float, float]:
     """Return the lower and upper one-sided percentile bounds of bootstrap replicates.
 
