@@ -141,6 +141,11 @@ def after(**values: Any) -> dict[str, Any]:
         (before(step="tokenize", file="a\\b"), "tokenize: file: "),
         (before(step="tokenize", file=".."), "tokenize: file: "),
         (before(step="tokenize", file="manifest.json\0"), "tokenize: file: "),
+        (before(step="tokenize", file="manifest.json"), "tokenize: file: "),
+        (before(step="tokenize", file="report.json"), "tokenize: file: "),
+        (before(step="tokenize", file="model.onnx"), "tokenize: file: "),
+        (before(step="tokenize", file=".json"), "tokenize: file: "),
+        (before(step="tokenize", file="tökenizer.json"), "tokenize: file: "),
         (after(step="threshold", value="high"), "threshold: value: expected a finite number"),
         (after(step="nms", iou=1.5), "nms: iou: expected a number from 0 to 1, got 1.5"),
         ({"labels": "labels.txt"}, "labels: expected a list of texts, got str"),
@@ -191,7 +196,7 @@ def test_any_json_is_accepted_or_refused_cleanly(value: Any, place: str | None) 
 
 def test_a_toml_file_names_its_files_relative_to_itself(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
-    (tmp_path / "labels.txt").write_text("cat\n\n dog \nbird\n", encoding="utf-8")
+    (tmp_path / "labels.txt").write_text("cat\r\n dog \r\nbird\n\n", encoding="utf-8-sig")
     (tmp_path / "text" / "tokenizer.json").write_bytes(b"{}")
     (tmp_path / "pipeline.toml").write_text(
         'labels = "labels.txt"\n[[preprocess]]\nstep = "tokenize"\nfile = "text/tokenizer.json"\n',
@@ -215,6 +220,7 @@ def test_a_toml_file_names_its_files_relative_to_itself(tmp_path: Path) -> None:
         (b"a = " + b"[" * 5000, "not TOML: "),
         (b"a = " + b"1" * 5000, "not TOML: "),
         (b"labels = 'none.txt'", r"cannot read .*none.txt: No such file"),
+        (b"labels = 'gap.txt'", "labels: .* got '' as number 1"),
         (b"labels = 'latin.txt'", r"latin.txt is not UTF-8 text"),
         (b"[[preprocess]]\nstep = 'resize'\nwidth = 3", "step 1: resize: height is missing"),
         (b"[[preprocess]]\nstep = 'tokenize'\nfile = 'no.json'", "there is no file .*no.json"),
@@ -227,6 +233,7 @@ def test_a_toml_file_names_its_files_relative_to_itself(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_toml_file_is_refused_with_its_name(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "gap.txt").write_bytes(b"cat\n\ndog\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     path = tmp_path / "pipeline.toml"
     path.write_bytes(content)

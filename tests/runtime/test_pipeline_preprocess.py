@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from tests.runtime.pipelines import Step, processor, spec
 
-from edgec.artifact import Quantization
-from edgec.errors import PipelineError
-from edgec.runtime.pipeline import Processor, split_batch, stack_batch
+from edgec.artifact import Pipeline, Quantization
+from edgec.errors import MissingExtraError, PipelineError
+from edgec.runtime.pipeline import Processor, check_pipeline, split_batch, stack_batch
 
 Array = NDArray[Any]
 DECODE: Step = {"step": "decode"}
@@ -49,6 +50,19 @@ class TestImages:
         samples = (path, str(path), path.read_bytes(), memoryview(path.read_bytes()), image)
         for sample in samples:
             np.testing.assert_array_equal(prepare([DECODE], sample, "uint8", 1, "h", "w", 3)[0], image)
+
+    def test_a_photo_is_turned_as_its_camera_was(self, cv2: Any, tmp_path: Path) -> None:
+        photo = np.zeros((16, 32, 3), np.uint8)
+        photo[:, :16] = 255
+        jpeg = cv2.imencode(".jpg", photo)[1].tobytes()
+        # One EXIF entry, the orientation (0x0112, a short): 6, to be turned a quarter clockwise.
+        tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+        segment = b"Exif\0\0" + tiff
+        turned = jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
+        got = prepare([DECODE], turned, "uint8", 1, "h", "w", 3)[0]
+        assert got.shape == (32, 16, 3)
+        assert got[:12].min() > 200
+        assert got[20:].max() < 50
 
     def test_channels_come_in_the_order_asked_for(self, cv2: Any, image: Array, tmp_path: Path) -> None:
         path = tmp_path / "photo.png"
@@ -310,3 +324,28 @@ def test_without_a_pipeline_the_outputs_are_the_prediction() -> None:
     prediction = bare.postprocess(outputs, bare.preprocess(1.0)[1])
     assert prediction == outputs
     assert prediction is not outputs
+
+
+@pytest.mark.parametrize(
+    ("steps", "name", "module", "extra"),
+    [
+        ([DECODE], "x", "cv2", "vision"),
+        ([{"step": "tokenize", "file": "t.json"}], "input_ids", "tokenizers", "text"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, steps: list[Step], name: str, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    inputs = [spec(name, "uint8", 1, "n")] if name == "input_ids" else [spec(name, "uint8", 1, "h", "w", 3)]
+    with pytest.raises(
+        MissingExtraError, match=rf"needs '{module}', .* pip install 'edgec\[{extra}\]'"
+    ) as caught:
+        processor(steps, [], inputs, files=lambda _: b"{}")
+    assert caught.value.extra == extra
+
+
+def test_a_pipeline_is_checked_without_the_libraries_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    pipeline = Pipeline.from_dict({"preprocess": [DECODE, {"step": "resize", "width": 2, "height": 3}]})
+    check_pipeline(pipeline, (spec("x", "uint8", 1, 3, 2, 3),), ())

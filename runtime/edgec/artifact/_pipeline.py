@@ -179,10 +179,11 @@ def _check_labels(labels: tuple[str, ...] | list[Any]) -> None:
 
 def _read_labels(path: Path) -> list[str]:
     try:
-        lines = _read(path, _MAX_TOML_BYTES).decode("utf-8").splitlines()
+        text = _read(path, _MAX_TOML_BYTES).decode("utf-8-sig").rstrip()
     except UnicodeDecodeError as e:
         raise PipelineError(f"labels: {path} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    return [line.strip() for line in lines if line.strip()]
+    # An empty line in between is refused later: leaving it out would rename every class after it.
+    return [line.strip() for line in text.split("\n")] if text else []
 
 
 def _parse_toml(path: Path) -> dict[str, Any]:
@@ -192,11 +193,12 @@ def _parse_toml(path: Path) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        return tomllib.loads(_read(path, _MAX_TOML_BYTES).decode("utf-8"))
+        data: dict[str, Any] = tomllib.loads(_read(path, _MAX_TOML_BYTES).decode("utf-8"))
     except UnicodeDecodeError as e:
         raise PipelineError(f"not UTF-8 text: {e.reason} at byte {e.start}") from e
     except (ValueError, RecursionError) as e:  # also of numbers and nesting that no sane file has
         raise PipelineError(f"not TOML: {e}") from e
+    return data
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -27,6 +27,7 @@ _short = Repr()
 _short.maxstring = _short.maxother = 60
 _REQUIRED: Any = object()
 _T = TypeVar("_T")
+_FILE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 class Check:
@@ -198,20 +199,17 @@ def text() -> Check:
     return Check(f"a text of 1 to {MAX_TEXT} characters without control characters", _plain_text)
 
 
-def member() -> Check:
-    """The name of a file that travels in the artifact: no path."""
+def json_member() -> Check:
+    """The name of a JSON file that travels in the artifact: no path, and none of the artifact's own files."""
 
     def convert(value: Any) -> str:
         name = _plain_text(value)
-        if (
-            name.startswith(".")
-            or not name.isascii()
-            or not name.replace(".", "a").replace("-", "a").isidentifier()
-        ):
+        stem = name.removesuffix(".json")
+        if stem in (name, "", "manifest", "report") or stem[0] in ".-" or not set(name) <= _FILE_CHARACTERS:
             raise ValueError
         return name
 
-    return Check("a file name of letters, digits, '.', '-' and '_', not starting with a digit", convert)
+    return Check("a file name such as 'tokenizer.json', of letters, digits, '.', '-' and '_'", convert)
 
 
 def is_plain_text(value: Any) -> bool:

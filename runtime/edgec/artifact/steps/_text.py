@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgec.artifact.steps._step import Step, flag, key, member, one_of, text, whole
+from edgec.artifact.steps._step import Step, flag, json_member, key, one_of, text, whole
 
 
 class Tokenize(Step, step="tokenize"):
@@ -12,7 +12,7 @@ class Tokenize(Step, step="tokenize"):
     Of the three inputs that the step can fill, those that the model has are filled.
     """
 
-    file: str = key(member(), "Tokenizer file; in a TOML file a path, relative to that file.")
+    file: str = key(json_member(), "Tokenizer file; in a TOML file a path, relative to that file.")
     max_length: int = key(whole(1, 65536), "Longest row, in tokens.", default=512)
     padding: str = key(
         one_of("none", "max_length"), "Whether a shorter row is filled up to `max_length`.", default="none"

@@ -159,7 +159,7 @@ def _plan_sigmoid(step: Sigmoid, facts: Facts) -> Operation:
 
 def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + exp(-x)) as float32; unlike that formula, tanh does not overflow."""
-    result = np.multiply(x, np.float32(0.5), dtype=np.float32)
+    result: Array = np.multiply(x, np.float32(0.5), dtype=np.float32)
     np.tanh(result, out=result)
     result *= np.float32(0.5)
     result += np.float32(0.5)
