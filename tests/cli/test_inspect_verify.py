@@ -131,12 +131,22 @@ def test_inspect_tells_machines_all_of_it(path: Path) -> None:
 
 
 def test_inspect_tells_people_what_the_report_has(path: Path) -> None:
-    changed(path, report={"candidates": [{"p50": 1.5}], "parity": {"passed": True, "snr_db": 61.25}})
-    text = edgec("inspect", path).output
-    assert (
-        "report\n  candidates  1 entries, see --json\n  parity\n    passed    yes\n    snr_db    61.25\n"
-        in text
+    decisions = ["int8 was faster than fp32 by a factor of 2", "no"]
+    changed(
+        path, report={"candidates": [{"p50": 1.5}, {}], "passed": True, "decisions": decisions, "n": [1, 2]}
     )
+    assert (
+        "report\n"
+        "  candidates\n"
+        "    1\n"
+        "      p50  1.5\n"
+        "    2      none\n"
+        "  decisions\n"
+        "    1      int8 was faster than fp32 by a factor of 2\n"
+        "    2      no\n"
+        "  n        1, 2\n"
+        "  passed   yes\n"
+    ) in edgec("inspect", path).output
 
 
 def test_text_from_an_artifact_cannot_command_the_terminal(path: Path) -> None:

@@ -14,9 +14,9 @@ from edgec.cli._text import columns, printable, size
 if TYPE_CHECKING:
     from edgec.artifact import Artifact, EngineSpec, Manifest, Pipeline, TensorSpec
 
-# Most items of a list, and levels of a report, that people are shown; --json has all of them.
+# Most items of a list of words that people are shown on its line, and the longest word; --json has all.
 _ITEMS = 8
-_LEVELS = 3
+_WORD = 30
 
 
 @click.command()
@@ -63,7 +63,7 @@ def _lines(artifact: Artifact) -> Iterator[str]:
     yield from _section("members", _members(artifact))
     yield from _section("recipe", list(_tree(manifest.recipe)))
     yield from _section("provenance", list(_tree(manifest.provenance)))
-    yield from _section("report", list(_tree(artifact.report or {}, levels=_LEVELS)))
+    yield from _section("report", list(_tree(artifact.report or {})))
     yield ""
     yield "edgec verify checks digests and golden vectors."
 
@@ -148,24 +148,32 @@ def _members(artifact: Artifact) -> list[tuple[object, ...]]:
     ]
 
 
-def _tree(value: Mapping[str, Any], indent: str = "", levels: int = 100) -> Iterator[tuple[object, ...]]:
-    """Yield rows of key and value, nested objects below their key."""
+def _tree(value: Mapping[str, Any], indent: str = "") -> Iterator[tuple[object, ...]]:
+    """Yield rows of key and value; what is nested stands below its key, items of a list numbered from 1."""
     for key, item in value.items():
-        if isinstance(item, dict) and item and levels > 1:
+        nested = _nested(item)
+        if nested:
             yield (f"{indent}{key}",)
-            yield from _tree(item, f"{indent}  ", levels - 1)
+            yield from _tree(nested, f"{indent}  ")
         else:
             yield f"{indent}{key}", _short(item)
 
 
+def _nested(item: object) -> dict[str, Any]:
+    """Return what takes more than one line by key; nothing where one is enough."""
+    if isinstance(item, dict):
+        return item
+    if isinstance(item, list) and any(isinstance(i, dict | list) or len(str(i)) > _WORD for i in item):
+        return {str(number): i for number, i in enumerate(item, 1)}
+    return {}
+
+
 def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return f"{len(value)} entries, see --json" if value else "none"
     if isinstance(value, list):
-        if any(isinstance(item, dict | list) for item in value):
-            return f"{len(value)} entries, see --json"
         more = f", ... ({len(value)} in all)" if len(value) > _ITEMS else ""
         return (", ".join(map(_short, value[:_ITEMS])) + more) or "none"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
