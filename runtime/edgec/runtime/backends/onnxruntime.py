@@ -228,7 +228,9 @@ class OnnxRuntimeProgram:
         if session is None:
             raise InferenceError("the session is closed: load the artifact again")
         try:
-            values: Any = session.run(names, inputs)
+            # ONNX Runtime 1.23 takes no other mapping.
+            feeds = inputs if isinstance(inputs, dict) else dict(inputs)
+            values: Any = session.run(names, feeds)
         except _FAILURES as e:
             raise _failure(e) from e
         return {names[0]: values[0]} if len(names) == 1 else dict(zip(names, values))  # noqa: B905 - see _names
