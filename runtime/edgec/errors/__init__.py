@@ -43,7 +43,9 @@ class MissingExtraError(EdgecError, ModuleNotFoundError):
     """
 
     def __init__(self, what: str, module: str | None, extra: str) -> None:
-        super().__init__(f"{what} needs {module!r}, which is not installed: run  pip install 'edgec[{extra}]'")
+        super().__init__(
+            f"{what} needs {module!r}, which is not installed: run  pip install 'edgec[{extra}]'"
+        )
         self.name = module
         self.extra = extra
 
@@ -66,7 +68,8 @@ class UnknownTargetError(TargetError):
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(
-            f"unknown target {name!r}; known targets: {', '.join(known)}; or the path of a .toml file of your own"
+            f"unknown target {name!r}; known targets: {', '.join(known)}; "
+            "or the path of a .toml file of your own"
         )
         self.name = name
         self.known = known
@@ -152,7 +155,7 @@ class ParityError(CompileError):
     """The artifact does not compute what its source computes.
 
     Attributes:
-        tensor: The first tensor, in topological order, that diverges; None where no inner tensor could be read.
+        tensor: The first tensor that diverges, in topological order; None where no inner one could be read.
     """
 
     def __init__(self, message: str, tensor: str | None = None) -> None:
