@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,20 @@ Arrays = dict[str, NDArray[Any]]
 def model_of(
     nodes: Sequence[onnx.NodeProto],
     inputs: dict[str, Sequence[int | str]],
-    outputs: Sequence[str],
+    outputs: Sequence[str] | Mapping[str, Sequence[int | str]],
     weights: dict[str, NDArray[Any]] | None = None,
     *,
     opset: int = 17,
     input_type: int = TensorProto.FLOAT,
     output_type: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:
-    """Return a checked model of the given nodes."""
+    """Return a checked model of the given nodes; shapes of outputs are needed where onnx infers none."""
+    shapes = outputs if isinstance(outputs, Mapping) else {}
     graph = helper.make_graph(
         list(nodes),
         "tiny",
         [helper.make_tensor_value_info(n, input_type, list(shape)) for n, shape in inputs.items()],
-        [helper.make_tensor_value_info(n, output_type, None) for n in outputs],
+        [helper.make_tensor_value_info(n, output_type, shapes.get(n)) for n in outputs],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )
     ids = [helper.make_opsetid("", opset)]

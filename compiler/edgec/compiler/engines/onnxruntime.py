@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,7 @@ class OnnxRuntimeJudge:
 
 
 def _reason(message: str) -> str:
-    # "[ONNXRuntimeError] : 10 : INVALID_GRAPH : Load model from ... failed:This is an invalid model. ..."
-    line = first_line(message)
-    for mark in ("failed:", "] : "):
-        line = line.rpartition(mark)[2] if mark in line else line
-    return line.removeprefix("This is an invalid model. ").strip()
+    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Erf(13) node ..."
+    line = first_line(message).rpartition("failed:")[2]
+    line = re.sub(r"^(\[ONNXRuntimeError\] : )?(\d+ : [A-Z_]+ : )?(Fatal error: )?", "", line)
+    return re.sub(r" node with name '[^']*'", "", line).removeprefix("This is an invalid model. ").strip()
