@@ -117,6 +117,8 @@ def after(**values: Any) -> dict[str, Any]:
         (resize(width=True), "resize: width: expected an integer"),
         (resize(width=0), "resize: width: expected an integer"),
         (resize(width=16385), "resize: width: expected an integer"),
+        (resize(width=16384, height=16384), "resize: expected at most 67108864 pixels, got 16384 x 16384"),
+        (before(step="crop", width=16384, height=4097), "crop: expected at most 67108864 pixels"),
         (resize(width=10**400), "resize: width: expected an integer"),
         (resize(pad=10**400), "resize: pad: expected a finite number"),
         (resize(mode="fit"), "resize: mode: expected one of 'stretch', 'letterbox', 'cover'"),

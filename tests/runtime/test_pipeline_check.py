@@ -150,6 +150,11 @@ DETECT: Step = {"step": "detection", "format": "boxes_scores"}
             BOXES,
             r"expected scores \[1, classes\], the model has scores",
         ),
+        (
+            [{"step": "top_k"}, {"step": "softmax"}],
+            SCORES,
+            "step 2: softmax comes too late",
+        ),
         ([{"step": "nms"}], SCORES, "step 1: nms works on boxes: put a `detection` step before it"),
         (
             [{"step": "embedding"}, {"step": "threshold", "value": 1}],

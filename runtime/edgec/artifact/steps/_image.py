@@ -7,6 +7,9 @@ from edgec.artifact.steps._step import Step, key, numbers, one_of, text, whole
 MAX_SIDE = 16384
 """Longest side of an image that a step may ask for, in pixels."""
 
+MAX_PIXELS = 1 << 26
+"""Most pixels of an image that a step may ask for: as float32 of three channels they are 768 MiB."""
+
 
 class InputStep(Step, step=""):
     """A step of `preprocess`; `input` names the model input it prepares."""
@@ -50,12 +53,18 @@ class Resize(InputStep, step="resize"):
         default="center",
     )
 
+    def validate(self) -> None:
+        _bounded_area(self, self.width, self.height)
+
 
 class Crop(InputStep, step="crop"):
     """Cut out the centre of an image."""
 
     width: int = key(whole(1, MAX_SIDE), "Width of the result in pixels.")
     height: int = key(whole(1, MAX_SIDE), "Height of the result in pixels.")
+
+    def validate(self) -> None:
+        _bounded_area(self, self.width, self.height)
 
 
 class Color(InputStep, step="color"):
@@ -68,3 +77,8 @@ class Layout(InputStep, step="layout"):
     """Change the order of the axes of an image; `N` adds a batch axis of size 1."""
 
     order: str = key(one_of("NHWC", "NCHW", "HWC", "CHW"), "Order of the axes it gives.")
+
+
+def _bounded_area(step: Step, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise step.refuse(f"expected at most {MAX_PIXELS} pixels, got {width} x {height}")

@@ -10,7 +10,8 @@ from edgec.artifact import TensorSpec
 from edgec.artifact.steps import Detection, Nms
 from edgec.runtime.pipeline._image import opencv
 from edgec.runtime.pipeline._plan import Array, Frame, expect
-from edgec.runtime.pipeline._postprocess import Facts, Operation, Planner, Work, keep, named, row, sigmoid
+from edgec.runtime.pipeline._scores import sigmoid
+from edgec.runtime.pipeline._work import Facts, Operation, Planner, Work, keep, named, row
 
 _Decoded = tuple[Array, Array, Array]
 """Boxes [n, 4], scores [n] and classes [n] of what scores enough."""

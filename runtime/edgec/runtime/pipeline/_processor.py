@@ -10,8 +10,9 @@ import numpy as np
 from edgec.artifact import Pipeline, TensorSpec
 from edgec.errors import PipelineError
 from edgec.runtime.pipeline._plan import Array, Context
-from edgec.runtime.pipeline._postprocess import Facts, Postprocessing
+from edgec.runtime.pipeline._postprocess import Postprocessing
 from edgec.runtime.pipeline._preprocess import Preprocessing
+from edgec.runtime.pipeline._work import Facts
 
 
 def _plan(
