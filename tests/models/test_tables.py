@@ -10,7 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from tests.models.conftest import Build, Built
 
+from edgec.compiler.check import check_model
 from edgec.runtime import load
+from edgec.targets import load_target
 
 pytestmark = pytest.mark.models
 
@@ -47,3 +49,11 @@ def test_openvino_is_skipped_and_the_reason_names_the_operator(built: Built) -> 
     assert set(built.skipped) == {"intel-cpu"}
     assert "OpenVINO" in built.skipped["intel-cpu"]
     assert "ai.onnx.ml" in built.skipped["intel-cpu"]
+
+
+def test_check_says_so_before_any_work(models: Path, name: str) -> None:
+    model = models / "tabular_sklearn" / f"{name}.onnx"
+    report = check_model(model, load_target("intel-cpu"))
+    assert report.decided_by == "converter"
+    assert {entry.domain for entry in report.refused} == {"ai.onnx.ml"}
+    assert check_model(model, load_target("cpu-x86_64")).can_compile

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from tests.models.conftest import TARGETS, Build, Built
 from tests.models.sources import Run, Source, area_under_curve, pink_noise, read_speech
 
+from edgec.compiler.check import check_model
 from edgec.runtime import load
+from edgec.targets import load_target
 
 pytestmark = pytest.mark.models
 
 MODEL = Path("silero_vad_v6", "silero_vad_16k_op15.onnx")
 BLOCK, CONTEXT = 512, 64
 PIECE = 64 * BLOCK
+SHAPES = {"input": (1, CONTEXT + BLOCK), "state": (2, 1, 128)}
 RATE = np.array(16_000, np.int64)
 
 Splice = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -41,7 +44,7 @@ def source_probabilities(models: Path, splice: Splice) -> NDArray[np.float64]:
 
 @pytest.fixture(scope="module")
 def built(models: Path, build: Build) -> Built:
-    return build(models / MODEL, shapes={"input": (1, CONTEXT + BLOCK), "state": (2, 1, 128)})
+    return build(models / MODEL, shapes=SHAPES)
 
 
 def listen(run: Run, audio: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -61,11 +64,17 @@ def test_source_tells_speech_from_noise(splice: Splice, source_probabilities: ND
     assert ((source_probabilities > 0.5) == speech).mean() == pytest.approx(0.9, abs=0.03)
 
 
+def test_openvino_refuses_if_unless_pinned_shapes_decide_it(models: Path) -> None:
+    target = load_target("intel-cpu")
+    refused = check_model(models / MODEL, target).refused
+    assert "If" in {entry.op for entry in refused}
+    assert check_model(models / MODEL, target, shapes=SHAPES).can_compile
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_artifact_passes_parity_and_hears_what_its_source_hears(
     built: Built, splice: Splice, source_probabilities: NDArray[np.float64], target: str
 ) -> None:
-    # OpenVINO refuses the model's `If`, whose branches are known once shapes are pinned.
     built.assert_sound(target)
     with load(built.artifacts[target]) as session:
         probabilities = listen(session.run, splice[0])
