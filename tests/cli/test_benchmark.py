@@ -58,3 +58,10 @@ def test_wrong_usage(path: Path, arguments: list[str]) -> None:
 def test_missing_files_are_refused(path: Path, tmp_path: Path) -> None:
     assert isinstance(edgec(tmp_path / "missing.edgec").exception, ArtifactError)
     assert isinstance(edgec(path, "--data", tmp_path / "missing.npz").exception, DataError)
+
+
+def test_the_guide_names_every_key(path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
+    shape = json.loads(edgec(path, "--duration-s", "0.1", "--json").stdout)
+    keys = {*shape, *shape["latency_ms"], *shape["precision"], *shape["machine"]}
+    assert {key for key in keys if f"`{key}`" not in guide} == set()
