@@ -70,7 +70,6 @@ _ENGINE_TYPES = {
 _ARITHMETIC = (
     "Attention", "Conv", "Einsum", "Gemm", "Gru", "Lstm", "MatMul", "Rnn", "FullyConnected",
 )  # fmt: skip
-_DYNAMIC = ("ConvInteger", "Dynamic", "MatMulInteger")
 _PRECISIONS = {
     "float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64", "uint8": "int8", "int8": "int8",
 }  # fmt: skip
@@ -351,24 +350,27 @@ def _placement(session: ort.InferenceSession, nodes: int) -> dict[str, int]:
 
 def _precisions(profile: Path) -> dict[str, int]:
     """Count the kernels that do arithmetic in a profile, by precision; all kernels where none does."""
-    arithmetic: Counter[str] = Counter()
-    every: Counter[str] = Counter()
-    for event in json.loads(profile.read_text()):
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        kernel = event["args"]["op_name"]
-        types = [next(iter(t)) for t in event["args"]["input_type_shape"] if t]
-        precision = _precision_of(kernel, types)
-        if precision is None:
-            continue
-        every[precision] += 1
-        if any(word.lower() in kernel.lower() for word in _ARITHMETIC):
-            arithmetic[precision] += 1
-    return dict(arithmetic or every)
+    kernels = [
+        (event["args"]["op_name"], [next(iter(t)) for t in event["args"]["input_type_shape"] if t])
+        for event in json.loads(profile.read_text())
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
+    dynamic = any(kernel == "DynamicQuantizeLinear" for kernel, _ in kernels)
+    known = [(kernel, p) for kernel, types in kernels if (p := _precision_of(kernel, types, dynamic))]
+    arithmetic = [p for kernel, p in known if any(word.lower() in kernel.lower() for word in _ARITHMETIC)]
+    return dict(Counter(arithmetic or [p for _, p in known]))
 
 
-def _precision_of(kernel: str, types: list[str]) -> str | None:
-    if any(word in kernel for word in _DYNAMIC):
+def _precision_of(kernel: str, types: list[str], dynamic: bool) -> str | None:
+    """Return what a kernel computes in; None where that is no number.
+
+    Args:
+        kernel: Its operator.
+        types: Element types of its inputs.
+        dynamic: Whether activations are quantized anew in each call.
+    """
+    # ConvInteger, MatMulInteger and MatMulIntegerToFloat serve static quantization as well.
+    if "DynamicQuantize" in kernel or (dynamic and "Integer" in kernel):
         return "int8-dynamic"
     return next((_PRECISIONS[t] for t in types if t in _PRECISIONS), None)
 
