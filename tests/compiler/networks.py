@@ -197,8 +197,7 @@ def run(model: onnx.ModelProto, sample: Arrays) -> list[NDArray[Any]]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values: list[NDArray[Any]] = session.run(None, sample)
-    return values
+    return [np.asarray(value) for value in session.run(None, sample)]
 
 
 def snr_db(wanted: Sequence[NDArray[Any]], got: Sequence[NDArray[Any]]) -> float:

@@ -129,7 +129,8 @@ def all_tensors(model: onnx.ModelProto, sample: Arrays) -> dict[str, NDArray[Any
     del copy.graph.output[:]
     names = [n for node in model.graph.node for n in node.output if n]
     copy.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
-    return dict(zip(names, ReferenceEvaluator(copy).run(None, sample), strict=True)) | sample
+    values = [np.asarray(value) for value in ReferenceEvaluator(copy).run(None, sample)]
+    return dict(zip(names, values, strict=True)) | sample
 
 
 def test_every_float_tensor_has_the_extremes_that_the_reference_computes() -> None:

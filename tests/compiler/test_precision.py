@@ -24,8 +24,7 @@ def run_as_written(model: onnx.ModelProto, sample: networks.Arrays) -> list[np.n
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values: list[np.ndarray] = session.run(None, sample)
-    return values
+    return [np.asarray(value) for value in session.run(None, sample)]
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:

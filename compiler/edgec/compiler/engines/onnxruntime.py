@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx.external_data_helper import ExternalDataInfo
 
 from edgec.compiler.model import first_line, real_inputs, walk_nodes
 from edgec.errors import UnsupportedModelError
@@ -156,7 +157,7 @@ def _mapped(tensor: onnx.TensorProto, weights_from: Path | None) -> NDArray[Any]
         raise UnsupportedModelError(
             f"tensor {tensor.name!r} lies outside the model: load the model with its external data"
         )
-    info = onnx.external_data_helper.ExternalDataInfo(tensor)
+    info = ExternalDataInfo(tensor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return np.memmap(
         weights_from / info.location, dtype, mode="c", offset=info.offset or 0, shape=tuple(tensor.dims)
