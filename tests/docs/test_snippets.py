@@ -33,11 +33,6 @@ LANGUAGES = {"console", "python", "toml", "json", "text"}
 _FENCE = re.compile(
     r"(?P<notes>(?:^<!--.*-->\n)*)^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE
 )
-_COMPILE = (
-    "edgec compile examples/digits/digits.onnx -t cpu-x86_64 -t openvino -t jetson -o build "
-    "--pipeline examples/digits/pipeline.toml --calibration examples/digits/calibration.npz "
-    "--evaluation examples/digits/evaluation.npz --metric top1 --quiet"
-)
 
 
 @dataclass(frozen=True)
@@ -87,12 +82,13 @@ def by_page(pages: list[Path]) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the guide supposes it: the examples, and what the guide's first command makes of them."""
+    """A folder as the guide supposes it: the examples, and what its first commands make of them."""
     folder = tmp_path_factory.mktemp("guide")
     for example in ("digits", "vibration"):
         shutil.copytree(ROOT / "examples" / example, folder / "examples" / example)
-    result = _shell(_COMPILE, folder)
-    assert result.returncode == 0, result.stderr
+    first = next(b for b in blocks(GUIDE / "README.md") if b.language == "console")
+    for command in first.commands:
+        _run(command, folder, first)
     return folder
 
 
@@ -133,10 +129,7 @@ def test_commands_and_programs_run(
             exec(compile(block.text, block.where, "exec", dont_inherit=True), names)  # noqa: S102
         elif block.language == "console":
             for command in block.commands:
-                result = _shell(command, folder)
-                said = f"{block.where}: {command}\n{result.stdout}{result.stderr}"
-                assert result.returncode == block.exit_status, said
-                assert "Traceback" not in result.stderr, said
+                _run(command, folder, block)
 
 
 @by_page([*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
@@ -180,9 +173,10 @@ def _texts(root: Path) -> Iterator[str]:
                 yield node.value
 
 
-def _shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(command: str, folder: Path, block: Block) -> None:
+    """Run a command of a block in `folder`, with the programs of this environment before all others."""
     programs = str(Path(sys.executable).parent)
-    return subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
         env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
@@ -191,6 +185,9 @@ def _shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=240,
         check=False,
     )
+    said = f"{block.where}: {command}\n{result.stdout}{result.stderr}"
+    assert result.returncode == block.exit_status, said
+    assert "Traceback" not in result.stderr, said
 
 
 def _anchors(page: Path) -> set[str]:
