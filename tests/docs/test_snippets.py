@@ -150,6 +150,17 @@ def test_the_index_names_every_page() -> None:
     assert {p.name for p in GUIDE.glob("*.md")} - {"README.md"} <= links
 
 
+def test_every_option_of_compile_is_explained() -> None:
+    import click
+
+    from edgec.cli.compile import command
+
+    page = (GUIDE / "compile.md").read_text(encoding="utf-8")
+    options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
+    assert {o for o in options if f"`{o}`" not in page} == set()
+    assert set(re.findall(r"^\| .*?`(--[\w-]+)`", page, re.MULTILINE)) <= {*options, "--precision"}
+
+
 def test_messages_that_the_guide_explains_exist() -> None:
     page = (GUIDE / "troubleshooting.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| message contains .*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)

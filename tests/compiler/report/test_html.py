@@ -187,6 +187,13 @@ def test_a_page_without_warnings_has_no_warning_box(build: Build) -> None:
     assert "Read this first" not in render_html(build)
 
 
+def test_memory_has_a_column_where_it_was_measured(build: Build) -> None:
+    assert "MiB" not in _Page(render_html(build)).text.split("This build")[0]
+    build["artifacts"][0]["candidates"][0]["memory_mib"] = 61.52
+    assert "Memory" in (page := _Page(render_html(build))).text
+    assert "61.5 MiB" in page.text
+
+
 def test_identical_outputs_are_called_identical(build: Build) -> None:
     parity = build["artifacts"][0]["parity"]
     assert parity

@@ -168,6 +168,7 @@ class CandidateInfo(TypedDict):
         size_bytes: Of its payload: what the engine loads.
         source_snr_db: SNR of its outputs against the source model in fp32, unlike `parity`, whose
             reference may be the candidate's own quantized graph.
+        memory_mib: Peak memory of a process that loads it and runs one inference.
         speedup: Median latency of the fp32 candidate over this one's; 2.0 is twice as fast.
     """
 
@@ -182,6 +183,7 @@ class CandidateInfo(TypedDict):
     latency_ms: NotRequired[Latency | None]
     speedup: NotRequired[float | None]
     source_snr_db: NotRequired[float | None]
+    memory_mib: NotRequired[float | None]
 
 
 class ArtifactInfo(TypedDict):
