@@ -9,6 +9,7 @@ import onnx
 from edgec.artifact import EngineSpec
 from edgec.compiler.converters import Converted, Prepared
 from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
+from edgec.compiler.passes.fit_limits import fit_limits
 from edgec.compiler.precision import to_fp16
 from edgec.targets import Engine, Target
 
@@ -23,8 +24,9 @@ class OnnxRuntimeConverter:
         return to_fp16(model) if precision == "fp16" else model
 
     def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
-        """Write the members."""
-        files = write_onnx_payload(prepared.model, directory, prepared.weights_from)
+        """Write the members, in an opset and IR version that the target's oldest release loads."""
+        model = fit_limits(prepared.model, target.limits)
+        files = write_onnx_payload(model, directory, prepared.weights_from)
         spec = EngineSpec(
             name=engine.name,
             version=engine.version,
