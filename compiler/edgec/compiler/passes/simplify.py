@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
-
 import onnx
 
+from edgec.compiler.quiet import quiet
 from edgec.errors import PassError
 
 
@@ -27,7 +23,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:
-        with _quiet():
+        with quiet():  # it prints, and logs through handlers of its own
             slim = onnxslim.slim(copy)
     except Exception as e:  # onnxslim lets whatever its rewrites meet escape
         raise PassError(f"onnxslim failed: {type(e).__name__}: {e}") from e
@@ -42,15 +38,3 @@ def _interface(model: onnx.ModelProto) -> list[list[tuple[str, int]]]:
         [(v.name, v.type.tensor_type.elem_type) for v in values if v.name not in initializers]
         for values in (model.graph.input, model.graph.output)
     ]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # onnxslim prints, and logs through handlers of its own.
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(previous)
