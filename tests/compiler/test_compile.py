@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +36,7 @@ from edgec.errors import (
 from edgec.runtime import load
 from edgec.targets import Engine, Target
 
-FAST = CompileOptions(measure_s=0.05)
+FAST = CompileOptions(measure_s=0.05, workers=0)  # worker processes have tests of their own
 
 
 @pytest.fixture
@@ -52,7 +56,8 @@ def calibration(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("target", ["cpu-x86_64", "intel-cpu"])
 def test_an_artifact_is_proven_and_runs(model: Path, calibration: Path, tmp_path: Path, target: str) -> None:
-    result = compile_model(model, [target], tmp_path / "out", calibration=calibration, options=FAST)
+    options = CompileOptions(measure_s=0.05)
+    result = compile_model(model, [target], tmp_path / "out", calibration=calibration, options=options)
     (path,) = result.artifacts
     (info,) = result.report["artifacts"]
     assert path == tmp_path / "out" / f"cnn-{target}.edgec"
@@ -77,7 +82,7 @@ def test_the_same_inputs_give_the_same_bytes_but_for_figures(
 ) -> None:
     artifacts = []
     for out in ("a", "b"):
-        options = CompileOptions(measure_s=0.05, precision="fp32")
+        options = CompileOptions(measure_s=0.05, precision="fp32", workers=0)
         result = compile_model(
             model, ["cpu-x86_64"], tmp_path / out, calibration=calibration, options=options
         )
@@ -100,7 +105,7 @@ def test_int8_payload_is_deterministic(model: Path, calibration: Path, tmp_path:
             ["intel-cpu"],
             tmp_path / out,
             calibration=calibration,
-            options=CompileOptions(measure_s=0.05, precision="int8", max_drop=None),
+            options=CompileOptions(measure_s=0.05, precision="int8", max_drop=None, workers=0),
         )
         digests.add(
             (result.report["artifacts"][0]["precision"], result.report["artifacts"][0]["content_digest"])
@@ -140,7 +145,7 @@ def test_a_broken_converter_ships_nothing_and_the_tensor_is_named(
     model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgec.compiler.converters.onnxruntime.OnnxRuntimeConverter", _Broken)
-    options = CompileOptions(measure_s=0.05, precision="fp32")
+    options = CompileOptions(measure_s=0.05, precision="fp32", workers=0)
     with pytest.raises(ParityError, match="first diverging tensor: 'c2'"):
         compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
     assert list((tmp_path / "out").iterdir()) == []
@@ -288,7 +293,7 @@ def test_no_candidate_within_the_budget_is_an_error_with_figures(
             calibration=calibration,
             evaluation=path,
             metric="top1",
-            options=FAST,
+            options=CompileOptions(measure_s=0.05, workers=0),
         )
 
 
@@ -307,3 +312,72 @@ def test_the_report_in_the_artifact_is_the_build(model: Path, calibration: Path,
         assert report["command"] == ["edgec", "compile"]
         assert report["artifacts"][0]["decisions"] == result.report["artifacts"][0]["decisions"]
     json.dumps(result.report, allow_nan=False)
+
+
+def plant_converter(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Make worker processes, and only them, find a converter for OpenVINO that does `body`."""
+    (directory / "planted.py").write_text(
+        "from edgec.compiler.converters.openvino import OpenVinoConverter\n"
+        "class Planted(OpenVinoConverter):\n"
+        "    def convert(self, prepared, engine, target, directory):\n"
+        "        if prepared.precision == 'fp16':\n"
+        f"            {body}\n"
+        "        return super().convert(prepared, engine, target, directory)\n"
+    )
+    (directory / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'edgec.compiler.worker' in sys.orig_argv:\n"
+        "    from edgec.compiler import converters\n"
+        "    converters._BUILTIN['openvino'] = 'planted:Planted'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (
+            "print('about to fall', flush=True); import os; os.kill(os.getpid(), 11)",
+            "crashed .SIGSEGV.*about to fall",
+        ),
+        (
+            "print('still here', flush=True); import time; time.sleep(600)",
+            "took longer than 20 s .*still here",
+        ),
+    ],
+    ids=["crash", "hang"],
+)
+def test_a_converter_that_crashes_or_hangs_takes_its_candidate_only(
+    model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
+) -> None:
+    plant_converter(tmp_path, monkeypatch, body)
+    options = CompileOptions(measure_s=0.05, timeout_s=20)
+    result = compile_model(model, ["intel-cpu"], tmp_path / "out", calibration=calibration, options=options)
+    (info,) = result.report["artifacts"]
+    candidates = {c["precision"]: c for c in info["candidates"]}
+    assert candidates["fp16"]["status"] == "failed"
+    assert re.search(says, candidates["fp16"].get("reason") or "")
+    assert {candidates[p]["status"] for p in ("fp32", "int8")} <= {"winner", "admissible"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_best_so_far(
+    model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_converter(tmp_path, monkeypatch, "import time; time.sleep(600)")
+    out = tmp_path / "out"
+    words: list[str | Path] = ["compile", model, "-t", "intel-cpu", "-o", out, "-c", calibration]
+    with subprocess.Popen(
+        [sys.executable, "-m", "edgec.cli", *words], stderr=subprocess.PIPE, text=True
+    ) as build:
+        assert build.stderr is not None
+        for line in build.stderr:
+            if "openvino fp32" in line:
+                break
+        build.send_signal(signal.SIGINT)
+        rest = build.stderr.read()
+        assert build.wait(60) == 130, rest
+    assert "interrupted: going on with the candidates that are finished" in rest
+    with load(out / "cnn-intel-cpu.edgec") as session:
+        assert session.self_test().passed

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from edgec.artifact import Pipeline, read_pipeline
 from edgec.compiler.accuracy import Baseline, measure_baseline
-from edgec.compiler.candidates import Shared
 from edgec.compiler.figures import build_info
 from edgec.compiler.model import SourceModel, load_model
 from edgec.compiler.options import CompileOptions
-from edgec.compiler.report import Build, SkippedTarget
+from edgec.compiler.report import Build
 from edgec.compiler.samples import Samples
-from edgec.compiler.targetbuild import Bench, build_target
-from edgec.compiler.variants import Variant, plain_variant
-from edgec.errors import CompileError, DataError, EdgecError, OutputError
+from edgec.compiler.targetbuild import Bench, build_targets
+from edgec.compiler.variants import Variant, folded_variant, plain_variant
+from edgec.errors import CompileError, DataError, OutputError, PassError
 from edgec.evaluation import Dataset, get_metric, open_dataset
 from edgec.runtime.pipeline import check_pipeline
 from edgec.targets import Target, resolve_target
@@ -37,10 +36,12 @@ class BuildResult:
     Attributes:
         report: All figures and reasons; its shape is documented in ``docs/report.md``.
         artifacts: Paths of the artifacts, in the order of the targets.
+        interrupted: Whether Ctrl-C ended it early: the artifacts are the best of what was finished.
     """
 
     report: Build
     artifacts: tuple[Path, ...]
+    interrupted: bool = False
 
 
 def compile_model(
@@ -87,40 +88,50 @@ def compile_model(
     with _scratch(directory) as scratch:
         progress("simplifying, and measuring the noise floor of the source")
         plain = plain_variant(source, declared, samples)
+        folded, unfolded_because = _folded(plain, options)
         bench = Bench(
             plain=plain,
+            folded=folded,
+            unfolded_because=unfolded_because,
             baseline=_baseline(plain, samples, metric, progress),
-            shared=Shared(threads=options.threads, scratch=scratch, progress=progress),
             options=options,
             build=build_info(source, samples, plain, options, _name(source, options), command),
+            scratch=scratch,
             progress=progress,
         )
-        artifacts = _build_all(bench, resolved, directory)
+        plans, interrupted = build_targets(bench, resolved, directory)
+    errors = [plan.error for plan in plans if plan.error is not None]
+    if len(errors) == len(plans):
+        raise errors[0]
+    bench.build["artifacts"] = [plan.info for plan in plans if plan.info is not None]
+    bench.build["skipped"] = [
+        {"target": p.target.name, "reason": str(p.error)} for p in plans if p.error is not None
+    ]
     bench.build["duration_s"] = round(time.monotonic() - started, 1)
-    return BuildResult(report=bench.build, artifacts=artifacts)
+    return BuildResult(
+        report=bench.build,
+        artifacts=tuple(plan.path for plan in plans if plan.info is not None),
+        interrupted=interrupted,
+    )
 
 
-def _build_all(bench: Bench, targets: Sequence[Target], directory: Path) -> tuple[Path, ...]:
-    """Build what can be built, and note what cannot; raise the first error where nothing can."""
-    artifacts: list[Path] = []
-    failures: list[EdgecError] = []
-    skipped: list[SkippedTarget] = []
-    for target in targets:
-        path = directory / f"{bench.build['model']['name']}-{target.name}.edgec"
-        try:
-            bench.build["artifacts"].append(build_target(bench, target, path))
-        except OutputError:
-            raise
-        except EdgecError as e:
-            failures.append(e)
-            skipped.append({"target": target.name, "reason": str(e)})
-            bench.progress(f"{target.name}: not built: {e}")
-            continue
-        artifacts.append(path)
-    if failures and not artifacts:
-        raise failures[0]
-    bench.build["skipped"] = skipped
-    return tuple(artifacts)
+def _folded(plain: Variant, options: CompileOptions) -> tuple[Variant | None, str | None]:
+    """Return the source with its pre-processing in the graph, or None and why not."""
+    if options.fold == "off" or plain.pipeline is None:
+        return None, None
+    if plain.samples.data is None:
+        if options.fold == "on":
+            raise CompileError(
+                "--fold on needs --calibration or --evaluation, to prove that folding changes nothing"
+            )
+        return None, None
+    try:
+        folded = folded_variant(plain)
+    except PassError as e:
+        return None, f"pre-processing stays outside the graph: {e}"
+    if folded is None and options.fold == "on":
+        raise CompileError("--fold on: the pipeline has no step that can go into the graph")
+    return folded, None
 
 
 def _resolve(target: str | Target, progress: Progress) -> Target:

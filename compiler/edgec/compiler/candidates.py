@@ -12,13 +12,25 @@ import onnx
 from numpy.typing import NDArray
 
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
+from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Converted, Converter, Prepared, get_converter
 from edgec.compiler.onnxruntime import ReferenceProgram
-from edgec.compiler.parity import Parity, Reference, Run, check_parity, first_divergence, quantized_reference
+from edgec.compiler.options import CompileOptions
+from edgec.compiler.parity import (
+    Parity,
+    Reference,
+    Run,
+    check_parity,
+    first_divergence,
+    parity_sentence,
+    quantized_reference,
+)
 from edgec.compiler.quantization import quantize_static
-from edgec.compiler.variants import Variant, folded_variant
-from edgec.errors import EdgecError
+from edgec.compiler.recipes import Recipe
+from edgec.compiler.tournament import Contender
+from edgec.compiler.variants import Variant
+from edgec.errors import EdgecError, OutputError
 from edgec.evaluation import OutputTally
 from edgec.runtime import Session, load
 from edgec.targets import Engine, QuantizationScheme, Target
@@ -32,91 +44,120 @@ class Candidate:
 
     Attributes:
         engine: Of the target.
-        precision: One of the engine's.
-        variant: Form of the source.
+        recipe: How the model is made ready; its precision is one of the engine's.
+        variant: Name of the form of the source: ``plain`` or ``folded``.
     """
 
     engine: Engine
-    precision: str
-    variant: Variant
+    recipe: Recipe
+    variant: str
 
     @property
     def name(self) -> str:
         """Unique in a tournament: ``openvino int8``."""
-        return f"{self.engine.name} {self.precision}"
+        return f"{self.engine.name} {self.recipe.name}"
+
+    @property
+    def precision(self) -> str:
+        """What it promises."""
+        return self.recipe.precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a session says of itself.
+
+    Attributes:
+        engine_version: Version of the engine that ran.
+        precision: Effective precision.
+        placement: Nodes per device.
+        state: ``ready`` or ``fallback``.
+    """
+
+    engine_version: str
+    precision: str
+    placement: Mapping[str, int]
+    state: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A candidate that was made.
+    """A candidate that was made; fit for pickling.
 
     Attributes:
         candidate: What was asked for.
         path: The artifact, without golden vectors and report.
         converted: Its payload.
-        session: It, loaded.
+        facts: What its session said.
         reference: What it is held against.
-        parity: How it holds.
-        payload_bytes: What the engine loads.
-        source_snr_db: SNR against the source in fp32; None where they are identical.
     """
 
     candidate: Candidate
     path: Path
     converted: Converted
-    session: Session
+    facts: Facts
     reference: Reference
-    parity: Parity
-    payload_bytes: int
-    source_snr_db: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A candidate's figures, and what was made of it.
+
+    Attributes:
+        contender: Its figures; why it is out, where it is.
+        made: None where it could not be made.
+        notes: What the calibration data says, in plain sentences.
+    """
+
+    contender: Contender
+    made: Made | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
 class Shared:
-    """What the candidates of all targets share, each made once.
+    """What candidates share, each made once in a process.
 
     Attributes:
-        threads: Of one inference.
-        scratch: Directory for what is made on the way.
-        progress: Told what is going on.
+        variants: Forms of the source, by name.
+        baseline: Of accuracy; None without labels.
+        options: How to compile.
+        scratch: Directory for what is made on the way; candidates get directories of their own in it.
     """
 
-    threads: int
+    variants: Mapping[str, Variant]
+    baseline: Baseline | None
+    options: CompileOptions
     scratch: Path
-    progress: Callable[[str], None]
     _tables: dict[str, CalibrationTable] = field(default_factory=dict)
-    _quantized: dict[tuple[str, QuantizationScheme], tuple[onnx.ModelProto, Reference]] = field(
+    _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
         default_factory=dict
     )
-    _folded: dict[str, Variant | None] = field(default_factory=dict)
     _count: int = 0
 
-    def folded(self, plain: Variant) -> Variant | None:
-        """Return the source with its pre-processing in the graph; None where nothing can be folded."""
-        if plain.name not in self._folded:
-            self._folded[plain.name] = folded_variant(plain)
-        return self._folded[plain.name]
-
-    def known_table(self, variant: Variant) -> CalibrationTable | None:
+    def known_table(self, variant: str) -> CalibrationTable | None:
         """Return the ranges of a variant's tensors, where somebody asked for them."""
-        return self._tables.get(variant.name)
+        return self._tables.get(variant)
 
     def table(self, variant: Variant) -> CalibrationTable:
         """Return the ranges of a variant's tensors over the calibration data."""
         if variant.name not in self._tables:
-            self.progress("calibrating")
             samples = variant.samples.inputs(variant.processor, variant.inputs)
             self._tables[variant.name] = calibrate(variant.model, samples)
         return self._tables[variant.name]
 
-    def quantized(self, variant: Variant, scheme: QuantizationScheme) -> tuple[onnx.ModelProto, Reference]:
+    def quantized(
+        self, variant: Variant, scheme: QuantizationScheme, recipe: Recipe
+    ) -> tuple[onnx.ModelProto, Reference]:
         """Return the Q/DQ graph of a variant under a scheme, and what artifacts of it are held against."""
-        key = (variant.name, scheme)
+        key = (variant.name, scheme, recipe)
         if key not in self._quantized:
             model = (
                 variant.model
                 if variant.quantized
-                else quantize_static(variant.model, self.table(variant), scheme)
+                else quantize_static(
+                    variant.model, self.table(variant), scheme, method=recipe.method, exclude=recipe.exclude
+                )
             )
             self._quantized[key] = model, quantized_reference(model, variant.parity_inputs)
         return self._quantized[key]
@@ -129,55 +170,41 @@ class Shared:
         return path
 
 
-def make(candidate: Candidate, target: Target, shared: Shared) -> Made:
-    """Convert a candidate, pack it, load it as a device would, and check its parity.
+def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callable[[str], None]) -> Outcome:
+    """Make a candidate and judge it; what goes wrong is its figure too.
 
     Raises:
-        EdgecError: A step failed.
+        OutputError: The disk's fault, not the candidate's.
     """
-    converter = get_converter(candidate.engine.name)
-    prepared, reference = _prepare(candidate, target, converter, shared)
-    directory = shared.directory()
-    payload = directory / "payload"
-    payload.mkdir()
-    converted = converter.convert(prepared, candidate.engine, target, payload)
-    variant = candidate.variant
-    path = pack(
-        directory / "candidate.edgec",
-        manifest_of(candidate, target, converted, variant.inputs, variant.outputs),
-        members_of(converted, variant),
-    )
-    session = load(path, threads=shared.threads)
-    parity = check_parity(session.run, reference)
-    return Made(
-        candidate=candidate,
-        path=path,
-        converted=converted,
-        session=session,
-        reference=reference,
-        parity=parity,
-        payload_bytes=sum(f.stat().st_size for f in converted.files.values()),
-        source_snr_db=_source_snr_db(session.run, variant),
-    )
-
-
-def diverging_tensor(made: Made, target: Target, shared: Shared) -> str | None:
-    """Return the first inner tensor at which an artifact that failed parity leaves its reference.
-
-    The same converter is asked for an artifact that gives its inner tensors too. None where it
-    refuses that one, or no inner tensor is off by itself.
-    """
+    contender = Contender(name=candidate.name, engine=candidate.engine.name, precision=candidate.precision)
+    progress(f"{target.name}: {candidate.name}: converting and checking parity")
+    variant = shared.variants[candidate.variant]
     try:
-        return first_divergence(made.reference, lambda graph: _run_variant(graph, made, target, shared))
-    except EdgecError:
-        return None
+        made, session = _make(candidate, target, shared)
+    except OutputError:
+        raise
+    except EdgecError as e:
+        contender.status, contender.problem = "failed", str(e)
+        return Outcome(contender=contender, notes=_notes(candidate, shared))
+    with session:
+        contender.parity = check_parity(session.run, made.reference)
+        contender.size_bytes = sum(f.stat().st_size for f in made.converted.files.values())
+        contender.source_snr_db = _source_snr_db(session.run, variant)
+        contender.problem = _problem(made, contender.parity, target, shared)
+        if contender.problem is None:
+            progress(f"{target.name}: {candidate.name}: judging accuracy")
+            if shared.baseline is not None:
+                contender.gate = judge_labelled(session, shared.baseline, shared.options)
+            else:
+                contender.gate = judge_unlabelled(session.run, variant, shared.options)
+    return Outcome(contender=contender, made=made, notes=_notes(candidate, shared))
 
 
 def manifest_of(
     candidate: Candidate,
     target: Target,
     converted: Converted,
-    inputs: tuple[TensorSpec, ...],
+    variant: Variant,
     outputs: tuple[TensorSpec, ...],
 ) -> Manifest:
     """Return the manifest of a candidate, as far as it is known before the tournament ends."""
@@ -186,10 +213,10 @@ def manifest_of(
         model_version="0",
         target=target.name,
         engine=converted.engine,
-        inputs=inputs,
+        inputs=variant.inputs,
         outputs=outputs,
         fallback=converted.fallback,
-        pipeline=candidate.variant.pipeline,
+        pipeline=variant.pipeline,
         recipe=converted.recipe,
         budgets=Budgets(),
     )
@@ -202,17 +229,65 @@ def members_of(converted: Converted, variant: Variant) -> dict[str, bytes | memo
     return {**converted.files, **files}
 
 
+def _make(candidate: Candidate, target: Target, shared: Shared) -> tuple[Made, Session]:
+    """Convert a candidate, pack it, and load it as a device would."""
+    converter = get_converter(candidate.engine.name)
+    variant = shared.variants[candidate.variant]
+    prepared, reference = _prepare(candidate, target, converter, shared)
+    directory = shared.directory()
+    payload = directory / "payload"
+    payload.mkdir()
+    converted = converter.convert(prepared, candidate.engine, target, payload)
+    path = pack(
+        directory / "candidate.edgec",
+        manifest_of(candidate, target, converted, variant, variant.outputs),
+        members_of(converted, variant),
+    )
+    session = load(path, threads=shared.options.threads)
+    facts = Facts(
+        engine_version=session.engine_version,
+        precision=session.precision,
+        placement=dict(session.placement),
+        state=session.state,
+    )
+    return Made(
+        candidate=candidate, path=path, converted=converted, facts=facts, reference=reference
+    ), session
+
+
 def _prepare(
     candidate: Candidate, target: Target, converter: Converter, shared: Shared
 ) -> tuple[Prepared, Reference]:
-    variant, precision = candidate.variant, candidate.precision
+    variant, precision = shared.variants[candidate.variant], candidate.precision
     if precision == "int8":
         assert target.quantization is not None
-        model, reference = shared.quantized(variant, target.quantization)
+        model, reference = shared.quantized(variant, target.quantization, candidate.recipe)
     else:
         model = converter.prepare(variant.model, precision, target)
         reference = variant.float_reference(precision)
     return Prepared(model=model, precision=precision, weights_from=variant.weights_from), reference
+
+
+def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str | None:
+    """Return why a candidate that was made is out all the same; None where it is not."""
+    if not parity.passed:
+        tensor = _diverging_tensor(made, target, shared)
+        where = f"first diverging tensor: {tensor!r}" if tensor else "no inner tensor diverges by itself"
+        return f"{parity_sentence(parity)}; {where}"
+    promised, facts = made.candidate.precision, made.facts
+    expected = {promised}
+    if promised in ("int8", "bf16"):
+        expected.add("mixed")  # some layers stay in float; the placement says which
+    if promised in made.candidate.engine.storage_only:
+        expected |= {"fp32", "mixed"}
+    if facts.state == "fallback" or facts.precision in expected:
+        return None
+    return f"the engine runs it in {facts.precision}, not in {promised}"
+
+
+def _notes(candidate: Candidate, shared: Shared) -> tuple[str, ...]:
+    table = shared.known_table(candidate.variant)
+    return table.warnings if table is not None else ()
 
 
 def _source_snr_db(run: Run, variant: Variant) -> float | None:
@@ -227,22 +302,32 @@ def _source_snr_db(run: Run, variant: Variant) -> float | None:
     return worst if np.isfinite(worst) else None
 
 
-def _run_variant(graph: onnx.ModelProto, made: Made, target: Target, shared: Shared) -> Run:
-    candidate = made.candidate
+def _diverging_tensor(made: Made, target: Target, shared: Shared) -> str | None:
+    """Return the first inner tensor at which an artifact that failed parity leaves its reference.
+
+    The same converter is asked for an artifact that gives its inner tensors too. None where it
+    refuses that one, or no inner tensor is off by itself.
+    """
+    try:
+        return first_divergence(made.reference, lambda graph: _run_traced(graph, made, target, shared))
+    except EdgecError:
+        return None
+
+
+def _run_traced(graph: onnx.ModelProto, made: Made, target: Target, shared: Shared) -> Run:
+    candidate, variant = made.candidate, shared.variants[made.candidate.variant]
     converter = get_converter(candidate.engine.name)
     model = graph if candidate.precision == "int8" else converter.prepare(graph, candidate.precision, target)
     directory = shared.directory()
-    prepared = Prepared(
-        model=model, precision=candidate.precision, weights_from=candidate.variant.weights_from
-    )
+    prepared = Prepared(model=model, precision=candidate.precision, weights_from=variant.weights_from)
     converted = converter.convert(prepared, candidate.engine, target, directory)
     outputs = _traced_outputs(graph, made.reference.inputs[0])
     path = pack(
         directory / "traced.edgec",
-        manifest_of(candidate, target, converted, candidate.variant.inputs, outputs),
-        members_of(converted, candidate.variant),
+        manifest_of(candidate, target, converted, variant, outputs),
+        members_of(converted, variant),
     )
-    return load(path, threads=shared.threads).run
+    return load(path, threads=shared.options.threads).run
 
 
 def _traced_outputs(graph: onnx.ModelProto, sample: Arrays) -> tuple[TensorSpec, ...]:

@@ -30,6 +30,9 @@ class CompileOptions:
             ``on`` where it can be, ``off``.
         threads: Threads of one inference while candidates are measured.
         measure_s: Seconds to measure per candidate.
+        workers: Processes that make candidates; None for one per core, up to 4; 0 to make them in this
+            process, where a crash of a converter is a crash of the build.
+        timeout_s: For one candidate; one that takes longer is out.
         seed: Of everything that is random.
     """
 
@@ -46,6 +49,8 @@ class CompileOptions:
     fold: str = "auto"
     threads: int = 1
     measure_s: float = 1.0
+    workers: int | None = None
+    timeout_s: float = 900.0
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,6 +33,26 @@ _QUANTIZATION_STEPS = 2.0
 _MISROUNDING_STEPS = 1.0 / 16.0
 
 
+@dataclass(frozen=True)
+class _Perturbation:
+    """Weights off by a unit roundoff; a class and no function, so that references can be pickled."""
+
+    roundoff: float
+
+    def __call__(self, model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+        return perturbed(model, self.roundoff, seed)
+
+
+@dataclass(frozen=True)
+class _Misrounding:
+    """Activations misrounded here and there, and what stays in float off by a unit roundoff."""
+
+    roundoff: float
+
+    def __call__(self, model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+        return misrounded(perturbed(model, self.roundoff, seed), seed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """How far one output may be from the reference.
@@ -172,7 +192,7 @@ def float_reference(model: onnx.ModelProto | Path, inputs: Sequence[Arrays], pre
     return _reference(
         model,
         inputs,
-        noisy=lambda m, seed: perturbed(m, roundoff, seed),
+        noisy=_Perturbation(roundoff),
         input_roundoff=roundoff,
         margin=_MARGIN,
         least=lambda name, largest: floor * roundoff * largest,
@@ -207,7 +227,7 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
     return _reference(
         model,
         inputs,
-        noisy=lambda m, seed: misrounded(perturbed(m, roundoff, seed), seed),
+        noisy=_Misrounding(roundoff),
         input_roundoff=roundoff,
         margin=1.0,
         least=lambda name, largest: (

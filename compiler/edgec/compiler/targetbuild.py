@@ -1,32 +1,35 @@
-"""One target's build: its candidates compete, and the winner is packed with its evidence."""
+"""The builds of all targets: candidates compete, and each target's winner is packed with its evidence."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, pack
-from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
-from edgec.compiler.candidates import Candidate, Made, Shared, diverging_tensor, make, members_of
+from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, atomic_write, pack
+from edgec.compiler.accuracy import Baseline
+from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, judge, members_of
 from edgec.compiler.converters import get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
 from edgec.compiler.options import CompileOptions
-from edgec.compiler.parity import parity_sentence
+from edgec.compiler.recipes import Recipe
 from edgec.compiler.report import ArtifactInfo, Build
 from edgec.compiler.tournament import Aim, Choice, Contender, choose
 from edgec.compiler.variants import Variant
+from edgec.compiler.workers import CONTEXT, Failure, Job, Workers
 from edgec.errors import (
     BudgetError,
     CompileError,
     EdgecError,
     OutputError,
     ParityError,
-    PassError,
     SelfTestError,
     UnsupportedModelError,
 )
@@ -36,7 +39,7 @@ from edgec.runtime.measurement import measure_interleaved, median_ratio
 from edgec.targets import Engine, Target, host_arch, host_features
 
 _MIN_ROUNDS = 50
-_FOLD_SPEEDUP = 1.0
+_MOST_WORKERS = 4  # each holds the model and an engine
 
 
 @dataclass(kw_only=True)
@@ -45,65 +48,269 @@ class Bench:
 
     Attributes:
         plain: The source with its pre-processing outside.
+        folded: The source with its pre-processing in the graph; None where nothing can be folded.
+        unfolded_because: Why `folded` is None, where that is worth a word.
         baseline: Of accuracy; None without labels.
-        shared: What candidates share.
         options: How to compile.
         build: The report so far.
+        scratch: Directory for what is made on the way.
         progress: Told what is going on.
     """
 
     plain: Variant
+    folded: Variant | None
+    unfolded_because: str | None
     baseline: Baseline | None
-    shared: Shared
     options: CompileOptions
     build: Build
+    scratch: Path
     progress: Callable[[str], None]
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """Forms of the source, by name."""
+        return {v.name: v for v in (self.plain, self.folded) if v is not None}
 
 
 @dataclass(kw_only=True)
-class _Entry:
-    """A contender with what was made of it."""
+class Plan:
+    """One target's build on its way.
 
-    contender: Contender
-    made: Made | None = None
+    Attributes:
+        target: What is built for.
+        path: Where the artifact goes.
+        variant: Name of the form of the source that is compiled.
+        decisions: Made on the way, in plain sentences.
+        outcomes: Of its candidates, by name, in the order of the report.
+        info: Figures of the artifact, when it is done.
+        error: Why there is none.
+    """
+
+    target: Target
+    path: Path
+    variant: str = "plain"
+    decisions: list[str] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    info: ArtifactInfo | None = None
+    error: EdgecError | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The one that it is built for."""
+        return self.target.engines[0]
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether latencies of this machine stand in for the target's."""
+        return self.target.measured_on(host_arch(), host_features())
 
 
-def build_target(bench: Bench, target: Target, path: Path) -> ArtifactInfo:
-    """Let the candidates of a target compete, and write the winner to `path`.
+def build_targets(bench: Bench, targets: Sequence[Target], directory: Path) -> tuple[list[Plan], bool]:
+    """Build what can be built, and note for each of the others why not.
+
+    Interrupted by Ctrl-C, it goes on with the candidates that are finished by then.
 
     Returns:
-        Its figures.
+        A plan per target, and whether it was interrupted.
 
     Raises:
-        BudgetError: No candidate may be shipped.
-        ParityError: No candidate computes what the source does.
-        UnsupportedModelError: No candidate could be made.
-        OutputError: `path` cannot be written.
+        OutputError: Results cannot be written.
     """
-    engine = target.engines[0]
-    get_converter(engine.name)  # refuses a family that this version does not build
-    _require_static_shapes(bench.plain, target)
-    variant, why_variant = _choose_variant(bench, target, engine)
-    entries = [_enter(bench, target, c) for c in _candidates(bench, target, engine, variant)]
-    measured = _measure(bench, target, entries)
-    _measure_memory(bench, target, entries)
-    contenders = [e.contender for e in entries]
-    choice = choose(contenders, target.stand_in.ranking, target.stand_in.rule, _aim(bench.options))
-    winner = _winner(target, entries, choice, path)
-    for entry in entries:
-        if entry.contender.admissible:
-            entry.contender.status = "winner" if entry is winner else "admissible"
-    notes = (
-        *variant.notes,
-        *why_variant,
-        *(("the source is quantized already, and built as it is",) if variant.quantized else ()),
+    name = bench.build["model"]["name"]
+    plans = [Plan(target=t, path=directory / f"{name}-{t.name}.edgec") for t in targets]
+    shared = Shared(
+        variants=bench.variants, baseline=bench.baseline, options=bench.options, scratch=bench.scratch
     )
-    info = _info(bench, target, winner, entries, (*notes, *choice.decisions), measured)
-    _pack(bench, winner, path, info)
-    for entry in entries:
-        if entry.made is not None:
-            entry.made.session.close()
-    return info
+    with _workers(bench, shared) as workers:
+        _each(bench, plans, lambda plan: _check_target(bench, plan.target))
+        interrupted = _compete(bench, plans, workers)
+    if interrupted:
+        bench.progress("interrupted: going on with the candidates that are finished")
+    _each(bench, plans, lambda plan: _finish(bench, plan, interrupted))
+    return plans, interrupted
+
+
+def _workers(bench: Bench, shared: Shared) -> Workers:
+    count = bench.options.workers
+    if count is None:
+        count = min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    if count:
+        with atomic_write(bench.scratch / CONTEXT) as file:
+            pickle.dump(shared, file)
+    return Workers(
+        count=count,
+        scratch=bench.scratch,
+        timeout_s=bench.options.timeout_s,
+        in_process=lambda payload: judge(payload[1], payload[0], shared, lambda _: None),
+    )
+
+
+def _each(bench: Bench, plans: Sequence[Plan], step: Callable[[Plan], None]) -> None:
+    """Take a step with every plan that is still on its way; a target's failure is its own."""
+    for plan in plans:
+        if plan.error is not None:
+            continue
+        try:
+            step(plan)
+        except OutputError:
+            raise
+        except EdgecError as e:
+            plan.error = e
+            bench.progress(f"{plan.target.name}: not built: {e}")
+
+
+def _check_target(bench: Bench, target: Target) -> None:
+    get_converter(target.engines[0].name)  # refuses a family that this version does not build
+    _require_static_shapes(bench.plain, target)
+
+
+def _compete(bench: Bench, plans: Sequence[Plan], workers: Workers) -> bool:
+    """Make and judge every candidate; return whether the user interrupted it."""
+    try:
+        _judge(bench, plans, workers, _fold_candidates)
+        _each(bench, plans, lambda plan: _choose_variant(bench, plan))
+        _judge(bench, plans, workers, _candidates)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _judge(
+    bench: Bench,
+    plans: Sequence[Plan],
+    workers: Workers,
+    candidates: Callable[[Bench, Plan], Iterator[Candidate | Contender]],
+) -> None:
+    """Have the workers judge what `candidates` gives for each plan and has no outcome yet."""
+    jobs: dict[tuple[str, str], list[Job]] = {}
+    owners: dict[str, tuple[Plan, Candidate]] = {}
+
+    def enter(plan: Plan) -> None:
+        for candidate in candidates(bench, plan):
+            if isinstance(candidate, Contender):
+                plan.outcomes[candidate.name] = Outcome(contender=candidate)
+            elif _outcome_name(candidate) not in plan.outcomes:
+                key = f"{plan.target.name} {_outcome_name(candidate)}"
+                owners[key] = plan, candidate
+                # One worker makes all that share a precision: they share references and quantized graphs.
+                group = jobs.setdefault((candidate.precision, candidate.variant), [])
+                group.append(Job(key=key, payload=(plan.target, candidate)))
+                # Keeps the order of the report, whatever is finished first.
+                plan.outcomes[_outcome_name(candidate)] = _unfinished(candidate)
+
+    _each(bench, plans, enter)
+    clock = _Clock(len(owners), bench.progress)
+
+    def done(job: Job, result: Any) -> None:
+        plan, candidate = owners[job.key]
+        if isinstance(result, Failure):
+            contender = _contender(candidate, "failed", result.reason)
+            result = Outcome(contender=contender)
+        plan.outcomes[_outcome_name(candidate)] = result
+        clock.done(f"{plan.target.name}: {candidate.name}: {_in_short(result.contender)}")
+
+    workers.run(list(jobs.values()), progress=lambda _: None, done=done)
+
+
+def _outcome_name(candidate: Candidate) -> str:
+    return f"{candidate.name} {candidate.variant}"
+
+
+def _contender(candidate: Candidate, status: Any, problem: str) -> Contender:
+    return Contender(
+        name=candidate.name,
+        engine=candidate.engine.name,
+        precision=candidate.precision,
+        status=status,
+        problem=problem,
+    )
+
+
+def _unfinished(candidate: Candidate) -> Outcome:
+    return Outcome(
+        contender=_contender(candidate, "skipped", "it was not finished when the build was interrupted")
+    )
+
+
+def _in_short(contender: Contender) -> str:
+    if contender.problem is not None:
+        return contender.problem
+    return contender.gate.reason if contender.gate is not None else "made"
+
+
+class _Clock:
+    """Says after each candidate how many are left, and how long that may take."""
+
+    def __init__(self, total: int, progress: Callable[[str], None]) -> None:
+        self._total, self._progress = total, progress
+        self._count, self._start = 0, time.monotonic()
+        if total:
+            progress(f"making and judging {total} candidates")
+
+    def done(self, line: str) -> None:
+        self._count += 1
+        left = (time.monotonic() - self._start) / self._count * (self._total - self._count)
+        time_left = f", about {left:.0f} s left" if left >= 1 else ""
+        self._progress(f"{line} ({self._count} of {self._total}{time_left})")
+
+
+def _fold_candidates(bench: Bench, plan: Plan) -> Iterator[Candidate]:
+    """Yield what has to be made to know whether pre-processing belongs in the graph."""
+    if bench.folded is not None and bench.options.fold == "auto" and plan.measured_here:
+        for variant in ("plain", "folded"):
+            yield Candidate(engine=plan.engine, recipe=Recipe(precision="fp32"), variant=variant)
+
+
+def _choose_variant(bench: Bench, plan: Plan) -> None:
+    """Decide in which form the source is compiled, and note why."""
+    if bench.folded is None:
+        if bench.unfolded_because is not None:
+            plan.decisions.append(bench.unfolded_because)
+        return
+    if bench.options.fold == "on":
+        plan.variant = "folded"
+        plan.decisions.append("pre-processing is in the graph, as --fold on asks")
+        return
+    if not plan.measured_here:
+        plan.decisions.append(
+            "pre-processing stays outside the graph: what folding would gain was not measured here"
+        )
+        return
+    made = {v: plan.outcomes[f"{plan.engine.name} fp32 {v}"] for v in ("plain", "folded")}
+    broken = [o.contender.problem for o in made.values() if o.made is None]
+    if broken:
+        plan.decisions.append(f"pre-processing stays outside the graph: {broken[0]}")
+    else:
+        _choose_faster_variant(bench, plan, {v: o.made for v, o in made.items() if o.made is not None})
+    # The other variant's outcome is no candidate.
+    del plan.outcomes[f"{plan.engine.name} fp32 {'plain' if plan.variant == 'folded' else 'folded'}"]
+
+
+def _choose_faster_variant(bench: Bench, plan: Plan, made: dict[str, Made]) -> None:
+    bench.progress(f"{plan.target.name}: measuring whether pre-processing belongs in the graph")
+    data = bench.plain.samples.data
+    assert data is not None
+    sample = next(iter(data)).data
+    with ExitStack() as stack:
+        sessions = {
+            v: stack.enter_context(load(m.path, threads=bench.options.threads)) for v, m in made.items()
+        }
+        latencies = measure_interleaved(
+            {v: partial(session.predict, sample) for v, session in sessions.items()},
+            duration_s=bench.options.measure_s,
+            min_rounds=_MIN_ROUNDS,
+            seed=bench.options.seed,
+        )
+    ratio = median_ratio(latencies["folded"], latencies["plain"])
+    figures = (
+        f"{latencies['folded'].p50_ms:.3g} ms against {latencies['plain'].p50_ms:.3g} ms from sample to "
+        f"prediction in fp32, ratio {ratio.ratio:.2f}, 95 % interval {ratio.lower:.2f} to {ratio.upper:.2f}"
+    )
+    if ratio.upper < 1.0:
+        plan.variant = "folded"
+        plan.decisions.append(f"pre-processing is in the graph, where it is faster: {figures}")
+    else:
+        plan.decisions.append(f"pre-processing stays outside the graph, where it is no slower: {figures}")
 
 
 def _require_static_shapes(variant: Variant, target: Target) -> None:
@@ -119,17 +326,18 @@ def _require_static_shapes(variant: Variant, target: Target) -> None:
         )
 
 
-def _candidates(
-    bench: Bench, target: Target, engine: Engine, variant: Variant
-) -> Iterator[Candidate | Contender]:
+def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
     """Yield the candidates to make, and those that cannot be, with the reason."""
-    wanted = bench.options.precision
+    target, engine, wanted = plan.target, plan.engine, bench.options.precision
+    variant = bench.variants[plan.variant]
     buildable = get_converter(engine.name).precisions
-    here = engine.precisions_on(host_features()) if _measured_here(target) else engine.precisions
-    if variant.quantized and wanted not in ("auto", "int8"):
-        raise CompileError(
-            f"the source is quantized already: it cannot be built in {wanted}; compile its fp32 form"
-        )
+    here = engine.precisions_on(host_features()) if plan.measured_here else engine.precisions
+    if variant.quantized:
+        plan.decisions.append("the source is quantized already, and built as it is")
+        if wanted not in ("auto", "int8"):
+            raise CompileError(
+                f"the source is quantized already: it cannot be built in {wanted}; compile its fp32 form"
+            )
     if wanted != "auto" and wanted not in engine.precisions:
         raise CompileError(
             f"{target.name} does not run {wanted}: {engine.name} has {', '.join(engine.precisions)} there"
@@ -139,108 +347,82 @@ def _candidates(
             continue
         if variant.quantized and precision != "int8":
             continue
-        candidate = Candidate(engine=engine, precision=precision, variant=variant)
-        skipped = Contender(name=candidate.name, engine=engine.name, precision=precision, status="skipped")
+        candidate = Candidate(engine=engine, recipe=Recipe(precision=precision), variant=plan.variant)
         if precision not in buildable:
+            reason = f"this version of edgec does not build {precision} for {engine.name}"
             if wanted == precision:
-                raise CompileError(
-                    f"this version of edgec builds {', '.join(buildable)} for {engine.name}, not {wanted}"
-                )
-            skipped.problem = f"this version of edgec does not build {precision} for {engine.name}"
-            yield skipped
+                raise CompileError(f"{reason}: it builds {', '.join(buildable)}")
+            yield _contender(candidate, "skipped", reason)
         elif variant.weights_from is not None and precision != "fp32":
-            skipped.problem = (
-                "its weights are over 2 GB: this version of edgec builds fp32 only of such a model"
-            )
-            yield skipped
+            reason = "its weights are over 2 GB: this version of edgec builds fp32 only of such a model"
+            yield _contender(candidate, "skipped", reason)
         elif precision not in here:
-            skipped.problem = f"this machine's CPU has no {precision}, so nothing can be proven about it here"
-            yield skipped
+            reason = f"this machine's CPU has no {precision}, so nothing can be proven about it here"
+            yield _contender(candidate, "skipped", reason)
         else:
             yield candidate
 
 
-def _enter(bench: Bench, target: Target, candidate: Candidate | Contender) -> _Entry:
-    """Make a candidate and judge it; what goes wrong is its figure too."""
-    if isinstance(candidate, Contender):
-        return _Entry(contender=candidate)
-    bench.progress(f"{target.name}: {candidate.name}: converting and checking parity")
-    contender = Contender(name=candidate.name, engine=candidate.engine.name, precision=candidate.precision)
-    try:
-        made = make(candidate, target, bench.shared)
-    except OutputError:
-        raise  # the disk's fault, not the candidate's
-    except EdgecError as e:
-        contender.status, contender.problem = "failed", str(e)
-        return _Entry(contender=contender)
-    contender.size_bytes, contender.parity = made.payload_bytes, made.parity
-    contender.source_snr_db = made.source_snr_db
-    if not made.parity.passed:
-        tensor = diverging_tensor(made, target, bench.shared)
-        where = f"first diverging tensor: {tensor!r}" if tensor else "no inner tensor diverges by itself"
-        contender.problem = f"{parity_sentence(made.parity)}; {where}"
-    elif (wrong := _wrong_precision(made)) is not None:
-        contender.problem = wrong
+def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
+    """Measure the candidates of a plan, choose, and write the winner."""
+    target, outcomes = plan.target, list(plan.outcomes.values())
+    if interrupted and not any(o.contender.admissible for o in outcomes):
+        raise CompileError(f"{target.name}: interrupted before any candidate was finished")
+    if interrupted:
+        measured = "not measured: the build was interrupted"
     else:
-        bench.progress(f"{target.name}: {candidate.name}: judging accuracy")
-        if bench.baseline is not None:
-            contender.gate = judge_labelled(made.session, bench.baseline, bench.options)
-        else:
-            contender.gate = judge_unlabelled(made.session.run, candidate.variant, bench.options)
-    return _Entry(contender=contender, made=made)
+        measured = _measure(bench, plan, outcomes)
+        _measure_memory(bench, target, outcomes)
+    contenders = [o.contender for o in outcomes]
+    rule = (
+        "the build was interrupted, and precisions are ranked by the target's rule" if interrupted else None
+    )
+    choice = choose(contenders, target.stand_in.ranking, rule or target.stand_in.rule, _aim(bench.options))
+    winner = _winner(plan, outcomes, choice)
+    for outcome in outcomes:
+        if outcome.contender.admissible:
+            outcome.contender.status = "winner" if outcome is winner else "admissible"
+    plan.decisions += choice.decisions
+    info = _info(bench, plan, winner, outcomes, measured)
+    _pack(bench, plan, winner, info)
+    plan.info = info
 
 
-def _wrong_precision(made: Made) -> str | None:
-    session, promised = made.session, made.candidate.precision
-    expected = {promised}
-    if promised in ("int8", "bf16"):
-        expected.add("mixed")  # some layers stay in float; the placement says which
-    if promised in made.candidate.engine.storage_only:
-        expected |= {"fp32", "mixed"}
-    if session.state == "fallback" or session.precision in expected:
-        return None
-    return f"the engine runs it in {session.precision}, not in {promised}"
-
-
-def _measured_here(target: Target) -> bool:
-    return target.measured_on(host_arch(), host_features())
-
-
-def _measure(bench: Bench, target: Target, entries: list[_Entry]) -> str:
+def _measure(bench: Bench, plan: Plan, outcomes: Sequence[Outcome]) -> str:
     """Time the admissible candidates interleaved; return the sentence that says on what."""
-    ready = [e for e in entries if e.contender.admissible and e.made is not None]
-    if (
-        not ready
-        or not _measured_here(target)
-        or any(e.made.session.state != "ready" for e in ready if e.made)
-    ):
-        return f"not measured: {target.stand_in.rule}"
-    bench.progress(f"{target.name}: measuring {len(ready)} candidates side by side")
-    calls = {e.contender.name: _call(e.made) for e in ready if e.made is not None}
-    latencies = measure_interleaved(
-        calls,
-        duration_s=bench.options.measure_s * len(calls),
-        min_rounds=_MIN_ROUNDS,
-        seed=bench.options.seed,
-    )
-    for entry in ready:
-        entry.contender.latency = latencies[entry.contender.name]
+    rule = plan.target.stand_in.rule
+    ready = [o for o in outcomes if o.contender.admissible and o.made is not None]
+    if not ready or not plan.measured_here or any(o.made.facts.state != "ready" for o in ready if o.made):
+        return f"not measured: {rule}"
+    bench.progress(f"{plan.target.name}: measuring {len(ready)} candidates side by side")
     threads = bench.options.threads
-    return (
-        f"this machine, {threads} thread{'s' if threads > 1 else ''}, all candidates interleaved in one run; "
-        f"{target.stand_in.rule}"
-    )
+    with ExitStack() as stack:
+        calls = {}
+        for outcome in ready:
+            assert outcome.made is not None
+            session = stack.enter_context(load(outcome.made.path, threads=threads))
+            calls[outcome.contender.name] = partial(session.run, dict(outcome.made.reference.inputs[0]))
+        latencies = measure_interleaved(
+            calls,
+            duration_s=bench.options.measure_s * len(calls),
+            min_rounds=_MIN_ROUNDS,
+            seed=bench.options.seed,
+        )
+    for outcome in ready:
+        outcome.contender.latency = latencies[outcome.contender.name]
+    counted = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"this machine, {counted}, all candidates interleaved in one run; {rule}"
 
 
-def _measure_memory(bench: Bench, target: Target, entries: list[_Entry]) -> None:
+def _measure_memory(bench: Bench, target: Target, outcomes: Sequence[Outcome]) -> None:
     """Note the peak memory of every admissible candidate, where a budget asks for it."""
     if bench.options.budget_memory_mib is None:
         return
     bench.progress(f"{target.name}: measuring memory in fresh processes")
-    for entry in entries:
-        if entry.contender.admissible and entry.made is not None:
-            cold = measure_cold_starts(entry.made.path, threads=bench.options.threads, processes=1)
-            entry.contender.memory_mib = cold.peak_memory_mib
+    for outcome in outcomes:
+        if outcome.contender.admissible and outcome.made is not None:
+            cold = measure_cold_starts(outcome.made.path, threads=bench.options.threads, processes=1)
+            outcome.contender.memory_mib = cold.peak_memory_mib
 
 
 def _aim(options: CompileOptions) -> Aim:
@@ -252,101 +434,39 @@ def _aim(options: CompileOptions) -> Aim:
     )
 
 
-def _call(made: Made) -> Callable[[], object]:
-    return partial(made.session.run, dict(made.reference.inputs[0]))
-
-
-def _choose_variant(bench: Bench, target: Target, engine: Engine) -> tuple[Variant, tuple[str, ...]]:
-    """Return the form of the source to compile, and why in words."""
-    plain, fold = bench.plain, bench.options.fold
-    data = plain.samples.data
-    if fold == "on" and data is None:
-        raise CompileError(
-            "--fold on needs --calibration or --evaluation, to prove that folding changes nothing"
-        )
-    if fold == "off" or plain.pipeline is None or data is None:
-        return plain, ()
-    try:
-        folded = bench.shared.folded(plain)
-    except PassError as e:
-        return plain, (f"pre-processing stays outside the graph: {e}",)
-    if folded is None:
-        if fold == "on":
-            raise CompileError("--fold on: the pipeline has no step that can go into the graph")
-        return plain, ()
-    if fold == "on":
-        return folded, ("pre-processing is in the graph, as --fold on asks",)
-    if not _measured_here(target):
-        return plain, (
-            "pre-processing stays outside the graph: what folding would gain was not measured here",
-        )
-    return _faster_variant(bench, target, engine, plain, folded, next(iter(data)).data)
-
-
-def _faster_variant(
-    bench: Bench, target: Target, engine: Engine, plain: Variant, folded: Variant, sample: Any
-) -> tuple[Variant, tuple[str, ...]]:
-    bench.progress(f"{target.name}: measuring whether pre-processing belongs in the graph")
-    try:
-        sessions = {
-            v.name: make(Candidate(engine=engine, precision="fp32", variant=v), target, bench.shared).session
-            for v in (plain, folded)
-        }
-    except EdgecError as e:
-        return plain, (f"pre-processing stays outside the graph: {e}",)
-    latencies = measure_interleaved(
-        {name: partial(session.predict, sample) for name, session in sessions.items()},
-        duration_s=bench.options.measure_s,
-        min_rounds=_MIN_ROUNDS,
-        seed=bench.options.seed,
-    )
-    ratio = median_ratio(latencies["folded"], latencies["plain"])
-    for session in sessions.values():
-        session.close()
-    figures = (
-        f"{latencies['folded'].p50_ms:.3g} ms against {latencies['plain'].p50_ms:.3g} ms from sample to "
-        f"prediction in fp32, ratio {ratio.ratio:.2f}, 95 % interval {ratio.lower:.2f} to {ratio.upper:.2f}"
-    )
-    if ratio.upper < _FOLD_SPEEDUP:
-        return folded, (f"pre-processing is in the graph, where it is faster: {figures}",)
-    return plain, (f"pre-processing stays outside the graph, where it is no slower: {figures}",)
-
-
-def _winner(target: Target, entries: list[_Entry], choice: Choice, path: Path) -> _Entry:
-    for entry in entries:
-        if entry.contender.name == choice.winner:
-            return entry
-    tried = [e.contender for e in entries if e.contender.status != "skipped"]
+def _winner(plan: Plan, outcomes: Sequence[Outcome], choice: Choice) -> Outcome:
+    for outcome in outcomes:
+        if outcome.contender.name == choice.winner:
+            return outcome
+    name = plan.target.name
+    tried = [o.contender for o in outcomes if o.contender.status != "skipped"]
     reasons = "; ".join(choice.decisions)
     if tried and all(c.status == "failed" for c in tried):
-        raise UnsupportedModelError(f"{target.name}: no candidate could be made: {tried[0].problem}")
+        raise UnsupportedModelError(f"{name}: no candidate could be made: {tried[0].problem}")
     if all(c.parity is not None and not c.parity.passed for c in tried):
-        raise ParityError(f"{target.name}: {reasons}")
-    nearest = next((e.made for e in entries if e.contender.name == choice.nearest), None)
+        raise ParityError(f"{name}: {reasons}")
+    nearest = next((o.made for o in outcomes if o.contender.name == choice.nearest), None)
     if nearest is None:
-        raise BudgetError(f"{target.name}: no candidate may be shipped: {reasons}")
-    kept = path.with_name(f"{path.stem}.over-budget.edgec")
+        raise BudgetError(f"{name}: no candidate may be shipped: {reasons}")
+    kept = plan.path.with_name(f"{plan.path.stem}.over-budget.edgec")
     os.replace(nearest.path, kept)
     raise BudgetError(
-        f"{target.name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept "
-        f"as {kept}, without golden vectors and report"
+        f"{name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept as "
+        f"{kept}, without golden vectors and report"
     )
 
 
 def _info(
-    bench: Bench,
-    target: Target,
-    winner: _Entry,
-    entries: list[_Entry],
-    decisions: tuple[str, ...],
-    measured: str,
+    bench: Bench, plan: Plan, winner: Outcome, outcomes: Sequence[Outcome], measured: str
 ) -> ArtifactInfo:
-    made = winner.made
+    made, target = winner.made, plan.target
     assert made is not None
-    session, variant = made.session, made.candidate.variant
-    fp32 = next((e.contender.latency for e in entries if e.contender.precision == "fp32"), None)
-    infos = [candidate_info(e.contender, _reason(e.contender), fp32, bench.baseline) for e in entries]
+    variant = bench.variants[plan.variant]
+    fp32 = next((o.contender.latency for o in outcomes if o.contender.precision == "fp32"), None)
+    infos = [candidate_info(o.contender, _reason(o.contender), fp32, bench.baseline) for o in outcomes]
     mine = next(i for i in infos if i["status"] == "winner")
+    notes = dict.fromkeys(note for o in outcomes for note in o.notes)
+    synthetic = bench.build.get("data", {}).get("synthetic")
     return {
         "target": target.name,
         "target_title": target.title,
@@ -354,30 +474,24 @@ def _info(
         "size_bytes": 0,
         "content_digest": "",
         "engine": made.converted.engine.name,
-        "engine_version": session.engine_version,
+        "engine_version": made.facts.engine_version,
         "device": made.converted.engine.device,
         "precision": made.candidate.precision,
-        "effective_precision": session.precision if session.state == "ready" else None,
-        "state": session.state,
-        "parity": parity_info(made.parity),
+        "effective_precision": made.facts.precision if made.facts.state == "ready" else None,
+        "state": made.facts.state,
+        "parity": parity_info(winner.contender.parity),
         "accuracy": mine.get("accuracy"),
         "latency_ms": latency_info(winner.contender.latency),
         "measured_on": measured,
-        "placement": dict(session.placement),
+        "placement": dict(made.facts.placement),
         "candidates": infos,
-        "decisions": list(decisions),
-        "warnings": _warnings(bench, variant),
+        "decisions": [*variant.notes, *plan.decisions],
+        "warnings": [*([synthetic] if synthetic else []), *notes],
         "not_run": list(made.converted.not_run),
         "pipeline": variant.pipeline.to_dict() if variant.pipeline is not None else None,
         "inputs": tensor_infos(variant.inputs),
         "outputs": tensor_infos(variant.outputs),
     }
-
-
-def _warnings(bench: Bench, variant: Variant) -> list[str]:
-    synthetic = bench.build.get("data", {}).get("synthetic")
-    table = bench.shared.known_table(variant)
-    return [*([synthetic] if synthetic else []), *(table.warnings if table is not None else ())]
 
 
 def _reason(contender: Contender) -> str:
@@ -386,14 +500,15 @@ def _reason(contender: Contender) -> str:
     return contender.gate.reason if contender.gate is not None else ""
 
 
-def _pack(bench: Bench, winner: _Entry, path: Path, info: ArtifactInfo) -> None:
+def _pack(bench: Bench, plan: Plan, winner: Outcome, info: ArtifactInfo) -> None:
     """Write the artifact with its evidence, test it as a device would, and only then publish it."""
-    made = winner.made
+    made, path = winner.made, plan.path
     assert made is not None
     bench.progress(f"{info['target']}: packing {path.name} and running its self-test")
+    variant = bench.variants[plan.variant]
     with Artifact.open(made.path) as candidate:
-        manifest = _final_manifest(bench, made, candidate.manifest)
-    members = {**members_of(made.converted, made.candidate.variant), GOLDEN: golden_bytes(made.reference)}
+        manifest = _final_manifest(bench, made, variant, candidate.manifest)
+    members = {**members_of(made.converted, variant), GOLDEN: golden_bytes(made.reference)}
     # What depends on the bytes of the artifact cannot be in it.
     inside = {k: v for k, v in info.items() if k not in ("path", "size_bytes", "content_digest")}
     draft = pack(
@@ -417,9 +532,8 @@ def _require_self_test(draft: Path, threads: int) -> None:
         raise SelfTestError(f"the artifact fails its own golden vectors right after it was made: {result}")
 
 
-def _final_manifest(bench: Bench, made: Made, manifest: Manifest) -> Manifest:
-    converter = get_converter(made.candidate.engine.name)
-    variant, model = made.candidate.variant, bench.build["model"]
+def _final_manifest(bench: Bench, made: Made, variant: Variant, manifest: Manifest) -> Manifest:
+    engine, model = made.candidate.engine.name, bench.build["model"]
     return replace(
         manifest,
         members={},
@@ -433,7 +547,5 @@ def _final_manifest(bench: Bench, made: Made, manifest: Manifest) -> Manifest:
         ),
         reference=reference_quantiles(variant),
         golden=golden_tolerances(made.reference),
-        provenance=provenance(
-            bench.build, variant, {"converter": {made.candidate.engine.name: converter.version()}}
-        ),
+        provenance=provenance(bench.build, variant, {"converter": {engine: get_converter(engine).version()}}),
     )

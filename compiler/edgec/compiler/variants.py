@@ -54,6 +54,10 @@ class Variant:
     weights_from: Path | None = None
     _references: dict[str, Reference] = field(default_factory=dict, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A processor may hold what cannot be pickled; it is made again where it is needed.
+        return {name: value for name, value in self.__dict__.items() if name != "processor"}
+
     @property
     def runnable(self) -> onnx.ModelProto | Path:
         """What ONNX Runtime can be given: the model, or where it lies if its weights are not in it."""

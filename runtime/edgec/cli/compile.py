@@ -138,6 +138,18 @@ def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | No
     show_default=True,
     help="Threads of one inference while candidates are measured.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that make candidates; one per core, up to 4, by default; 0 for none besides this one.",
+)
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(0, min_open=True),
+    default=900.0,
+    show_default=True,
+    help="For one candidate; one that takes longer is out, the others go on.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is random.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
@@ -161,6 +173,8 @@ def command(
     name: str | None,
     model_version: str,
     threads: int,
+    workers: int | None,
+    timeout_s: float,
     seed: int,
     as_json: bool,
     quiet: bool,
@@ -177,7 +191,9 @@ def command(
         --evaluation evaluation.npz --metric top1
     edgec compile model.onnx --target intel-cpu --shape image=1,3,224,224 --json
 
-    Exit status: 0 built, 1 not built for at least one target, 2 wrong usage.
+    Ctrl-C ends the tournament early and ships the best of the candidates that are finished.
+
+    Exit status: 0 built, 1 not built for at least one target, 2 wrong usage, 130 interrupted.
     """
     import logging
 
@@ -207,6 +223,8 @@ def command(
             name=name,
             version=model_version,
             threads=threads,
+            workers=workers,
+            timeout_s=timeout_s,
             seed=seed,
         ),
         progress=_silent if quiet else _Progress(),
@@ -222,6 +240,8 @@ def command(
     else:
         click.echo(render_text(build))
         click.echo(f"report    {html}")
+    if result.interrupted:
+        sys.exit(130)
     if build.get("skipped"):
         sys.exit(1)
 
