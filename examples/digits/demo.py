@@ -33,7 +33,7 @@ def main() -> None:
     start = time.monotonic()
     print("The model: a small convolutional network that we trained on scikit-learn's digits.")
     edgec(
-        *("compile", EXAMPLE / "digits.onnx", "--output", OUT),
+        *("compile", EXAMPLE / "digits.onnx", "--output", OUT, "--no-cache"),
         *("--target", "cpu", "--target", "openvino", "--target", "jetson"),
         *("--pipeline", EXAMPLE / "pipeline.toml"),
         *("--calibration", EXAMPLE / "calibration.npz"),

@@ -381,3 +381,29 @@ def test_ctrl_c_leaves_the_best_so_far(
     assert "interrupted: going on with the candidates that are finished" in rest
     with load(out / "cnn-intel-cpu.edgec") as session:
         assert session.self_test().passed
+
+
+def test_a_repeated_build_comes_from_the_cache(model: Path, calibration: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def build(out: str, options: CompileOptions = FAST, data: Path = calibration) -> tuple[bytes, bool]:
+        said: list[str] = []
+        result = compile_model(
+            model,
+            ["cpu-x86_64"],
+            tmp_path / out,
+            calibration=data,
+            options=options,
+            cache_dir=cache,
+            progress=said.append,
+        )
+        cached = "cpu-x86_64: taken from the cache" in said
+        assert cached == ("taken from the cache" in result.report["artifacts"][0]["decisions"][-1])
+        return result.artifacts[0].read_bytes(), cached
+
+    first, _ = build("a")
+    assert build("b") == (first, True)
+    assert build("c", options=CompileOptions(measure_s=0.05, workers=0, max_drop=0.02))[1] is False
+    other = tmp_path / "other.npz"
+    np.savez(other, image=np.load(calibration)["image"][:20])
+    assert build("d", data=other)[1] is False

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from edgec.artifact import Pipeline, read_pipeline
 from edgec.compiler.accuracy import Baseline, measure_baseline
+from edgec.compiler.cache import BuildCache, build_key
 from edgec.compiler.figures import build_info
 from edgec.compiler.model import SourceModel, load_model
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.report import Build
 from edgec.compiler.samples import Samples
-from edgec.compiler.targetbuild import Bench, build_targets
+from edgec.compiler.targetbuild import Bench, Plan, build_targets
 from edgec.compiler.variants import Variant, folded_variant, plain_variant
 from edgec.errors import CompileError, DataError, OutputError, PassError
 from edgec.evaluation import Dataset, get_metric, open_dataset
@@ -54,6 +55,7 @@ def compile_model(
     evaluation: str | Path | Dataset | None = None,
     metric: str | None = None,
     options: CompileOptions = _DEFAULTS,
+    cache_dir: str | Path | None = None,
     progress: Progress = lambda _: None,
     command: Sequence[str] = (),
 ) -> BuildResult:
@@ -68,6 +70,7 @@ def compile_model(
         evaluation: Labelled samples, or where they are; needs `metric`.
         metric: What to score: ``top1``.
         options: How to compile.
+        cache_dir: Where results are kept and found again; None to build anew and keep nothing.
         progress: Told what is going on, a line at a time.
         command: What the user typed, for the report.
 
@@ -84,34 +87,78 @@ def compile_model(
     if declared is not None:
         check_pipeline(declared, source.inputs, source.outputs)
     samples = _samples(source, declared, calibration, evaluation, metric, options)
+    name = _name(source, options)
     directory = _output_directory(Path(output))
-    with _scratch(directory) as scratch:
-        progress("simplifying, and measuring the noise floor of the source")
-        plain = plain_variant(source, declared, samples)
-        folded, unfolded_because = _folded(plain, options)
-        bench = Bench(
-            plain=plain,
-            folded=folded,
-            unfolded_because=unfolded_because,
-            baseline=_baseline(plain, samples, metric, progress),
-            options=options,
-            build=build_info(source, samples, plain, options, _name(source, options), command),
-            scratch=scratch,
-            progress=progress,
-        )
-        plans, interrupted = build_targets(bench, resolved, directory)
+    build = build_info(source, samples, options, name, command)
+    plans = [Plan(target=t, path=directory / f"{name}-{t.name}.edgec") for t in resolved]
+    keys = (
+        [build_key(source, p.target, declared, samples, metric, options, name) for p in plans]
+        if cache_dir
+        else []
+    )
+    interrupted = False
+    with _open_cache(cache_dir) as cache:
+        for plan, key in zip(plans, keys, strict=False):
+            plan.info = cache.fetch(key, plan.path) if cache is not None else None
+            if plan.info is not None:
+                progress(f"{plan.target.name}: taken from the cache")
+        missing = [plan for plan in plans if plan.info is None]
+        if missing:
+            with _scratch(directory) as scratch:
+                bench = _bench(source, declared, samples, metric, options, build, scratch, progress)
+                interrupted = build_targets(bench, missing)
+        for plan, key in zip(plans, keys, strict=False):
+            if cache is not None and plan in missing and plan.info is not None and not interrupted:
+                cache.store(key, plan.path, plan.info)
     errors = [plan.error for plan in plans if plan.error is not None]
     if len(errors) == len(plans):
         raise errors[0]
-    bench.build["artifacts"] = [plan.info for plan in plans if plan.info is not None]
-    bench.build["skipped"] = [
+    build["artifacts"] = [plan.info for plan in plans if plan.info is not None]
+    build["skipped"] = [
         {"target": p.target.name, "reason": str(p.error)} for p in plans if p.error is not None
     ]
-    bench.build["duration_s"] = round(time.monotonic() - started, 1)
+    build["duration_s"] = round(time.monotonic() - started, 1)
     return BuildResult(
-        report=bench.build,
+        report=build,
         artifacts=tuple(plan.path for plan in plans if plan.info is not None),
         interrupted=interrupted,
+    )
+
+
+@contextmanager
+def _open_cache(directory: str | Path | None) -> Iterator[BuildCache | None]:
+    if directory is None:
+        yield None
+        return
+    cache = BuildCache(Path(directory))
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
+def _bench(
+    source: SourceModel,
+    pipeline: Pipeline | None,
+    samples: Samples,
+    metric: str | None,
+    options: CompileOptions,
+    build: Build,
+    scratch: Path,
+    progress: Progress,
+) -> Bench:
+    progress("simplifying, and measuring the noise floor of the source")
+    plain = plain_variant(source, pipeline, samples)
+    folded, unfolded_because = _folded(plain, options)
+    return Bench(
+        plain=plain,
+        folded=folded,
+        unfolded_because=unfolded_because,
+        baseline=_baseline(plain, samples, metric, progress),
+        options=options,
+        build=build,
+        scratch=scratch,
+        progress=progress,
     )
 
 
@@ -157,14 +204,14 @@ def _samples(
 ) -> Samples:
     if (evaluation is None) != (metric is None):
         raise DataError("--evaluation and --metric belong together: give both, or none")
-    # With a pipeline, samples are raw; without one they must be what the model takes.
-    inputs = source.inputs if pipeline is None else None
     return Samples(
-        calibration=open_dataset(calibration, inputs=inputs)
-        if isinstance(calibration, str | Path)
-        else calibration,
+        calibration=(
+            open_dataset(calibration, inputs=source.inputs, pipeline=pipeline)
+            if isinstance(calibration, str | Path)
+            else calibration
+        ),
         evaluation=(
-            open_dataset(evaluation, inputs=inputs, need_labels=True)
+            open_dataset(evaluation, inputs=source.inputs, pipeline=pipeline, need_labels=True)
             if isinstance(evaluation, str | Path)
             else evaluation
         ),

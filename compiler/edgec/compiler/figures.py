@@ -26,7 +26,6 @@ _TOOLS = ("numpy", "onnx", "onnxruntime", "openvino", "onnxslim", "onnx-ir")
 def build_info(
     source: SourceModel,
     samples: Samples,
-    variant: Variant,
     options: CompileOptions,
     name: str,
     command: Sequence[str],
@@ -51,7 +50,7 @@ def build_info(
         "data": {
             "calibration": data_source(samples.calibration),
             "evaluation": data_source(samples.evaluation),
-            "synthetic": samples.synthetic_sentence(variant.inputs),
+            "synthetic": samples.synthetic_sentence(source.inputs),
         },
         "machine": machine_info(),
         "tools": tool_versions(),

@@ -15,6 +15,7 @@ from typing import Any
 from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, atomic_write, pack
 from edgec.compiler.accuracy import Baseline
 from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, judge, members_of
+from edgec.compiler.check import check_model
 from edgec.compiler.converters import get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
@@ -105,19 +106,17 @@ class Plan:
         return self.target.measured_on(host_arch(), host_features())
 
 
-def build_targets(bench: Bench, targets: Sequence[Target], directory: Path) -> tuple[list[Plan], bool]:
+def build_targets(bench: Bench, plans: Sequence[Plan]) -> bool:
     """Build what can be built, and note for each of the others why not.
 
     Interrupted by Ctrl-C, it goes on with the candidates that are finished by then.
 
     Returns:
-        A plan per target, and whether it was interrupted.
+        Whether it was interrupted.
 
     Raises:
         OutputError: Results cannot be written.
     """
-    name = bench.build["model"]["name"]
-    plans = [Plan(target=t, path=directory / f"{name}-{t.name}.edgec") for t in targets]
     shared = Shared(
         variants=bench.variants, baseline=bench.baseline, options=bench.options, scratch=bench.scratch
     )
@@ -127,7 +126,7 @@ def build_targets(bench: Bench, targets: Sequence[Target], directory: Path) -> t
     if interrupted:
         bench.progress("interrupted: going on with the candidates that are finished")
     _each(bench, plans, lambda plan: _finish(bench, plan, interrupted))
-    return plans, interrupted
+    return interrupted
 
 
 def _workers(bench: Bench, shared: Shared) -> Workers:
@@ -378,7 +377,7 @@ def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
         "the build was interrupted, and precisions are ranked by the target's rule" if interrupted else None
     )
     choice = choose(contenders, target.stand_in.ranking, rule or target.stand_in.rule, _aim(bench.options))
-    winner = _winner(plan, outcomes, choice)
+    winner = _winner(bench, plan, outcomes, choice)
     for outcome in outcomes:
         if outcome.contender.admissible:
             outcome.contender.status = "winner" if outcome is winner else "admissible"
@@ -434,7 +433,7 @@ def _aim(options: CompileOptions) -> Aim:
     )
 
 
-def _winner(plan: Plan, outcomes: Sequence[Outcome], choice: Choice) -> Outcome:
+def _winner(bench: Bench, plan: Plan, outcomes: Sequence[Outcome], choice: Choice) -> Outcome:
     for outcome in outcomes:
         if outcome.contender.name == choice.winner:
             return outcome
@@ -442,6 +441,8 @@ def _winner(plan: Plan, outcomes: Sequence[Outcome], choice: Choice) -> Outcome:
     tried = [o.contender for o in outcomes if o.contender.status != "skipped"]
     reasons = "; ".join(choice.decisions)
     if tried and all(c.status == "failed" for c in tried):
+        if bench.plain.weights_from is None:
+            check_model(bench.plain.model, plan.target).require()  # names every node at once
         raise UnsupportedModelError(f"{name}: no candidate could be made: {tried[0].problem}")
     if all(c.parity is not None and not c.parity.passed for c in tried):
         raise ParityError(f"{name}: {reasons}")
@@ -487,7 +488,7 @@ def _info(
         "candidates": infos,
         "decisions": [*variant.notes, *plan.decisions],
         "warnings": [*([synthetic] if synthetic else []), *notes],
-        "not_run": list(made.converted.not_run),
+        "not_run": [*made.converted.not_run, *_saturation(target, made.candidate.precision)],
         "pipeline": variant.pipeline.to_dict() if variant.pipeline is not None else None,
         "inputs": tensor_infos(variant.inputs),
         "outputs": tensor_infos(variant.outputs),
@@ -498,6 +499,20 @@ def _reason(contender: Contender) -> str:
     if contender.problem is not None:
         return contender.problem
     return contender.gate.reason if contender.gate is not None else ""
+
+
+def _saturation(target: Target, precision: str) -> tuple[str, ...]:
+    """Return the caution that this machine's integer arithmetic is better than some of the target's."""
+    scheme = target.quantization
+    if precision != "int8" or scheme is None or not scheme.saturates_without:
+        return ()
+    if not any(feature in host_features() for feature in scheme.saturates_without):
+        return ()
+    features = " or ".join(scheme.saturates_without)
+    return (
+        f"int8 was proven on a CPU with {features}; on one without, sums of products can saturate: "
+        "run  edgec verify  there",
+    )
 
 
 def _pack(bench: Bench, plan: Plan, winner: Outcome, info: ArtifactInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from edgec.artifact import atomic_write
 if TYPE_CHECKING:
     from edgec.compiler.report import Build
 
+_METRICS = ("top1", "top5", "map50", "auc", "spearman", "mse")
 _PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
 
 
@@ -80,7 +82,7 @@ def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | No
 @click.option(
     "--evaluation", "-e", metavar="DATA", help="Labelled samples, of the same forms; needs --metric."
 )
-@click.option("--metric", "-m", help="What to score: top1, top5, map50, auc, spearman or mse.")
+@click.option("--metric", "-m", type=click.Choice(_METRICS), help="What to score.")
 @click.option(
     "--precision",
     type=click.Choice(_PRECISIONS),
@@ -151,6 +153,13 @@ def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | No
     help="For one candidate; one that takes longer is out, the others go on.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is random.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="EDGEC_CACHE_DIR",
+    help="Where results are kept and found again; by default in $XDG_CACHE_HOME or ~/.cache.",
+)
+@click.option("--no-cache", is_flag=True, help="Build anew, and keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 def command(
@@ -176,6 +185,8 @@ def command(
     workers: int | None,
     timeout_s: float,
     seed: int,
+    cache_dir: Path | None,
+    no_cache: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -227,6 +238,7 @@ def command(
             timeout_s=timeout_s,
             seed=seed,
         ),
+        cache_dir=None if no_cache else cache_dir or _default_cache(),
         progress=_silent if quiet else _Progress(),
         command=["edgec", *sys.argv[1:]],
     )
@@ -254,6 +266,11 @@ def public_result(build: Build, html: Path) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgec" / "builds"
 
 
 def _silent(_: str) -> None:
