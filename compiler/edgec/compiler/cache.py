@@ -54,8 +54,8 @@ class BuildCache:
         found: ArtifactInfo = json.loads(info)
         found["path"] = str(path)
         found["decisions"].append(
-            "taken from the cache, figures included: an earlier build had the same model, data, options, tools "
-            "and machine"
+            "taken from the cache, figures included: an earlier build had the same model, data, options, "
+            "tools and machine"
         )
         return found
 
