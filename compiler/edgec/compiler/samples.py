@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import TensorSpec
 from edgec.errors import DataError
-from edgec.evaluation import Dataset
+from edgec.evaluation import Dataset, describe_synthetic, synthetic_inputs
 from edgec.runtime.pipeline import Processor
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -61,45 +60,9 @@ class Samples:
         """Return the warning that inputs were made up; None where they were not."""
         if self.data is not None:
             return None
-        drawn = "; ".join(f"{s.name}: {_distribution(s)}" for s in specs)
+        drawn = describe_synthetic(specs)
         return (
             f"no calibration data was given: inputs were synthetic ({drawn}, seed {self.seed}), so "
             "ranges, parity and agreement say little about real inputs; give --calibration with a few "
             "dozen real samples"
         )
-
-
-def synthetic_inputs(specs: Sequence[TensorSpec], n: int, seed: int) -> list[dict[str, NDArray[Any]]]:
-    """Make up inputs: standard normal floats, uniform integers; dynamic dimensions have size 1."""
-    rng = np.random.default_rng(seed)
-    return [{spec.name: _draw(spec, rng) for spec in specs} for _ in range(n)]
-
-
-def _draw(spec: TensorSpec, rng: np.random.Generator) -> NDArray[Any]:
-    shape = tuple(n if isinstance(n, int) else 1 for n in spec.shape)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape)).astype(dtype)
-    if dtype.kind == "b":
-        return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
-    if dtype.kind not in "iu":
-        raise DataError(f"no inputs can be made up for {spec}: give --calibration")
-    low, high = _integer_bounds(dtype)
-    return np.asarray(rng.integers(low, high, shape, endpoint=True)).astype(dtype)
-
-
-def _integer_bounds(dtype: np.dtype[Any]) -> tuple[int, int]:
-    # Eight-bit inputs are images or quantized values; wider ones are indices or lengths, where
-    # only small values are sure to be legal.
-    info = np.iinfo(dtype)
-    return (int(info.min), int(info.max)) if dtype.itemsize == 1 else (0, 1)
-
-
-def _distribution(spec: TensorSpec) -> str:
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return "standard normal"
-    if dtype.kind == "b":
-        return "fair coin"
-    low, high = _integer_bounds(dtype)
-    return f"uniform integers {low}..{high}"
