@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from edgec.errors import EdgecError
+from edgec.errors import EdgecError, MissingExtraError
 
 COMMANDS = {
     "benchmark": "Measure an artifact's latency, throughput, load time and memory.",
@@ -23,6 +23,22 @@ COMMANDS = {
     "run": "Run an artifact on inputs.",
     "targets": "List the targets, or show one.",
     "verify": "Check an artifact's digests and run its golden vectors.",
+}
+
+
+# Libraries that a command may find missing, and the extra that brings each.
+_EXTRAS = {
+    "cv2": "vision",
+    "diskcache": "compiler",
+    "google": "compiler",
+    "jinja2": "compiler",
+    "ml_dtypes": "compiler",
+    "onnx": "compiler",
+    "onnx_ir": "compiler",
+    "onnxruntime": "onnxruntime",
+    "onnxslim": "compiler",
+    "openvino": "openvino",
+    "tokenizers": "text",
 }
 
 
@@ -62,8 +78,17 @@ def main() -> None:
     try:
         main_group.main(prog_name="edgec", standalone_mode=True)
     except EdgecError as e:
-        from edgec.cli._text import printable  # here, because nearly no call needs it
+        _fail(e)
+    except ModuleNotFoundError as e:
+        extra = _EXTRAS.get((e.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _fail(MissingExtraError("this command", e.name, extra))
 
-        # A message may quote what a file from outside says.
-        click.echo(f"edgec: error: {printable(' '.join(str(e).split()))}", err=True)
-        sys.exit(1)
+
+def _fail(error: EdgecError) -> None:
+    from edgec.cli._text import printable  # here, because nearly no call needs it
+
+    # A message may quote what a file from outside says.
+    click.echo(f"edgec: error: {printable(' '.join(str(error).split()))}", err=True)
+    sys.exit(1)
