@@ -96,7 +96,12 @@ def data_source(data: Dataset | None) -> report.DataSource | None:
     """Return a data set in the report's shape."""
     if data is None:
         return None
-    return {"description": data.description, "digest": data.digest, "samples": len(data)}
+    return {
+        "description": data.description,
+        "source": data.source,
+        "digest": data.digest,
+        "samples": len(data),
+    }
 
 
 def finite(value: float | None) -> float | None:

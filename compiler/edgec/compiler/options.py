@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from edgec.errors import CompileError
 
 Objective = Literal["latency", "size", "accuracy"]
 
@@ -66,5 +69,47 @@ class CompileOptions:
             "budget_memory_mib": self.budget_memory_mib,
             "fold": self.fold,
             "threads": self.threads,
+            "measure_s": self.measure_s,
             "seed": self.seed,
         }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> CompileOptions:
+        """Return the options that `to_dict` gave, from an artifact for example; others have their default.
+
+        Raises:
+            CompileError: An option is unknown, or its value is of another type.
+        """
+        hints = get_type_hints(CompileOptions)
+        for name in data.keys() - hints.keys():
+            raise CompileError(f"the option {str(name)[:60]!r} is unknown to this edgec")
+        try:
+            return CompileOptions(**{name: _decoded(value, hints[name]) for name, value in data.items()})
+        except TypeError as e:
+            raise CompileError(f"an option has a value of another type: {e}") from e
+
+
+def _decoded(value: Any, hint: Any) -> Any:
+    """Return a value of JSON as the type that an annotation asks for.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        (kind,) = (a for a in arguments if a is not NoneType)
+        return _decoded(value, kind)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decoded(item, arguments[0]) for item in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {str(key): _decoded(item, arguments[1]) for key, item in value.items()}
+    # JSON writes 1.0 as 1, and Python counts booleans among the integers.
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise TypeError(f"expected {getattr(hint, '__name__', hint)}, got {str(value)[:60]!r}")

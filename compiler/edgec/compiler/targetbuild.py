@@ -19,6 +19,7 @@ from edgec.compiler.check import check_model
 from edgec.compiler.converters import get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
+from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.report import ArtifactInfo, Build
@@ -522,7 +523,7 @@ def _pack(bench: Bench, plan: Plan, winner: Outcome, info: ArtifactInfo) -> None
     bench.progress(f"{info['target']}: packing {path.name} and running its self-test")
     variant = bench.variants[plan.variant]
     with Artifact.open(made.path) as candidate:
-        manifest = _final_manifest(bench, made, variant, candidate.manifest)
+        manifest = _final_manifest(bench, plan.target, made, variant, candidate.manifest)
     members = {**members_of(made.converted, variant), GOLDEN: golden_bytes(made.reference)}
     # What depends on the bytes of the artifact cannot be in it.
     inside = {k: v for k, v in info.items() if k not in ("path", "size_bytes", "content_digest")}
@@ -547,7 +548,9 @@ def _require_self_test(draft: Path, threads: int) -> None:
         raise SelfTestError(f"the artifact fails its own golden vectors right after it was made: {result}")
 
 
-def _final_manifest(bench: Bench, made: Made, variant: Variant, manifest: Manifest) -> Manifest:
+def _final_manifest(
+    bench: Bench, target: Target, made: Made, variant: Variant, manifest: Manifest
+) -> Manifest:
     engine, model = made.candidate.engine.name, bench.build["model"]
     return replace(
         manifest,
@@ -562,5 +565,18 @@ def _final_manifest(bench: Bench, made: Made, variant: Variant, manifest: Manife
         ),
         reference=reference_quantiles(variant),
         golden=golden_tolerances(made.reference),
-        provenance=provenance(bench.build, variant, {"converter": {engine: get_converter(engine).version()}}),
+        provenance=provenance(
+            bench.build,
+            variant,
+            {
+                "converter": {engine: get_converter(engine).version()},
+                **lock_facts(
+                    target,
+                    made.candidate.recipe,
+                    bench.baseline.metric.name if bench.baseline is not None else None,
+                    bench.plain.pipeline,
+                    variant.name,
+                ),
+            },
+        ),
     )

@@ -5,6 +5,7 @@ A target is one file ``data/NAME.toml``; what its keys mean is said by the class
 
 from edgec.targets._catalogue import Resolution, alias_names, load_target, resolve_target, target_names
 from edgec.targets._host import host_arch, host_features
+from edgec.targets._parse import target_from_dict
 from edgec.targets._target import (
     PRECISIONS,
     AttributeLimit,
@@ -29,5 +30,6 @@ __all__ = [
     "host_features",
     "load_target",
     "resolve_target",
+    "target_from_dict",
     "target_names",
 ]

@@ -87,6 +87,22 @@ def parse_target(data: Mapping[str, Any], where: str) -> Target:
     return target
 
 
+def target_from_dict(data: Mapping[str, Any], where: str) -> Target:
+    """Return the target that `Target.to_dict` gave the values of; what is None there may be missing.
+
+    Raises:
+        TargetError: As `parse_target`.
+    """
+    tables: dict[str, Any] = _without_nulls(data)
+    return parse_target(tables, where)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 class _Table:
     """One table of a file: gives values of a wanted type, and collects what is wrong by key.
 

@@ -48,11 +48,13 @@ class DataSource(TypedDict):
 
     Attributes:
         description: A sentence or a path.
+        source: Where it is, as it was named.
         digest: SHA-256 of the content, in hex.
         samples: How many were used.
     """
 
     description: str
+    source: NotRequired[str | None]
     digest: NotRequired[str | None]
     samples: NotRequired[int | None]
 
