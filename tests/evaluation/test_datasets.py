@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgec.artifact import Pipeline, TensorSpec
@@ -261,6 +263,42 @@ def test_a_damaged_npz_is_refused(tmp_path: Path, damage: Callable[[Path], None]
     damage(path)
     with pytest.raises(DataError, match=message):
         list(open_dataset(path, inputs=IMAGE))
+
+
+def _two_of_a_name(path: Path) -> None:
+    save(path, image=images(2))
+    with zipfile.ZipFile(path) as file:
+        content = file.read("image.npy")
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("image.npy", content)
+
+
+def test_npz_with_two_arrays_of_one_name_is_refused(tmp_path: Path) -> None:
+    _two_of_a_name(tmp_path / "data.npz")
+    with pytest.raises(DataError, match="has two arrays of one name"):
+        open_dataset(tmp_path / "data.npz")
+
+
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=9), st.integers(0, 40)), max_size=4)
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_npz_with_any_damage_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, compressed: bool, edits: list[tuple[int, bytes, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("damage") / "data.npz"
+    save(path, compressed, x=images(3), labels=np.arange(3))
+    content = bytearray(path.read_bytes())
+    for place, inserted, cut in edits:
+        start = place % (len(content) + 1)
+        content[start : start + cut] = inserted
+    path.write_bytes(content)
+    try:
+        samples = list(open_dataset(path))
+    except DataError as e:
+        assert "data.npz" in str(e)  # noqa: PT017 - either way is right
+    else:
+        assert len(samples) == len(open_dataset(path))
 
 
 def test_npz_is_read_row_by_row(tmp_path: Path) -> None:

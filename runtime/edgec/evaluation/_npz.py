@@ -158,6 +158,8 @@ class NpzDataset(Dataset):
                 f"{path} has no array 'labels', it has {', '.join(repr(m.name) for m in members)}: "
                 "add one, with a label per sample"
             )
+        if len({m.name for m in members}) < len(members):
+            raise DataError(f"{path} has two arrays of one name: save it with numpy.savez")
         if len({len(m) for m in members}) > 1:
             sizes = ", ".join(f"{m.name!r} {len(m)}" for m in members)
             raise DataError(f"{path} has arrays of different numbers of samples ({sizes}): make them equal")
@@ -222,7 +224,9 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, UnicodeDecodeError,
+    ) as e:  # fmt: skip
         raise DataError(f"{path} is no sound .npz file ({e}): save it with numpy.savez") from e
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror or e}") from e
