@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 from numpy.typing import NDArray
 
 from edgec.compiler.onnxruntime import ReferenceProgram
@@ -58,6 +59,12 @@ def measure_baseline(variant: Variant, data: Dataset, metric: Metric) -> Baselin
     return Baseline(metric=metric, data=data, evaluation=found)
 
 
+def score_graph(graph: onnx.ModelProto, variant: Variant, baseline: Baseline) -> Evaluation:
+    """Score a graph that takes what a variant takes, in ONNX Runtime."""
+    with ReferenceProgram(graph, optimize=True, threads=0) as program:
+        return evaluate(_SourcePredictor(variant.processor, program.run), baseline.data, baseline.metric)
+
+
 def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptions) -> Gate:
     """Score a candidate and hold it against the source by the paired difference on the same samples."""
     found = evaluate(session, baseline.data, baseline.metric)
@@ -106,7 +113,7 @@ def judge_unlabelled(run: Callable[[Arrays], Arrays], variant: Variant, options:
 
     Every output must agree with the source's in 99 % of its rows, or have an SNR of 20 dB.
     """
-    samples = variant.samples.first_inputs(variant.processor, variant.inputs, _UNLABELLED_SAMPLES)
+    samples = variant.samples.spread_inputs(variant.processor, variant.inputs, _UNLABELLED_SAMPLES)
     tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
     with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
         for sample in samples:

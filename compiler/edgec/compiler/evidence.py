@@ -47,7 +47,7 @@ def reference_quantiles(variant: Variant) -> dict[str, dict[str, float]]:
     From at most 256 samples and, evenly thinned, a million values per output; by name of the output
     and of the quantile: ``{"scores": {"0.5": 0.1}}``.
     """
-    inputs = variant.samples.first_inputs(variant.processor, variant.inputs, _REFERENCE_SAMPLES)
+    inputs = variant.samples.spread_inputs(variant.processor, variant.inputs, _REFERENCE_SAMPLES)
     collected: dict[str, list[NDArray[Any]]] = {}
     with ReferenceProgram(variant.runnable, optimize=True) as program:
         for sample in inputs:

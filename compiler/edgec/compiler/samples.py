@@ -45,13 +45,15 @@ class Samples:
         for sample in self.data:
             yield processor.preprocess(sample.data)[0]
 
-    def first_inputs(self, processor: Processor, specs: Sequence[TensorSpec], n: int) -> list[Arrays]:
-        """Return the first inputs, up to `n`.
+    def spread_inputs(self, processor: Processor, specs: Sequence[TensorSpec], n: int) -> list[Arrays]:
+        """Return up to `n` inputs, spread evenly over the data: it may be sorted by class.
 
         Raises:
             DataError: The data is empty.
         """
-        found = list(islice(self.inputs(processor, specs), n))
+        if self.data is None:
+            return list(islice(self.inputs(processor, specs), n))
+        found = [processor.preprocess(sample.data)[0] for sample in self.data.select(n)]
         if not found:
             raise DataError("the data holds no samples: give at least one")
         return found

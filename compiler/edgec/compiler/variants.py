@@ -76,7 +76,11 @@ class Variant:
     @cached_property
     def parity_inputs(self) -> list[Mapping[str, NDArray[Any]]]:
         """The inputs that parity and golden vectors use."""
-        return list(self.samples.first_inputs(self.processor, self.inputs, PARITY_SAMPLES))
+        return list(self.samples.spread_inputs(self.processor, self.inputs, PARITY_SAMPLES))
+
+    def spread_inputs(self, n: int) -> list[Mapping[str, NDArray[Any]]]:
+        """Return the first inputs of the representative data, up to `n`."""
+        return self.samples.spread_inputs(self.processor, self.inputs, n)
 
     def float_reference(self, precision: str) -> Reference:
         """Return the reference with the noise floor of `precision`; made once."""
