@@ -53,7 +53,7 @@ class Samples:
         """
         if self.data is None:
             return list(islice(self.inputs(processor, specs), n))
-        found = [processor.preprocess(sample.data)[0] for sample in self.data.select(n)]
+        found: list[Arrays] = [processor.preprocess(sample.data)[0] for sample in self.data.select(n)]
         if not found:
             raise DataError("the data holds no samples: give at least one")
         return found
