@@ -52,6 +52,17 @@ def test_latency_chart_draws_what_was_measured() -> None:
     assert [t.label for t in chart.ticks] == ["0", "2", "4", "6", "8"]
 
 
+def test_a_rare_slow_call_goes_off_the_scale() -> None:
+    candidate = _candidate("jittery", 1.0)
+    candidate["latency_ms"] |= {"p90": 2.0, "p99": 50.0}
+    chart = latency_chart([candidate, _candidate("steady", 1.5)])
+    assert chart is not None
+    assert [t.label for t in chart.ticks] == ["0", "0.5", "1", "1.5", "2"]
+    assert [r.beyond for r in chart.rows] == [True, False]
+    assert chart.rows[0].thin == (100.0, 100.0)
+    assert "arrow" in chart.note
+
+
 @pytest.mark.parametrize("p50", [None, 0, -1.0, float("nan"), float("inf"), "2", True])
 def test_charts_leave_out_what_is_no_figure(p50: Any) -> None:
     candidate = {**_candidate("odd", 1.0, size_bytes="12"), "latency_ms": {"p50": p50}}

@@ -22,10 +22,16 @@ from edgec.compiler.report._format import (
     significant,
 )
 
+# A 99th percentile more than this many times the slowest 90th is drawn off the scale.
+_REACH = 2.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of a chart: its label, its value in words, and its marks in per cent of the width."""
+    """A line of a chart: its label, its value in words, and its marks in per cent of the width.
+
+    `beyond` says that the thin line goes on off the scale.
+    """
 
     label: str
     status: str
@@ -34,6 +40,7 @@ class Row:
     dot: float | None = None
     thick: tuple[float, float] | None = None
     thin: tuple[float, float] | None = None
+    beyond: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +70,20 @@ def latency_chart(candidates: Sequence[Mapping[str, Any]]) -> RowChart | None:
     if not rows:
         return None
     unit, factor = unit_of(candidates)
-    values = [x * factor for _, t in rows for x in t]
-    axis = positive_axis(values)
+    # A rare slow call must not squeeze what is compared, the medians, into a corner.
+    reach = _REACH * max(p90 for _, (_, p90, _) in rows)
+    axis = positive_axis([x * factor for _, t in rows for x in t if x <= reach])
     drawn = []
     for candidate, (p50, p90, p99) in rows:
         a, b, c = (axis.at(x * factor) for x in (p50, p90, p99))
         text = f"{significant(p50 * factor)} {unit}"
-        drawn.append(_row(candidate, text, dot=a, thick=(a, b), thin=(b, c)))
+        drawn.append(_row(candidate, text, dot=a, thick=(a, b), thin=(b, c), beyond=p99 * factor > axis.high))
+    beyond = ", an arrow where that is off the scale" if any(r.beyond for r in drawn) else ""
     scale = ", logarithmic scale" if axis.log else ""
     return RowChart(
         title=f"Latency of one inference, {unit}",
-        note=f"Dot: median. Thick line: to the 90th percentile, thin: to the 99th{scale}. Left is better.",
+        note="Dot: median. Thick line: to the 90th percentile, thin: to the 99th"
+        f"{beyond}{scale}. Left is better.",
         rows=tuple(drawn),
         ticks=axis.ticks(),
     )

@@ -161,6 +161,41 @@ class Latency(TypedDict):
     n: NotRequired[int | None]
 
 
+class LayerInfo(TypedDict):
+    """What a layer loses by int8; a ratio is None where nothing is lost.
+
+    Attributes:
+        name: Of its node.
+        op: Its operator.
+        tensor: What it gives.
+        precision: ``int8``, or ``fp32`` where it was left in float.
+        accumulated_snr_db: SNR of its output in the quantized graph, with the errors of all before it.
+        local_snr_db: SNR of its output where its inputs are exact.
+        isolated: Whether it was tried as the only layer in int8.
+        isolated_snr_db: SNR of the model's worst output with this layer alone in int8.
+        isolated_score: Score of the metric with this layer alone in int8; None where it was not tried.
+    """
+
+    name: str
+    op: str
+    tensor: str
+    precision: str
+    accumulated_snr_db: float | None
+    local_snr_db: float | None
+    isolated: bool
+    isolated_snr_db: float | None
+    isolated_score: float | None
+
+
+class FlipInfo(TypedDict):
+    """A sample that int8 turned: its name, its label, what is predicted in fp32 and in int8."""
+
+    name: str
+    label: str
+    before: str
+    after: str
+
+
 class CandidateInfo(TypedDict):
     """One candidate of the tournament.
 
@@ -172,6 +207,8 @@ class CandidateInfo(TypedDict):
             reference may be the candidate's own quantized graph.
         memory_mib: Peak memory of a process that loads it and runs one inference.
         speedup: Median latency of the fp32 candidate over this one's; 2.0 is twice as fast.
+        layers: What each layer loses by int8, where that was looked into.
+        flips: The first samples whose prediction int8 turned, where that was looked into.
     """
 
     name: str
@@ -186,6 +223,8 @@ class CandidateInfo(TypedDict):
     speedup: NotRequired[float | None]
     source_snr_db: NotRequired[float | None]
     memory_mib: NotRequired[float | None]
+    layers: NotRequired[list[LayerInfo]]
+    flips: NotRequired[list[FlipInfo]]
 
 
 class ArtifactInfo(TypedDict):
