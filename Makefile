@@ -52,8 +52,14 @@ format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## Run the benchmarks; writes benchmarks/results/*.json
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	@$(PIP) install --group bench
+	@touch $@
+
+bench: $(VENV)/.dev $(VENV)/.bench  ## Run the benchmarks; writes benchmarks/results/*.json; zoo and peers need EDGEC_TEST_MODELS
+	@for name in bounds overhead; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+	@if test -n "$${EDGEC_TEST_MODELS:-}"; then $(BIN)/python benchmarks/export_minilm.py; \
+	for name in zoo peers; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done; fi
 
 dist: $(VENV)/.dev  ## Build the wheel and the source distribution into dist/
 	@$(PIP) install build
