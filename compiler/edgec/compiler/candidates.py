@@ -15,6 +15,8 @@ from edgec.artifact import Budgets, Manifest, TensorSpec, pack
 from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Converted, Converter, Prepared, get_converter
+from edgec.compiler.equalization import equalize_channels, shift_biases
+from edgec.compiler.explain import mean_shifts
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.parity import (
@@ -36,6 +38,9 @@ from edgec.runtime import Session, load
 from edgec.targets import Engine, QuantizationScheme, Target
 
 Arrays = Mapping[str, NDArray[Any]]
+
+# Of the calibration data, for means and ranges of channels.
+_STATISTICS_SAMPLES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +134,8 @@ class Shared:
     baseline: Baseline | None
     options: CompileOptions
     scratch: Path
-    _tables: dict[str, CalibrationTable] = field(default_factory=dict)
+    _tables: dict[tuple[str, bool], CalibrationTable] = field(default_factory=dict)
+    _equalized: dict[str, onnx.ModelProto] = field(default_factory=dict)
     _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
         default_factory=dict
     )
@@ -137,14 +143,38 @@ class Shared:
 
     def known_table(self, variant: str) -> CalibrationTable | None:
         """Return the ranges of a variant's tensors, where somebody asked for them."""
-        return self._tables.get(variant)
+        return self._tables.get((variant, False))
 
-    def table(self, variant: Variant) -> CalibrationTable:
+    def table(self, variant: Variant, *, equalized: bool = False) -> CalibrationTable:
         """Return the ranges of a variant's tensors over the calibration data."""
-        if variant.name not in self._tables:
+        key = (variant.name, equalized)
+        if key not in self._tables:
             samples = variant.samples.inputs(variant.processor, variant.inputs)
-            self._tables[variant.name] = calibrate(variant.model, samples)
-        return self._tables[variant.name]
+            self._tables[key] = calibrate(self.base(variant, equalized=equalized), samples)
+        return self._tables[key]
+
+    def base(self, variant: Variant, *, equalized: bool = False) -> onnx.ModelProto:
+        """Return what is quantized, in fp32."""
+        if not equalized:
+            return variant.model
+        if variant.name not in self._equalized:
+            self._equalized[variant.name], _ = equalize_channels(
+                variant.model, variant.spread_inputs(_STATISTICS_SAMPLES)
+            )
+        return self._equalized[variant.name]
+
+    def graph(self, variant: Variant, scheme: QuantizationScheme, recipe: Recipe) -> onnx.ModelProto:
+        """Return the Q/DQ graph of a variant under a scheme; made anew."""
+        if variant.quantized:
+            return variant.model
+        base = self.base(variant, equalized=recipe.equalize)
+        table = self.table(variant, equalized=recipe.equalize)
+        made = quantize_static(base, table, scheme, method=recipe.method, exclude=recipe.exclude)
+        if recipe.correct_bias:
+            shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
+            base, _ = shift_biases(base, shifts)
+            made = quantize_static(base, table, scheme, method=recipe.method, exclude=recipe.exclude)
+        return made
 
     def quantized(
         self, variant: Variant, scheme: QuantizationScheme, recipe: Recipe
@@ -152,15 +182,14 @@ class Shared:
         """Return the Q/DQ graph of a variant under a scheme, and what artifacts of it are held against."""
         key = (variant.name, scheme, recipe)
         if key not in self._quantized:
-            model = (
-                variant.model
-                if variant.quantized
-                else quantize_static(
-                    variant.model, self.table(variant), scheme, method=recipe.method, exclude=recipe.exclude
-                )
-            )
+            model = self.graph(variant, scheme, recipe)
             self._quantized[key] = model, quantized_reference(model, variant.parity_inputs)
         return self._quantized[key]
+
+    def forget(self, recipe: Recipe) -> None:
+        """Free what was made by a recipe that nobody needs any more."""
+        for key in [k for k in self._quantized if k[2] == recipe]:
+            del self._quantized[key]
 
     def directory(self) -> Path:
         """Return a new, empty directory."""

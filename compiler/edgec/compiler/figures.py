@@ -10,6 +10,7 @@ from typing import Any
 from edgec.artifact import TensorSpec
 from edgec.compiler import report
 from edgec.compiler.accuracy import Baseline
+from edgec.compiler.explain import Flip, LayerError
 from edgec.compiler.model import SourceModel
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.parity import Parity
@@ -176,7 +177,7 @@ def candidate_info(
     speedup = (
         fp32.p50_ms / contender.latency.p50_ms if fp32 is not None and contender.latency is not None else None
     )
-    return {
+    info: report.CandidateInfo = {
         "name": contender.name,
         "engine": contender.engine,
         "precision": contender.precision,
@@ -187,8 +188,37 @@ def candidate_info(
         "accuracy": accuracy_info(contender, baseline),
         "latency_ms": latency_info(contender.latency),
         "speedup": speedup,
+        "memory_mib": contender.memory_mib,
         "source_snr_db": finite(contender.source_snr_db),
     }
+    if contender.layers:
+        info["layers"] = layer_infos(contender.layers)
+    if contender.flips:
+        info["flips"] = flip_infos(contender.flips)
+    return info
+
+
+def flip_infos(flips: Sequence[Flip]) -> list[report.FlipInfo]:
+    """Return turned predictions in the report's shape."""
+    return [{"name": f.name, "label": f.label, "before": f.before, "after": f.after} for f in flips]
+
+
+def layer_infos(layers: Sequence[LayerError]) -> list[report.LayerInfo]:
+    """Return errors of layers in the report's shape."""
+    return [
+        {
+            "name": e.name,
+            "op": e.op,
+            "tensor": e.tensor,
+            "precision": e.precision,
+            "accumulated_snr_db": e.accumulated_snr_db,
+            "local_snr_db": e.local_snr_db,
+            "isolated": e.isolated,
+            "isolated_snr_db": e.isolated_snr_db,
+            "isolated_score": e.isolated_score,
+        }
+        for e in layers
+    ]
 
 
 def provenance(build: report.Build, variant: Variant, extra: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class CompileOptions:
         budget_memory_mib: Largest peak memory of a process that loads the artifact and runs one inference.
         fold: Whether pre-processing goes into the graph: ``auto`` where it is measurably faster,
             ``on`` where it can be, ``off``.
+        repair: Whether int8 that loses too much accuracy is repaired, as far as that is possible.
         threads: Threads of one inference while candidates are measured.
         measure_s: Seconds to measure per candidate.
         workers: Processes that make candidates; None for one per core, up to 4; 0 to make them in this
@@ -50,6 +51,7 @@ class CompileOptions:
     budget_size_bytes: int | None = None
     budget_memory_mib: float | None = None
     fold: str = "auto"
+    repair: bool = True
     threads: int = 1
     measure_s: float = 1.0
     workers: int | None = None
@@ -68,6 +70,7 @@ class CompileOptions:
             "budget_size_bytes": self.budget_size_bytes,
             "budget_memory_mib": self.budget_memory_mib,
             "fold": self.fold,
+            "repair": self.repair,
             "threads": self.threads,
             "measure_s": self.measure_s,
             "seed": self.seed,

@@ -28,6 +28,7 @@ ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 _RUNS = 8
 _MARGIN = 4.0
 _QUANTIZATION_STEPS = 2.0
+_QUANTIZED_PEAK_MARGIN = 2.0
 # A kernel that accumulates in another order rounds a few per cent of its results to the neighbouring
 # step: as many as noise of this part of a step does.
 _MISROUNDING_STEPS = 1.0 / 16.0
@@ -216,7 +217,9 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
     Engines fuse Q/DQ pairs into integer kernels, whose results may round to the neighbouring step.
     Such a step inside the graph reaches the outputs enlarged, so the tolerance is two steps of the
     output's own scale and the deviation of the Q/DQ graph itself when its activations are
-    misrounded here and there.
+    misrounded here and there; of the largest error, twice that: one run in nine of the very same noise
+    exceeds the largest of eight, and by much where outputs have long tails, as those of detectors do.
+    The root mean square, which a systematic fault moves first, gets no such margin.
 
     Args:
         model: With explicit Q/DQ, weights inside.
@@ -230,13 +233,15 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
         noisy=_Misrounding(roundoff),
         input_roundoff=roundoff,
         margin=1.0,
+        peak_margin=_QUANTIZED_PEAK_MARGIN,
         least=lambda name, largest: (
             _QUANTIZATION_STEPS * steps.get(name, 0.0) + _MARGIN * ROUNDOFF["fp32"] * largest
         ),
         description=(
             "its own Q/DQ graph in ONNX Runtime, optimizations off; tolerance "
-            f"{_QUANTIZATION_STEPS:g} quantization steps of the output over the largest "
-            f"deviation in {_RUNS} runs with activations misrounded by 1/16 step"
+            f"{_QUANTIZATION_STEPS:g} quantization steps of the output over the "
+            f"deviation in {_RUNS} runs with activations misrounded by 1/16 step, of the largest error "
+            f"{_QUANTIZED_PEAK_MARGIN:g} x that"
         ),
     )
 
@@ -248,6 +253,7 @@ def _reference(
     noisy: Callable[[onnx.ModelProto, int], onnx.ModelProto],
     input_roundoff: float,
     margin: float,
+    peak_margin: float | None = None,
     least: Callable[[str, float], float],
     description: str,
 ) -> Reference:
@@ -264,7 +270,8 @@ def _reference(
     tolerance = {}
     for name, value in expected.items():
         floor = least(name, _magnitude(value))
-        tolerance[name] = Tolerance(max_abs=margin * peak[name] + floor, rms=margin * rms[name] + floor)
+        largest = (peak_margin or margin) * peak[name]
+        tolerance[name] = Tolerance(max_abs=largest + floor, rms=margin * rms[name] + floor)
     return Reference(
         inputs=inputs,
         outputs=outputs,

@@ -13,17 +13,25 @@ class Recipe:
         precision: One of ``edgec.artifact.PRECISIONS``.
         method: How quantization ranges are taken from the calibration table, one of
             ``edgec.compiler.ranges.METHODS``.
+        equalize: Whether channels between layers are brought to similar ranges first.
+        correct_bias: Whether biases make up for what quantization shifts on average.
         exclude: Names of nodes that stay in higher precision, sorted.
     """
 
     precision: str
     method: str = "minmax"
+    equalize: bool = False
+    correct_bias: bool = False
     exclude: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The precision, and what differs from its usual recipe: ``int8 (percentile, 2 in float)``."""
         extras = [] if self.method == "minmax" else [self.method]
+        if self.equalize:
+            extras.append("equalized")
+        if self.correct_bias:
+            extras.append("bias corrected")
         if self.exclude:
             extras.append(f"{len(self.exclude)} in float")
         return f"{self.precision} ({', '.join(extras)})" if extras else self.precision

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, atomic_write, pack
 from edgec.compiler.accuracy import Baseline
-from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, judge, members_of
+from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, members_of
 from edgec.compiler.check import check_model
 from edgec.compiler.converters import get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
@@ -22,6 +22,7 @@ from edgec.compiler.figures import candidate_info, latency_info, parity_info, pr
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.recipes import Recipe
+from edgec.compiler.repair import Repaired, RepairOrder, needs_repair, perform
 from edgec.compiler.report import ArtifactInfo, Build
 from edgec.compiler.tournament import Aim, Choice, Contender, choose
 from edgec.compiler.variants import Variant
@@ -141,7 +142,7 @@ def _workers(bench: Bench, shared: Shared) -> Workers:
         count=count,
         scratch=bench.scratch,
         timeout_s=bench.options.timeout_s,
-        in_process=lambda payload: judge(payload[1], payload[0], shared, lambda _: None),
+        in_process=lambda payload: perform(payload[0], payload[1], shared, lambda _: None),
     )
 
 
@@ -170,6 +171,7 @@ def _compete(bench: Bench, plans: Sequence[Plan], workers: Workers) -> bool:
         _judge(bench, plans, workers, _fold_candidates)
         _each(bench, plans, lambda plan: _choose_variant(bench, plan))
         _judge(bench, plans, workers, _candidates)
+        _repair(bench, plans, workers)
     except KeyboardInterrupt:
         return True
     return False
@@ -210,6 +212,42 @@ def _judge(
         clock.done(f"{plan.target.name}: {candidate.name}: {_in_short(result.contender)}")
 
     workers.run(list(jobs.values()), progress=lambda _: None, done=done)
+
+
+def _repair(bench: Bench, plans: Sequence[Plan], workers: Workers) -> None:
+    """Have the workers repair int8 candidates that lose too much accuracy, and let the results compete."""
+    if not bench.options.repair:
+        return
+    jobs: list[list[Job]] = []
+    owners: dict[str, tuple[Plan, Outcome, Candidate]] = {}
+    for plan in plans:
+        if plan.error is not None:
+            continue
+        for outcome in plan.outcomes.values():
+            made, contender = outcome.made, outcome.contender
+            if made is None or not needs_repair(contender, bench.options.max_drop):
+                continue
+            if bench.variants[plan.variant].quantized:
+                continue  # by its author: there is nothing to do differently
+            order = RepairOrder(candidate=made.candidate, contender=contender)
+            key = f"{plan.target.name} {_outcome_name(made.candidate)}"
+            owners[key] = plan, outcome, made.candidate
+            jobs.append([Job(key=key, payload=(plan.target, order))])
+            bench.progress(f"{plan.target.name}: {contender.name} loses too much accuracy: repairing it")
+
+    def done(job: Job, result: Any) -> None:
+        plan, broken, candidate = owners[job.key]
+        if isinstance(result, Failure):
+            plan.decisions.append(f"{candidate.name} was not repaired: {result.reason}")
+            return
+        assert isinstance(result, Repaired)
+        plan.decisions += result.decisions
+        broken.contender.layers, broken.contender.flips = result.layers, result.flips
+        if result.outcome is not None:
+            plan.outcomes[f"{result.outcome.contender.name} {candidate.variant}"] = result.outcome
+        bench.progress(f"{plan.target.name}: {result.decisions[-1]}")
+
+    workers.run(jobs, progress=bench.progress, done=done)
 
 
 def _outcome_name(candidate: Candidate) -> str:

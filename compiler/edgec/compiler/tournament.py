@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgec.compiler.explain import Flip, LayerError
 from edgec.compiler.options import Objective
 from edgec.compiler.parity import Parity, parity_sentence
 from edgec.evaluation import PairedDifference, Score
@@ -54,6 +55,8 @@ class Contender:
         problem: Why it is out, whatever its figures; None where it is not.
         status: ``failed`` where it could not be made, ``skipped`` where it was not tried, else how the
             tournament ends for it.
+        layers: What its layers lose by int8, where that was looked into.
+        flips: Samples whose prediction int8 turned, the first of them, where that was looked into.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Contender:
     memory_mib: float | None = None
     problem: str | None = None
     status: Literal["winner", "admissible", "refused", "failed", "skipped"] = "refused"
+    layers: tuple[LayerError, ...] = ()
+    flips: tuple[Flip, ...] = ()
 
     @property
     def admissible(self) -> bool:

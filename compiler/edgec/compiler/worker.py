@@ -9,17 +9,19 @@ import logging
 import pickle
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Client
 from pathlib import Path
 
-from edgec.compiler.candidates import Candidate, Shared, judge
+from edgec.compiler.candidates import Candidate, Shared
+from edgec.compiler.repair import RepairOrder, perform
 from edgec.errors import OutputError
 from edgec.targets import Target
 
 
 def main() -> None:
-    """Serve jobs, each a target and a candidate, until the parent hangs up."""
+    """Serve jobs, each a target and what to do for it, until the parent hangs up."""
     address, context, number = sys.argv[1:]
     # That a candidate runs on its fallback is in its figures.
     logging.getLogger("edgec.runtime").addHandler(logging.NullHandler())
@@ -27,10 +29,10 @@ def main() -> None:
         shared = _shared(Path(context), number)
         while True:
             try:
-                target, candidate = parent.recv()
+                target, work = parent.recv()
             except EOFError:
                 return
-            parent.send(_answer(target, candidate, shared, lambda line: parent.send(("progress", line))))
+            parent.send(_answer(target, work, shared, lambda line: parent.send(("progress", line))))
 
 
 def _shared(context: Path, number: str) -> Shared:
@@ -42,10 +44,11 @@ def _shared(context: Path, number: str) -> Shared:
     return replace(shared, scratch=scratch)
 
 
-def _answer(target: Target, candidate: Candidate, shared: Shared, progress: object) -> tuple[str, object]:
-    assert callable(progress)
+def _answer(
+    target: Target, work: Candidate | RepairOrder, shared: Shared, progress: Callable[[str], None]
+) -> tuple[str, object]:
     try:
-        return "done", judge(candidate, target, shared, progress)
+        return "done", perform(target, work, shared, progress)
     except OutputError as e:
         return "output-error", str(e)
     except Exception:  # noqa: BLE001 - whatever it is, the parent must hear of it

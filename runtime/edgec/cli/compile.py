@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def parse_shapes(
     return shapes
 
 
-def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | None:
+def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | None:
     text = value.strip().lower()
     if text == "none":
         return None
@@ -92,7 +93,7 @@ def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | No
 )
 @click.option(
     "--max-drop",
-    callback=_parse_drop,
+    callback=parse_share,
     default="1%",
     show_default=True,
     help="Largest accuracy loss against fp32; none turns the gate off.",
@@ -130,6 +131,12 @@ def _parse_drop(_: click.Context, __: click.Parameter, value: str) -> float | No
     default="auto",
     show_default=True,
     help="Put pre-processing into the graph: where measurably faster, always, or never.",
+)
+@click.option(
+    "--repair/--no-repair",
+    default=True,
+    show_default=True,
+    help="Repair int8 that loses too much accuracy: ranges, biases, channels, then layers in float.",
 )
 @click.option("--name", help="Name of the model; the file's name by default.")
 @click.option("--model-version", default="1", show_default=True, help="Version of the model.")
@@ -179,6 +186,7 @@ def command(
     budget_memory_mb: float | None,
     shapes: dict[str, tuple[int, ...]],
     fold: str,
+    repair: bool,
     name: str | None,
     model_version: str,
     threads: int,
@@ -231,6 +239,7 @@ def command(
             budget_memory_mib=budget_memory_mb,
             shapes=shapes,
             fold=fold,
+            repair=repair,
             name=name,
             version=model_version,
             threads=threads,
@@ -239,7 +248,7 @@ def command(
             seed=seed,
         ),
         cache_dir=None if no_cache else cache_dir or _default_cache(),
-        progress=_silent if quiet else _Progress(),
+        progress=progress_lines(quiet),
         command=["edgec", *sys.argv[1:]],
     )
     build = result.report
@@ -250,7 +259,7 @@ def command(
     if as_json:
         click.echo(json.dumps(public_result(build, html), indent=2, allow_nan=False))
     else:
-        click.echo(render_text(build))
+        click.echo(render_text(build, width=shutil.get_terminal_size((100, 0)).columns), nl=False)
         click.echo(f"report    {html}")
     if result.interrupted:
         sys.exit(130)
@@ -271,6 +280,11 @@ def _write(path: Path, text: str) -> None:
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "edgec" / "builds"
+
+
+def progress_lines(quiet: bool) -> Callable[[str], None]:
+    """Return what to tell of progress to: standard error, or nobody."""
+    return _silent if quiet else _Progress()
 
 
 def _silent(_: str) -> None:

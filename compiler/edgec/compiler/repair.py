@@ -1,0 +1,368 @@
+"""Repair: an int8 candidate that loses too much accuracy gets it back, as cheaply as possible.
+
+The order is fixed, from what costs no speed to what does: other ranges, corrected biases, equalised channels,
+then the smallest set of layers in float. Each trial is a full candidate, made, checked and scored
+like any other, so there are few; the best so far is always kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx
+
+from edgec.compiler.accuracy import score_graph
+from edgec.compiler.candidates import Candidate, Outcome, Shared, judge
+from edgec.compiler.explain import Flip, LayerError, Score, by_harm, flips, isolate, layer_errors
+from edgec.compiler.recipes import Recipe
+from edgec.compiler.tournament import Contender
+from edgec.errors import EdgecError, OutputError
+from edgec.targets import Target
+
+MOST_EVALUATIONS = 12
+_ANALYSIS_SAMPLES = 4
+_METHODS = ("percentile", "mse", "entropy")
+_TIME_SHARE = 0.8  # of the time-out, after which no trial is begun
+_NAMED = 4  # layers in a sentence
+# Smaller differences between two trials are chance, and no reason to do more than the simplest.
+_SAME_BOUND, _SAME_DB = 1e-3, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairOrder:
+    """What is to be repaired; fit for pickling.
+
+    Attributes:
+        candidate: In int8.
+        contender: What the gate says of it.
+    """
+
+    candidate: Candidate
+    contender: Contender
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """What a repair found; fit for pickling.
+
+    Attributes:
+        outcome: The best repaired candidate; None where none is better than what was to be repaired.
+        decisions: Every step, in plain sentences.
+        layers: Errors of the layers before the repair.
+        flips: Samples that int8 turned before the repair, the first of them; none without labels.
+        evaluations: How often a candidate was scored, the first time included.
+    """
+
+    outcome: Outcome | None
+    decisions: tuple[str, ...]
+    layers: tuple[LayerError, ...]
+    flips: tuple[Flip, ...]
+    evaluations: int
+
+
+def needs_repair(contender: Contender, max_drop: float | None) -> bool:
+    """Whether a contender in int8 was made and is right, but is refused for what it loses.
+
+    That is a failed gate, or an inconclusive one where what was seen is a loss over the budget.
+    """
+    gate = contender.gate
+    if contender.precision != "int8" or contender.problem is not None or gate is None or max_drop is None:
+        return False
+    if gate.verdict == "inconclusive":
+        return gate.difference is not None and gate.difference.difference < -max_drop
+    return gate.verdict == "fail"
+
+
+def perform(
+    target: Target, work: Candidate | RepairOrder, shared: Shared, progress: Callable[[str], None]
+) -> Outcome | Repaired:
+    """Do a job of a worker: judge a candidate, or repair one.
+
+    Raises:
+        OutputError: Nothing can be written.
+    """
+    if isinstance(work, Candidate):
+        return judge(work, target, shared, progress)
+    return repair(target, work, shared, progress)
+
+
+def repair(target: Target, order: RepairOrder, shared: Shared, progress: Callable[[str], None]) -> Repaired:
+    """Look for a recipe in int8 that the accuracy gate passes, within `MOST_EVALUATIONS` in all.
+
+    Raises:
+        OutputError: Nothing can be written.
+    """
+    search = _Search(target, order, shared, progress)
+    try:
+        search.run()
+    except OutputError:
+        raise
+    except EdgecError as e:
+        search.say(f"the repair ended: {e}")
+    return search.result()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """A recipe and what came of it."""
+
+    recipe: Recipe
+    contender: Contender
+    outcome: Outcome | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.contender.admissible
+
+    def better_than(self, other: _Trial) -> bool:
+        """Whether it is to be kept instead of another: it passes, with less in float, or loses less."""
+        if self.passed and other.passed:
+            return len(self.recipe.exclude) < len(other.recipe.exclude)
+        return self.passed or (not other.passed and self._loses_less_than(other))
+
+    def _loses_less_than(self, other: _Trial) -> bool:
+        (bound, snr), (other_bound, other_snr) = self._merit, other._merit
+        if abs(bound - other_bound) > _SAME_BOUND:
+            return bound > other_bound
+        return snr > other_snr + _SAME_DB
+
+    @property
+    def _merit(self) -> tuple[float, float]:
+        """Lower bound of the difference to fp32, and SNR in dB."""
+        contender, gate = self.contender, self.contender.gate
+        if gate is None or contender.problem is not None:
+            return -1e9, -1e9
+        bound = gate.difference.lower_bound if gate.difference is not None else 0.0
+        return bound, _db(contender.source_snr_db)
+
+
+@dataclass
+class _Search:
+    """One repair on its way."""
+
+    target: Target
+    order: RepairOrder
+    shared: Shared
+    progress: Callable[[str], None]
+    started: float = field(default_factory=time.monotonic)
+    evaluations: int = 1  # the candidate's own
+    decisions: list[str] = field(default_factory=list)
+    layers: tuple[LayerError, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    first: _Trial = field(init=False)
+    best: _Trial = field(init=False)
+    _longest_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        recipe = self.order.candidate.recipe
+        self.first = self.best = _Trial(recipe=recipe, contender=self.order.contender)
+
+    def say(self, sentence: str) -> None:
+        self.decisions.append(f"repair of {self.order.candidate.name}: {sentence}")
+
+    def run(self) -> None:
+        """Try one thing after the other until the gate passes."""
+        self._explain()
+        for change in (*self._range_methods(), self._bias, self._equalization):
+            if self.best.passed or not self._may_go_on():
+                break
+            change()
+        if not self.best.passed:
+            self._fewest_in_float()
+
+    def result(self) -> Repaired:
+        better = self.best.outcome
+        if better is None:
+            self.say(f"nothing helped within {self.evaluations} evaluations; it stays as it was")
+        elif self.best.passed:
+            self.say(f"{better.contender.name} keeps the accuracy, after {self.evaluations} evaluations")
+        else:
+            self.say(
+                f"{better.contender.name} is the best of {self.evaluations} evaluations, and not good enough"
+            )
+        return Repaired(
+            outcome=better,
+            decisions=tuple(self.decisions),
+            layers=self.layers,
+            flips=self.flips,
+            evaluations=self.evaluations,
+        )
+
+    # -- the steps, in their order ---------------------------------------------------------------------
+
+    def _explain(self) -> None:
+        """Rank the layers by the harm that int8 does in them."""
+        self.progress(f"{self.target.name}: {self.order.candidate.name}: looking where accuracy is lost")
+        self.layers = self._analysed(self.first.recipe)
+        worst = by_harm(self.layers)[:3]
+        if worst:
+            named = ", ".join(f"{e.name} ({_db_text(e.isolated_snr_db)} alone)" for e in worst)
+            self.say(f"int8 harms these layers most: {named}")
+        variant = self.shared.variants[self.order.candidate.variant]
+        baseline, scheme = self.shared.baseline, self.target.quantization
+        if baseline is None or scheme is None:
+            return
+        graph, _ = self.shared.quantized(variant, scheme, self.first.recipe)
+        count, self.flips = flips(baseline.evaluation, score_graph(graph, variant, baseline))
+        if count:
+            self.say(f"int8 changes what is predicted for {count} of {len(baseline.data)} samples")
+
+    def _range_methods(self) -> list[Callable[[], None]]:
+        def step(method: str) -> Callable[[], None]:
+            return lambda: self._change(replace(self.best.recipe, method=method), f"{method} ranges")
+
+        return [step(method) for method in _METHODS]
+
+    def _bias(self) -> None:
+        self._change(replace(self.best.recipe, correct_bias=True), "corrected biases")
+
+    def _equalization(self) -> None:
+        self._change(replace(self.best.recipe, equalize=True), "equalised channels")
+
+    def _fewest_in_float(self) -> None:
+        """Keep the most harmful layers in float: twice as many each time, then as few as will do."""
+        if not self._may_go_on():
+            return
+        base = self.best
+        analysed = self.layers if base is self.first else self._analysed(base.recipe)
+        ranked = [e.name for e in by_harm(analysed)]
+        low, high, count = 0, None, 1
+        trials = {0: base}
+        while high is None and low < count < len(ranked) and self._may_go_on():
+            trials[count] = self._exclude(base, ranked[:count])
+            if trials[count].passed:
+                high = count
+            else:
+                low, count = count, min(2 * count, len(ranked) - 1)
+        if high is None:
+            return
+        while high - low > 1 and self._may_go_on():
+            middle = (low + high) // 2
+            trials[middle] = self._exclude(base, ranked[:middle])
+            low, high = (low, middle) if trials[middle].passed else (middle, high)
+        self._drop_needless(base, ranked[:high])
+        self._account(base)
+
+    def _drop_needless(self, base: _Trial, names: Sequence[str]) -> None:
+        """Give layers back to int8 whose precision gains nothing, the least harmful first."""
+        kept = list(names)
+        for name in reversed(names):
+            if len(kept) < 2 or not self._may_go_on():
+                return
+            fewer = [n for n in kept if n != name]
+            if self._exclude(base, fewer).passed:
+                kept = fewer
+                self.say(f"{name} goes back to int8: fp32 gains nothing there")
+
+    def _account(self, base: _Trial) -> None:
+        """Say what int8 costs in the layers that stay in float."""
+        names = self.best.recipe.exclude
+        if not self.best.passed or not names:
+            return
+        together = "" if len(names) == 1 else " together"
+        cost = _cost(base.contender, self.best.contender)
+        self.say(f"{_listed(names)} kept in fp32: int8 costs {cost} there{together}")
+
+    # -- trials ----------------------------------------------------------------------------------------
+
+    def _change(self, recipe: Recipe, what: str) -> None:
+        """Try a recipe; it stays where it is better."""
+        before = self.best
+        trial = self._try(recipe)
+        verdict = "kept" if self.best is trial else "not kept"
+        self.say(f"{what}: {_figures(trial.contender)}, before {_figures(before.contender)}; {verdict}")
+
+    def _exclude(self, base: _Trial, names: Sequence[str]) -> _Trial:
+        recipe = replace(base.recipe, exclude=tuple(sorted({*base.recipe.exclude, *names})))
+        trial = self._try(recipe)
+        self.say(f"{_listed(names)} in fp32: {_figures(trial.contender)}")
+        return trial
+
+    def _try(self, recipe: Recipe) -> _Trial:
+        self.evaluations += 1
+        begun = time.monotonic()
+        candidate = replace(self.order.candidate, recipe=recipe)
+        outcome = judge(candidate, self.target, self.shared, self.progress)
+        trial = _Trial(recipe=recipe, contender=outcome.contender, outcome=outcome)
+        worse = trial
+        if trial.better_than(self.best):
+            worse, self.best = self.best, trial
+        if worse is not self.first:
+            self.shared.forget(worse.recipe)
+        self._longest_s = max(self._longest_s, time.monotonic() - begun)
+        return trial
+
+    def _may_go_on(self) -> bool:
+        left = self.shared.options.timeout_s * _TIME_SHARE - (time.monotonic() - self.started)
+        return self.evaluations < MOST_EVALUATIONS and self._longest_s < left
+
+    def _analysed(self, recipe: Recipe) -> tuple[LayerError, ...]:
+        return analyse(self.shared, self.order.candidate.variant, self.target, recipe)
+
+
+def analyse(
+    shared: Shared,
+    variant_name: str,
+    target: Target,
+    recipe: Recipe,
+    *,
+    quantized: onnx.ModelProto | None = None,
+    score: Score | None = None,
+) -> tuple[LayerError, ...]:
+    """Return accumulated, local and isolated errors of a variant's layers under a recipe.
+
+    Args:
+        shared: With the variant.
+        variant_name: Its name.
+        target: Whose scheme is used.
+        recipe: In int8.
+        quantized: The Q/DQ graph, where it is known; made by the recipe otherwise.
+        score: Scores a graph by the task's metric, for every layer that is tried alone.
+    """
+    variant, scheme = shared.variants[variant_name], target.quantization
+    assert scheme is not None
+    inputs = variant.spread_inputs(_ANALYSIS_SAMPLES)
+    base = shared.base(variant, equalized=recipe.equalize)
+    graph = quantized if quantized is not None else shared.graph(variant, scheme, recipe)
+    errors = layer_errors(base, graph, inputs)
+    # Biases are corrected for all layers at once; a layer alone is judged without.
+    alone = replace(recipe, correct_bias=False)
+
+    def quantize(names: tuple[str, ...]) -> onnx.ModelProto:
+        return shared.graph(variant, scheme, replace(alone, exclude=tuple(sorted({*recipe.exclude, *names}))))
+
+    return isolate(errors, base, quantize, inputs, score=score)
+
+
+def _cost(before: Contender, after: Contender) -> str:
+    """Return what a candidate loses against another one, in words."""
+    a, b = (c.gate.score if c.gate is not None else None for c in (before, after))
+    if a is None or b is None:
+        return f"{_db(after.source_snr_db) - _db(before.source_snr_db):.1f} dB of SNR"
+    loss = (b.value - a.value) if b.higher_is_better else (a.value - b.value)
+    return f"{100 * loss:.1f} points" if b.unit == "fraction" else f"{loss:.3g} of {b.unit}"
+
+
+def _figures(contender: Contender) -> str:
+    gate = contender.gate
+    if contender.problem is not None or gate is None:
+        return contender.problem or "not judged"
+    if gate.score is None or gate.difference is None:
+        return f"SNR {_db_text(contender.source_snr_db)} against fp32"
+    return f"score {gate.score.value:.4g} (at least {gate.difference.lower_bound:+.2%})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+
+
+def _db(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _db_text(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
