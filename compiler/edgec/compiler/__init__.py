@@ -12,6 +12,7 @@ from edgec.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from edgec.compiler._compile import BuildResult, compile_model
+    from edgec.compiler._rebuild import Rebuilt, rebuild
     from edgec.compiler.model import SourceModel, load_model
     from edgec.compiler.options import CompileOptions
     from edgec.compiler.source import SourceProgram, open_source
@@ -19,21 +20,25 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildResult",
     "CompileOptions",
+    "Rebuilt",
     "SourceModel",
     "SourceProgram",
     "compile_model",
     "load_model",
     "open_source",
+    "rebuild",
 ]
 
 _HOMES = {
     "BuildResult": "_compile",
     "CompileOptions": "options",
+    "Rebuilt": "_rebuild",
     "SourceModel": "model",
     "SourceProgram": "source",
     "compile_model": "_compile",
     "load_model": "model",
     "open_source": "source",
+    "rebuild": "_rebuild",
 }
 _EXTRA_MODULES = ("onnx", "onnx_ir", "onnxslim", "onnxruntime", "jinja2", "google", "ml_dtypes")
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "compile": "Compile an ONNX model to a proven artifact per target.",
     "evaluate": "Score an artifact on labelled data.",
     "inspect": "Show all that an artifact says of itself.",
+    "rebuild": "Build an artifact again with today's tools, and say what changed.",
     "run": "Run an artifact on inputs.",
     "targets": "List the targets, or show one.",
     "verify": "Check an artifact's digests and run its golden vectors.",
