@@ -81,7 +81,8 @@ def export(package: Path, output: Path) -> None:
     row = torch.ones((1, TOKENS), dtype=torch.int64)
     torch.onnx.export(
         model,
-        (row, row, torch.zeros_like(row)),
+        # Each a tensor of its own: of two that are one, the exporter would wire all takers to the same input.
+        (row, row.clone(), torch.zeros_like(row)),
         str(output / "minilm.onnx"),
         input_names=["input_ids", "attention_mask", "token_type_ids"],
         output_names=["last_hidden_state"],
