@@ -94,6 +94,12 @@ def quantize_static(
         raise CalibrationError(
             f"the calibration table is of a model with the inputs {', '.join(table.inputs)}: calibrate again"
         )
+    strangers = set(table.tensors) - _names(model)
+    if strangers:
+        raise CalibrationError(
+            f"the calibration table has {len(strangers)} tensors that the model has not, such as "
+            f"{min(strangers)!r}: it is of another model; calibrate again"
+        )
     chosen = _choose(graph, _TENSORRT_WEIGHTED if explicit else _WEIGHTED, frozenset(exclude))
     if not any(graph.nodes[name].op_type in _TENSORRT_WEIGHTED for name in chosen):
         raise ConversionError(
@@ -109,6 +115,10 @@ def quantize_static(
     result.metadata_props.extend(model.metadata_props)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return sort_nodes(result)
+
+
+def _names(model: onnx.ModelProto) -> set[str]:
+    return {i.name for i in model.graph.input} | {name for n in model.graph.node for name in n.output}
 
 
 class _View:
