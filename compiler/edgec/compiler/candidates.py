@@ -307,7 +307,9 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
     expected = {promised}
     if promised in ("int8", "bf16"):
         expected.add("mixed")  # some layers stay in float; the placement says which
-    if promised in made.candidate.engine.storage_only:
+    if promised in made.candidate.engine.storage_only or shared.variants[made.candidate.variant].quantized:
+        # Engines have no integer kernels for some of what authors quantize, uint8 weights for one: such a
+        # model runs in float, its report says so, and there is no other form of it to build.
         expected |= {"fp32", "mixed"}
     if facts.state == "fallback" or facts.precision in expected:
         return None
