@@ -173,6 +173,54 @@ def camera() -> onnx.ModelProto:
     return model_of(nodes, {"frame": [1, 8, 8, 3]}, ["y"], weights, input_type=TensorProto.UINT8)
 
 
+def transformer(outlier: float = 1.0) -> onnx.ModelProto:
+    """One block of a transformer, ``tokens`` int64 [1,8] to ``y`` [1,8,16], with a vocabulary of 256.
+
+    Args:
+        outlier: Factor on one channel of what both LayerNormalizations give.
+    """
+    rng = np.random.default_rng(8)
+    make = helper.make_node
+    nodes = [
+        make("Gather", ["words", "tokens"], ["e"], "embedding"),
+        make("LayerNormalization", ["e", "g1", "o1"], ["n1"], "norm1"),
+        *(make("MatMul", ["n1", f"w{p}"], [f"m{p}"], f"matmul_{p}") for p in "qkv"),
+        *(make("Add", [f"m{p}", f"b{p}"], [p], f"add_{p}") for p in "qkv"),
+        make("Transpose", ["k"], ["kt"], "transpose", perm=[0, 2, 1]),
+        make("MatMul", ["q", "kt"], ["logits"], "attention"),
+        make("Softmax", ["logits"], ["a"], "softmax"),
+        make("MatMul", ["a", "v"], ["c"], "mix"),
+        make("MatMul", ["c", "wp"], ["p"], "project"),
+        make("Add", ["p", "e"], ["r1"], "residual1"),
+        make("LayerNormalization", ["r1", "g2", "o2"], ["n2"], "norm2"),
+        make("MatMul", ["n2", "w1"], ["m1"], "wide"),
+        make("Add", ["m1", "b1"], ["d1"], "wide_bias"),
+        make("Div", ["d1", "root"], ["s"], "gelu1"),
+        make("Erf", ["s"], ["erf"], "gelu2"),
+        make("Add", ["erf", "one"], ["f"], "gelu3"),
+        make("Mul", ["d1", "f"], ["h"], "gelu4"),
+        make("MatMul", ["h", "w2"], ["m2"], "narrow"),
+        make("Add", ["m2", "r1"], ["y"], "residual2"),
+    ]
+    gain = np.ones(16, np.float32)
+    gain[3] = outlier
+    weights: Arrays = {
+        "words": rng.normal(size=(256, 16)).astype(np.float32),
+        **{n: gain.copy() for n in ("g1", "g2")},
+        **{n: _normal(rng, 16) / np.float32(4) for n in ("o1", "o2", "bq", "bk", "bv")},
+        **{n: _normal(rng, 16, 16) for n in ("wq", "wk", "wv", "wp")},
+        "w1": _normal(rng, 16, 64),
+        "b1": _normal(rng, 64),
+        "w2": _normal(rng, 64, 16),
+        "root": np.array(np.sqrt(2), np.float32),
+        "one": np.array(1, np.float32),
+    }
+    # What the outlier meets is small, as in trained models.
+    for name in ("wq", "wk", "wv", "w1"):
+        weights[name][3] /= np.float32(outlier)
+    return model_of(nodes, {"tokens": [1, 8]}, {"y": [1, 8, 16]}, weights, input_type=TensorProto.INT64)
+
+
 def samples(model: onnx.ModelProto, count: int = 24, seed: int = 0) -> list[Arrays]:
     """Return seeded samples of a model's inputs; free dimensions become 1."""
     rng = np.random.default_rng(seed)
@@ -182,8 +230,9 @@ def samples(model: onnx.ModelProto, count: int = 24, seed: int = 0) -> list[Arra
         for value in model.graph.input:
             tensor = value.type.tensor_type
             shape = [d.dim_value or 1 for d in tensor.shape.dim]
-            if tensor.elem_type == TensorProto.UINT8:
-                sample[value.name] = rng.integers(0, 256, shape, dtype=np.uint8)
+            if tensor.elem_type in (TensorProto.UINT8, TensorProto.INT64):
+                integer = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+                sample[value.name] = rng.integers(0, 256, shape, dtype=integer)
             else:
                 sample[value.name] = rng.normal(size=shape).astype(np.float32)
         found.append(sample)

@@ -15,6 +15,7 @@ from edgec.artifact import Budgets, Manifest, TensorSpec, pack
 from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Converted, Converter, Prepared, get_converter
+from edgec.compiler.dynamic import quantize_dynamic
 from edgec.compiler.equalization import equalize_channels, shift_biases
 from edgec.compiler.explain import mean_shifts
 from edgec.compiler.onnxruntime import ReferenceProgram
@@ -24,6 +25,7 @@ from edgec.compiler.parity import (
     Reference,
     Run,
     check_parity,
+    dynamic_reference,
     first_divergence,
     parity_sentence,
     quantized_reference,
@@ -291,6 +293,9 @@ def _prepare(
     if precision == "int8":
         assert target.quantization is not None
         model, reference = shared.quantized(variant, target.quantization, candidate.recipe)
+    elif precision == "int8-dynamic":
+        model = quantize_dynamic(variant.model, exclude=candidate.recipe.exclude)
+        reference = dynamic_reference(model, variant.parity_inputs)
     else:
         model = converter.prepare(variant.model, precision, target)
         reference = variant.float_reference(precision)
@@ -305,7 +310,7 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
         return f"{parity_sentence(parity)}; {where}"
     promised, facts = made.candidate.precision, made.facts
     expected = {promised}
-    if promised in ("int8", "bf16"):
+    if promised in ("int8", "int8-dynamic", "bf16"):
         expected.add("mixed")  # some layers stay in float; the placement says which
     if promised in made.candidate.engine.storage_only or shared.variants[made.candidate.variant].quantized:
         # Engines have no integer kernels for some of what authors quantize, uint8 weights for one: such a
@@ -348,7 +353,8 @@ def _diverging_tensor(made: Made, target: Target, shared: Shared) -> str | None:
 def _run_traced(graph: onnx.ModelProto, made: Made, target: Target, shared: Shared) -> Run:
     candidate, variant = made.candidate, shared.variants[made.candidate.variant]
     converter = get_converter(candidate.engine.name)
-    model = graph if candidate.precision == "int8" else converter.prepare(graph, candidate.precision, target)
+    quantized = candidate.precision in ("int8", "int8-dynamic")
+    model = graph if quantized else converter.prepare(graph, candidate.precision, target)
     directory = shared.directory()
     prepared = Prepared(model=model, precision=candidate.precision, weights_from=variant.weights_from)
     converted = converter.convert(prepared, candidate.engine, target, directory)

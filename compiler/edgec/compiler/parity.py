@@ -246,6 +246,28 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
     )
 
 
+def dynamic_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Reference:
+    """Run a graph in dynamic int8 as it is written; an artifact made from it may misround here and there.
+
+    Args:
+        model: With explicit DynamicQuantizeLinear, weights inside.
+        inputs: Samples.
+    """
+    roundoff = _MARGIN * ROUNDOFF["fp32"]  # of what stays in float
+    return _reference(
+        model,
+        inputs,
+        noisy=_Misrounding(roundoff),
+        input_roundoff=roundoff,
+        margin=1.0,
+        least=lambda name, largest: _MARGIN * ROUNDOFF["fp32"] * largest,
+        description=(
+            "its own graph in dynamic int8 in ONNX Runtime, optimizations off; tolerance: the largest "
+            f"deviation in {_RUNS} runs with activations misrounded by 1/16 step"
+        ),
+    )
+
+
 def _reference(
     model: onnx.ModelProto | Path,
     inputs: Sequence[Arrays],
@@ -302,10 +324,11 @@ def _difference(expected: NDArray[Any], actual: NDArray[Any]) -> NDArray[np.floa
         same = expected.shape == actual.shape and bool(np.all(expected == actual))
         return np.array([0.0 if same else np.inf])
     with np.errstate(invalid="ignore"):
-        difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
-    equal = (expected == actual) | ((expected != expected) & (actual != actual))
+        difference = np.atleast_1d(np.abs(expected.astype(np.float64) - actual.astype(np.float64)))
+    equal = np.atleast_1d((expected == actual) | ((expected != expected) & (actual != actual)))
     difference[equal] = 0.0
-    return np.nan_to_num(difference, nan=np.inf, posinf=np.inf)
+    result: NDArray[np.float64] = np.nan_to_num(difference, nan=np.inf, posinf=np.inf)
+    return result
 
 
 def _peak(expected: NDArray[Any], actual: NDArray[Any]) -> float:
@@ -337,22 +360,29 @@ def output_steps(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def misrounded(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """Return a Q/DQ graph that adds uniform noise of ±1/16 step before it rounds an activation."""
+    """Return a quantized graph that adds uniform noise of ±1/16 step before it rounds an activation.
+
+    Where the step is found in each call, by DynamicQuantizeLinear, it is found first without the noise.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     constants = {t.name for t in copy.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(copy.graph.node):
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
-            nodes += _noise_before(node, index, seed)
+            nodes += _noise_before(node, node.input[1], index, seed)
+        if node.op_type == "DynamicQuantizeLinear":
+            probe = [f"edgec_probe_{part}_{index}" for part in ("value", "scale", "zero_point")]
+            nodes.append(onnx.helper.make_node(node.op_type, node.input, probe))
+            nodes += _noise_before(node, probe[1], index, seed)
         nodes.append(node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
 
 
-def _noise_before(node: onnx.NodeProto, index: int, seed: int) -> list[onnx.NodeProto]:
-    value, scale = node.input[0], node.input[1]
+def _noise_before(node: onnx.NodeProto, scale: str, index: int, seed: int) -> list[onnx.NodeProto]:
+    value = node.input[0]
     uniform, noise, noisy = (f"edgec_{kind}_{index}" for kind in ("uniform", "noise", "noisy"))
     node.input[0] = noisy
     h = _MISROUNDING_STEPS

@@ -256,12 +256,12 @@ def _prepare(model: onnx.ModelProto, opset: int, exclude: frozenset[str]) -> onn
         raise ConversionError(
             "static int8 needs the weights inside the model, and these are too large: use fp32"
         )
-    copy = _raise_opset(copy, opset)
+    copy = raise_opset(copy, opset)
     own = {t.name for t in copy.graph.initializer}
     inputs = [i for i in copy.graph.input if i.name not in own]
     del copy.graph.input[:]
     copy.graph.input.extend(inputs)
-    _lift_constants(copy.graph)
+    lift_constants(copy.graph)
     copy.graph.CopyFrom(_infer(copy).graph)
     _fuse_matmul_add(copy.graph, exclude)
     _flatten_gemm_biases(copy.graph)
@@ -276,7 +276,12 @@ def _prepare(model: onnx.ModelProto, opset: int, exclude: frozenset[str]) -> onn
     return copy
 
 
-def _raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return a model that imports at least `opset`: itself where it does already.
+
+    Raises:
+        ConversionError: It cannot be raised.
+    """
     if opset_of(model) >= opset:
         return model
     try:
@@ -297,7 +302,8 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from e
 
 
-def _lift_constants(graph: onnx.GraphProto) -> None:
+def lift_constants(graph: onnx.GraphProto) -> None:
+    """Turn the Constant nodes of a graph that hold a tensor into initializers."""
     kept = []
     for node in graph.node:
         value = (

@@ -543,7 +543,7 @@ def _reason(contender: Contender) -> str:
 def _saturation(target: Target, precision: str) -> tuple[str, ...]:
     """Return the caution that this machine's integer arithmetic is better than some of the target's."""
     scheme = target.quantization
-    if precision != "int8" or scheme is None or not scheme.saturates_without:
+    if precision not in ("int8", "int8-dynamic") or scheme is None or not scheme.saturates_without:
         return ()
     if not any(feature in host_features() for feature in scheme.saturates_without):
         return ()

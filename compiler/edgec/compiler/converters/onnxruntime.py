@@ -17,7 +17,7 @@ from edgec.targets import Engine, Target
 class OnnxRuntimeConverter:
     """Writes ``model.onnx`` and ``weights.bin``."""
 
-    precisions = ("fp32", "fp16", "int8")
+    precisions = ("fp32", "fp16", "int8", "int8-dynamic")
 
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
         """Return the model itself, or its fp16 form with fp32 inputs and outputs."""
