@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "Compare what two artifacts or models compute.",
     "compile": "Compile an ONNX model to a proven artifact per target.",
     "evaluate": "Score an artifact on labelled data.",
+    "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
     "inspect": "Show all that an artifact says of itself.",
     "rebuild": "Build an artifact again with today's tools, and say what changed.",
     "run": "Run an artifact on inputs.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -36,7 +37,8 @@ def load(
         path: Of the artifact.
         threads: Threads that one inference may use; None for the engine's own choice.
         cache_dir: Where the engine may keep what it compiled, so that the next start is faster; the
-            directory is made if need be. None to keep nothing.
+            directory is made if need be. None to keep nothing. TensorRT looks here for what
+            ``edgec finish`` built, and in ``~/.cache/edgec/engines`` if None.
         allow_fallback: Whether the declared fallback may run the model.
 
     Raises:
@@ -224,8 +226,9 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
 
 
 def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions) -> Program:
-    backend = get_backend(spec.name)
-    return backend.load(spec, artifact, artifact.manifest.inputs, artifact.manifest.outputs, options)
+    manifest = artifact.manifest
+    options = replace(options, content_digest=artifact.content_digest, recipe=manifest.recipe)
+    return get_backend(spec.name).load(spec, artifact, manifest.inputs, manifest.outputs, options)
 
 
 def _warn(message: str) -> None:

@@ -9,7 +9,7 @@ then runs against it. A backend that lives elsewhere registers under the entry p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,11 +33,16 @@ class LoadOptions:
     Attributes:
         threads: Threads that one inference may use.
         cache_dir: Where the engine may keep what it compiled, for the next start. OpenVINO does;
-            ONNX Runtime compiles nothing worth keeping.
+            TensorRT looks here for what ``edgec finish`` built; ONNX Runtime compiles nothing worth
+            keeping.
+        content_digest: Of the artifact, for engines that are built of it on the device; set by `load`.
+        recipe: How the device builds the engine, as the manifest has it; set by `load`.
     """
 
     threads: int | None = None
     cache_dir: Path | None = None
+    content_digest: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Payload(Protocol):
