@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "Say, before any work, whether a model can be compiled for a target.",
     "compare": "Compare what two artifacts or models compute.",
     "compile": "Compile an ONNX model to a proven artifact per target.",
+    "doctor": "Say what is installed, and what each target still needs here.",
     "evaluate": "Score an artifact on labelled data.",
     "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
     "inspect": "Show all that an artifact says of itself.",

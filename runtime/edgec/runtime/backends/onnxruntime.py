@@ -100,6 +100,10 @@ class OnnxRuntimeBackend:
         kind = _BoundProgram if small and numeric else OnnxRuntimeProgram
         return kind(model, session, inputs, outputs)
 
+    def devices(self) -> tuple[str, ...]:
+        """Return where models can run: edgec uses ONNX Runtime on the CPU only."""
+        return ("CPU",)
+
 
 class _Model:
     """What an inference session is made from."""

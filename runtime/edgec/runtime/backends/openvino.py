@@ -70,6 +70,10 @@ class OpenVinoBackend:
             raise InferenceError(f"OpenVINO {ov.__version__} cannot load the model: {_reason(e)}") from e
         return OpenVinoProgram(compiled, weights, spec, inputs, outputs)
 
+    def devices(self) -> tuple[str, ...]:
+        """Return where models can run on this machine: ``("CPU", "GPU")``."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in ov.Core().available_devices))
+
 
 class OpenVinoProgram:
     """A model in OpenVINO."""
