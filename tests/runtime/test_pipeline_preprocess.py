@@ -349,3 +349,11 @@ def test_a_pipeline_is_checked_without_the_libraries_it_needs(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "cv2", None)
     pipeline = Pipeline.from_dict({"preprocess": [DECODE, {"step": "resize", "width": 2, "height": 3}]})
     check_pipeline(pipeline, (spec("x", "uint8", 1, 3, 2, 3),), ())
+
+
+def test_a_scalar_input_stays_a_scalar() -> None:
+    # A sampling rate, as speech models take it: numpy's ascontiguousarray would give it an axis.
+    made = processor([], [], [spec("audio", "float32", 1, 4), spec("rate", "int64")])
+    inputs, _ = made.preprocess({"audio": np.zeros(4, np.float32), "rate": np.array(16_000)})
+    assert inputs["audio"].shape == (1, 4)
+    assert inputs["rate"].shape == ()

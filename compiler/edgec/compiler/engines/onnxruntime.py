@@ -108,7 +108,7 @@ class Recorder:
 
 
 def _run(session: Any, names: list[str], sample: Sample) -> Iterator[NDArray[Any]]:
-    feed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in sample.items()}
+    feed = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(a, order="C")) for name, a in sample.items()}
     try:
         values = session.run_with_ort_values(names, feed)
     except Exception as e:  # as above

@@ -245,5 +245,5 @@ def _conform(array: Array, spec: TensorSpec, advice: str = "") -> Array:
         if array.dtype.kind == "f" and dtype.kind in "iu":
             raise PipelineError(f"expected input {spec}, got a sample of {array.dtype}: quantize it first")
         array = _tensor.convert(array, dtype)
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # unlike ascontiguousarray, keeps a scalar a scalar
     return array[None] if array.ndim < len(spec.shape) else array
