@@ -20,6 +20,7 @@ COMMANDS = {
     "compile": "Compile an ONNX model to a proven artifact per target.",
     "doctor": "Say what is installed, and what each target still needs here.",
     "evaluate": "Score an artifact on labelled data.",
+    "explain": "Say why an artifact is what it is, and what int8 costs in each layer.",
     "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
     "inspect": "Show all that an artifact says of itself.",
     "rebuild": "Build an artifact again with today's tools, and say what changed.",
