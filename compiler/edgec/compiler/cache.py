@@ -14,6 +14,7 @@ from typing import Any
 import diskcache
 
 from edgec.artifact import Pipeline, atomic_write
+from edgec.compiler.extensions import extensions_digest
 from edgec.compiler.figures import tool_versions
 from edgec.compiler.model import SourceModel
 from edgec.compiler.options import CompileOptions
@@ -97,6 +98,7 @@ def build_key(
         "version": options.version,
         "tools": tool_versions(),
         "edgec": _own_digest(),
+        "extensions": extensions_digest(),
         "machine": [machine.cpu, machine.cores, machine.arch, sorted(host_features())],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -10,12 +10,12 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from typing import Any
 
 from edgec.artifact import Manifest, Pipeline
+from edgec.compiler.extensions import GROUPS
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.recipes import Recipe
 from edgec.errors import ArtifactError, CompileError, PipelineError, TargetError
 from edgec.targets import Target, host_arch, target_from_dict
 
-_GROUPS = ("edgec.backends", "edgec.converters", "edgec.passes", "edgec.targets")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EXTRA = re.compile(r"\bextra\s*==")
 
@@ -169,7 +169,7 @@ def _data(facts: Mapping[str, Any], key: str) -> DataLock | None:
 def _roots() -> Iterator[Distribution]:
     """Yield edgec, and the packages that extend it."""
     yield distribution("edgec")
-    for group in _GROUPS:
+    for group in GROUPS:
         for point in entry_points(group=group):
             if point.dist is not None:
                 yield point.dist

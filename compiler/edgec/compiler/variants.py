@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgec.artifact import Pipeline, TensorSpec
+from edgec.compiler.extensions import apply_pass, registered_passes
 from edgec.compiler.model import SourceModel, real_inputs, tensor_specs
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.parity import Reference, check_parity, float_reference, parity_sentence
@@ -97,7 +98,11 @@ def make_processor(
 
 
 def plain_variant(source: SourceModel, pipeline: Pipeline | None, samples: Samples) -> Variant:
-    """Return the source as it is, simplified where that changes nothing."""
+    """Return the source as it is, simplified where that changes nothing, and rewritten by registered passes.
+
+    Raises:
+        PassError: A registered pass fails, or changes what the model computes.
+    """
     variant = Variant(
         name="plain",
         reference=source.path if source.large else source.proto,
@@ -108,7 +113,7 @@ def plain_variant(source: SourceModel, pipeline: Pipeline | None, samples: Sampl
         samples=samples,
         weights_from=source.path.parent if source.large else None,
     )
-    return _simplified(variant, source)
+    return _rewritten(_simplified(variant, source))
 
 
 def folded_variant(plain: Variant) -> Variant | None:
@@ -169,6 +174,32 @@ def _simplified(variant: Variant, source: SourceModel) -> Variant:
     before, after = len(variant.model.graph.node), len(simpler.graph.node)
     note = f"simplified from {before} to {after} nodes, with the same outputs"
     return _noted(variant, note, simpler)
+
+
+def _rewritten(variant: Variant) -> Variant:
+    """Return a variant after the passes that other packages register; what they break is an error."""
+    for name, rewrite in registered_passes():
+        if variant.weights_from is not None:
+            variant = _noted(variant, f"pass {name!r} was not applied: the model's weights are too large")
+            continue
+        changed = apply_pass(name, rewrite, variant.model)
+        if changed is None:
+            continue
+        try:
+            with ReferenceProgram(changed) as program:
+                parity = check_parity(program.run, variant.float_reference("fp32"))
+        except UnsupportedModelError as e:
+            raise PassError(f"pass {name!r} breaks the model: {e}; fix or uninstall its package") from e
+        if not parity.passed:
+            raise PassError(
+                f"pass {name!r} changes what the model computes: {parity_sentence(parity)}; fix or uninstall "
+                "its package"
+            )
+        before, after = len(variant.model.graph.node), len(changed.graph.node)
+        variant = _noted(
+            variant, f"pass {name!r}: from {before} to {after} nodes, with the same outputs", changed
+        )
+    return variant
 
 
 def _noted(variant: Variant, note: str, model: onnx.ModelProto | None = None) -> Variant:
