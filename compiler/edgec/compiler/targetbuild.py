@@ -221,19 +221,15 @@ def _repair(bench: Bench, plans: Sequence[Plan], workers: Workers) -> None:
     jobs: list[list[Job]] = []
     owners: dict[str, tuple[Plan, Outcome, Candidate]] = {}
     for plan in plans:
-        if plan.error is not None:
+        outcome = _to_repair(bench, plan)
+        if outcome is None or outcome.made is None:
             continue
-        for outcome in plan.outcomes.values():
-            made, contender = outcome.made, outcome.contender
-            if made is None or not needs_repair(contender, bench.options.max_drop):
-                continue
-            if bench.variants[plan.variant].quantized:
-                continue  # by its author: there is nothing to do differently
-            order = RepairOrder(candidate=made.candidate, contender=contender)
-            key = f"{plan.target.name} {_outcome_name(made.candidate)}"
-            owners[key] = plan, outcome, made.candidate
-            jobs.append([Job(key=key, payload=(plan.target, order))])
-            bench.progress(f"{plan.target.name}: {contender.name} loses too much accuracy: repairing it")
+        candidate = outcome.made.candidate
+        key = f"{plan.target.name} {_outcome_name(candidate)}"
+        owners[key] = plan, outcome, candidate
+        order = RepairOrder(candidate=candidate, contender=outcome.contender)
+        jobs.append([Job(key=key, payload=(plan.target, order))])
+        bench.progress(f"{plan.target.name}: {candidate.name} loses too much accuracy: repairing it")
 
     def done(job: Job, result: Any) -> None:
         plan, broken, candidate = owners[job.key]
@@ -248,6 +244,17 @@ def _repair(bench: Bench, plans: Sequence[Plan], workers: Workers) -> None:
         bench.progress(f"{plan.target.name}: {result.decisions[-1]}")
 
     workers.run(jobs, progress=bench.progress, done=done)
+
+
+def _to_repair(bench: Bench, plan: Plan) -> Outcome | None:
+    """Return the int8 candidate of a plan that is worth a repair: none where another one is good as it is."""
+    if plan.error is not None or bench.variants[plan.variant].quantized:
+        return None
+    in_int8 = [o for o in plan.outcomes.values() if o.contender.precision == "int8"]
+    if any(o.contender.admissible for o in in_int8):
+        return None
+    broken = (o for o in in_int8 if o.made and needs_repair(o.contender, bench.options.max_drop))
+    return next(broken, None)
 
 
 def _outcome_name(candidate: Candidate) -> str:
