@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from edgec.compiler.report._axis import padded_axis, positive_axis
-from edgec.compiler.report._charts import accuracy_chart, latency_chart, placement_shares, size_chart
+from edgec.compiler.report._charts import (
+    accuracy_chart,
+    latency_chart,
+    layers_chart,
+    placement_shares,
+    size_chart,
+)
 from edgec.compiler.report._pareto import pareto_plot
 
 
@@ -122,3 +128,12 @@ def test_labels_of_a_plot_keep_off_each_other() -> None:
 def test_placement_is_ranked_by_nodes() -> None:
     assert placement_shares({"CPU": 3, "GPU": 9, "NPU": 0}) == [("GPU", 9, 75.0), ("CPU", 3, 25.0)]
     assert placement_shares(None) == []
+
+
+def test_layers_are_drawn_by_the_harm_of_int8_in_them() -> None:
+    snr = {"quiet": 40.0, "culprit": -2.0, "middle": 20.0, "untried": None}
+    layers = [{"name": name, "isolated_snr_db": db} for name, db in snr.items()]
+    chart = layers_chart([{"name": "fp32"}, {"name": "int8", "layers": layers}])
+    assert chart is not None
+    assert [(r.label, r.bar) for r in chart.rows] == [("culprit", 0.0), ("middle", 50.0), ("quiet", 100.0)]
+    assert layers_chart([{"name": "fp32"}]) is None

@@ -24,6 +24,8 @@ from edgec.compiler.report._format import (
 
 # A 99th percentile more than this many times the slowest 90th is drawn off the scale.
 _REACH = 2.0
+# Layers in a chart: the others do less harm.
+_LAYERS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,33 @@ def size_chart(candidates: Sequence[Mapping[str, Any]], source_bytes: Any) -> Ro
         title="Size",
         note="Bytes of the payload. Shorter is better.",
         rows=tuple(drawn),
+        ticks=(),
+    )
+
+
+def layers_chart(candidates: Sequence[Mapping[str, Any]]) -> RowChart | None:
+    """Draw the layers that int8 harms most, by the model's SNR with each alone in int8.
+
+    Returns None where no candidate was looked into.
+    """
+    owner = next((c for c in candidates if isinstance(c.get("layers"), list)), None)
+    tried = [
+        (layer, max(0.0, snr))
+        for layer in (owner or {}).get("layers", ())
+        if isinstance(layer, Mapping) and (snr := number(layer.get("isolated_snr_db"))) is not None
+    ]
+    if owner is None or not tried:
+        return None
+    worst = sorted(tried, key=lambda item: item[1])[:_LAYERS]
+    axis = Axis(0.0, max(1.0, *(snr for _, snr in worst)))
+    return RowChart(
+        title=f"What int8 does to each layer, {one_line(owner.get('name'))}",
+        note="SNR of the model's worst output in dB with this layer alone in int8; the most harmful first. "
+        "Longer is better.",
+        rows=tuple(
+            Row(label=one_line(layer.get("name")), status="refused", value=f"{snr:.1f} dB", bar=axis.at(snr))
+            for layer, snr in worst
+        ),
         ticks=(),
     )
 

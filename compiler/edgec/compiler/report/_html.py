@@ -76,6 +76,7 @@ def _environment() -> Environment:
         "placement_shares": _charts.placement_shares,
         "size_change": _verdict.size_change,
         "size_chart": _charts.size_chart,
+        "layers_chart": _charts.layers_chart,
         "speed_text": _format.speed_text,
         "state_text": _verdict.state_text,
         "unit_of": _figures.unit_of,
