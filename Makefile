@@ -58,7 +58,7 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 
 bench: $(VENV)/.dev $(VENV)/.bench  ## Run the benchmarks; writes benchmarks/results/*.json; zoo and peers need EDGEC_TEST_MODELS
 	@for name in bounds overhead; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
-	@if test -n "$${EDGEC_TEST_MODELS:-}"; then $(BIN)/python benchmarks/export_minilm.py; \
+	@if test -n "$${EDGEC_TEST_MODELS:-}"; then test -e build/minilm/minilm.onnx || $(BIN)/python benchmarks/export_minilm.py; \
 	for name in zoo peers; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done; fi
 
 dist: $(VENV)/.dev  ## Build the wheel and the source distribution into dist/
