@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgec.compiler.parity import (
     parity_sentence,
     quantized_reference,
 )
+from edgec.compiler.passes.smooth_quant import normalizes_products, smooth_activations
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.tournament import Contender
@@ -43,6 +45,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # Of the calibration data, for means and ranges of channels.
 _STATISTICS_SAMPLES = 32
+# Of transformers: half of the difficulty of activations goes to the weights, as its inventors do it.
+_SMOOTH = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +140,8 @@ class Shared:
     baseline: Baseline | None
     options: CompileOptions
     scratch: Path
-    _tables: dict[tuple[str, bool], CalibrationTable] = field(default_factory=dict)
-    _equalized: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    _tables: dict[tuple[str, bool, float | None], CalibrationTable] = field(default_factory=dict)
+    _bases: dict[tuple[str, bool, float | None], onnx.ModelProto] = field(default_factory=dict)
     _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
         default_factory=dict
     )
@@ -145,37 +149,55 @@ class Shared:
 
     def known_table(self, variant: str) -> CalibrationTable | None:
         """Return the ranges of a variant's tensors, where somebody asked for them."""
-        return self._tables.get((variant, False))
+        known = (
+            table for (name, equalized, _), table in self._tables.items() if name == variant and not equalized
+        )
+        return next(known, None)
 
-    def table(self, variant: Variant, *, equalized: bool = False) -> CalibrationTable:
+    def table(
+        self, variant: Variant, *, equalized: bool = False, smooth: float | None = None
+    ) -> CalibrationTable:
         """Return the ranges of a variant's tensors over the calibration data."""
-        key = (variant.name, equalized)
+        key = (variant.name, equalized, smooth)
         if key not in self._tables:
             samples = variant.samples.inputs(variant.processor, variant.inputs)
-            self._tables[key] = calibrate(self.base(variant, equalized=equalized), samples)
+            base = self.base(variant, equalized=equalized, smooth=smooth)
+            self._tables[key] = calibrate(base, samples)
         return self._tables[key]
 
-    def base(self, variant: Variant, *, equalized: bool = False) -> onnx.ModelProto:
+    def base(
+        self, variant: Variant, *, equalized: bool = False, smooth: float | None = None
+    ) -> onnx.ModelProto:
         """Return what is quantized, in fp32."""
-        if not equalized:
-            return variant.model
-        if variant.name not in self._equalized:
-            self._equalized[variant.name], _ = equalize_channels(
-                variant.model, variant.spread_inputs(_STATISTICS_SAMPLES)
-            )
-        return self._equalized[variant.name]
+        key = (variant.name, equalized, smooth)
+        if key not in self._bases:
+            model = variant.model
+            if equalized:
+                model, _ = equalize_channels(model, variant.spread_inputs(_STATISTICS_SAMPLES))
+            if smooth is not None:
+                model, _ = smooth_activations(model, variant.spread_inputs(_STATISTICS_SAMPLES), smooth)
+            self._bases[key] = model
+        return self._bases[key]
 
     def graph(self, variant: Variant, scheme: QuantizationScheme, recipe: Recipe) -> onnx.ModelProto:
         """Return the Q/DQ graph of a variant under a scheme; made anew."""
         if variant.quantized:
             return variant.model
-        base = self.base(variant, equalized=recipe.equalize)
-        table = self.table(variant, equalized=recipe.equalize)
-        made = quantize_static(base, table, scheme, method=recipe.method, exclude=recipe.exclude)
+        base = self.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+        table = self.table(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+        quantize = partial(
+            quantize_static,
+            table=table,
+            scheme=scheme,
+            method=recipe.method,
+            exclude=recipe.exclude,
+            pass_on=recipe.smooth is None,
+        )
+        made = quantize(base)
         if recipe.correct_bias:
             shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
             base, _ = shift_biases(base, shifts)
-            made = quantize_static(base, table, scheme, method=recipe.method, exclude=recipe.exclude)
+            made = quantize(base)
         return made
 
     def quantized(
@@ -199,6 +221,12 @@ class Shared:
         path = self.scratch / str(self._count)
         path.mkdir()
         return path
+
+
+def usual_recipe(variant: Variant, precision: str) -> Recipe:
+    """Return how a variant is made ready for a precision before anything is known of what that costs."""
+    smooth = precision == "int8" and not variant.quantized and normalizes_products(variant.model)
+    return Recipe(precision=precision, smooth=_SMOOTH if smooth else None)
 
 
 def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callable[[str], None]) -> Outcome:

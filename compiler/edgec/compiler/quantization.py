@@ -63,6 +63,7 @@ def quantize_static(
     method: str = "minmax",
     exclude: Collection[str] = (),
     narrow_weights: bool = False,
+    pass_on: bool = True,
 ) -> onnx.ModelProto:
     """Return the model in int8, with explicit Q/DQ pairs where `scheme` wants them.
 
@@ -78,6 +79,8 @@ def quantize_static(
         method: How ranges are taken from the table, one of ``edgec.compiler.ranges.METHODS``.
         exclude: Names of nodes to leave in float; a node without a name goes by its first output.
         narrow_weights: Whether weights use 7 bits, for CPUs whose int8 products saturate.
+        pass_on: Whether operators without weights are quantized where int8 comes in. Off for transformers:
+            what their residual branches add up does not fit in eight bits.
 
     Raises:
         CalibrationError: The table is of another model.
@@ -100,7 +103,8 @@ def quantize_static(
             f"the calibration table has {len(strangers)} tensors that the model has not, such as "
             f"{min(strangers)!r}: it is of another model; calibrate again"
         )
-    chosen = _choose(graph, _TENSORRT_WEIGHTED if explicit else _WEIGHTED, frozenset(exclude))
+    weighted = _TENSORRT_WEIGHTED if explicit else _WEIGHTED
+    chosen = _choose(graph, weighted, _PASSING if pass_on else (), frozenset(exclude))
     if not any(graph.nodes[name].op_type in _TENSORRT_WEIGHTED for name in chosen):
         raise ConversionError(
             "no Conv, Gemm or MatMul with constant weights is left to quantize: int8 would only cost accuracy"
@@ -109,6 +113,8 @@ def quantize_static(
         result = _Inserter(graph, table, scheme, method).insert(chosen)
     else:
         result = _quantize_with_ort(graph, table, scheme, method, chosen, narrow_weights)
+        if not pass_on:
+            _keep_biases_apart(result.graph, graph, chosen)
     del result.graph.value_info[:]  # it speaks of tensors that are gone
     result.ir_version = max(result.ir_version, 9 if explicit else 7)
     del result.metadata_props[:]
@@ -147,6 +153,11 @@ class _View:
         kind = self._types.get(name)
         return bool(kind is not None and kind.elem_type == TensorProto.FLOAT)
 
+    def rank(self, name: str) -> int:
+        """Return how many axes an activation has; 0 where that is not known."""
+        kind = self._types.get(name)
+        return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else 0
+
     def is_known(self, name: str) -> bool:
         """Whether an activation is float32 and has a range."""
         return self.is_float(name) and name not in self.initializers and name in self._known
@@ -166,7 +177,9 @@ def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 # -- what is quantized -------------------------------------------------------------------------------------
 
 
-def _choose(graph: _View, weighted: Collection[str], exclude: frozenset[str]) -> set[str]:
+def _choose(
+    graph: _View, weighted: Collection[str], passing: Collection[str], exclude: frozenset[str]
+) -> set[str]:
     """Return the names of the nodes to quantize, decided in the order of computation."""
     chosen: set[str] = set()
     for node in graph.model.graph.node:
@@ -174,7 +187,7 @@ def _choose(graph: _View, weighted: Collection[str], exclude: frozenset[str]) ->
             continue
         if node.op_type in weighted:
             fits = _has_plain_weights(graph, node)
-        elif node.op_type in _PASSING:
+        elif node.op_type in passing:
             fed = (graph.producers.get(name) for name in graph.float_inputs(node))
             fits = any(p is not None and p.name in chosen for p in fed) and _passes_int8(graph, node)
         else:
@@ -479,6 +492,37 @@ def _leave_float_results(graph: onnx.GraphProto, chosen: set[str]) -> None:
     if len(initializers) < len(graph.initializer):
         del graph.initializer[:]
         graph.initializer.extend(initializers)
+
+
+def _keep_biases_apart(graph: onnx.GraphProto, before: _View, chosen: set[str]) -> None:
+    """Give the float biases that are added to quantized products of many axes a leading axis of one.
+
+    Otherwise ONNX Runtime, 1.31 at least, fuses MatMul and Add to a Gemm in float before it looks at Q/DQ,
+    and no integer kernel is left.
+    """
+    weights = {t.name: t for t in graph.initializer}
+    products = {
+        n.output[0]
+        for n in graph.node
+        if n.op_type == "MatMul" and n.name in chosen and before.rank(before.nodes[n.name].output[0]) > 2
+    }
+    uses = Counter(name for node in walk_nodes(graph) for name in node.input)
+    for node in graph.node:
+        if node.op_type != "Add":
+            continue
+        for mine, other in ((0, 1), (1, 0)):
+            bias = weights.get(node.input[other])
+            if node.input[mine] in products and bias is not None and len(bias.dims) == 1:
+                array = numpy_helper.to_array(bias).reshape(1, 1, -1)
+                if uses[bias.name] == 1:
+                    bias.CopyFrom(numpy_helper.from_array(array, bias.name))
+                elif (name := f"{bias.name}/apart") not in weights:
+                    weights[name] = numpy_helper.from_array(array, name)
+                    graph.initializer.append(weights[name])
+                    node.input[other] = name
+                else:
+                    node.input[other] = name
+                break
 
 
 # -- TensorRT's placement ----------------------------------------------------------------------------------

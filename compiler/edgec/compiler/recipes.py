@@ -13,6 +13,8 @@ class Recipe:
         precision: One of ``edgec.artifact.PRECISIONS``.
         method: How quantization ranges are taken from the calibration table, one of
             ``edgec.compiler.ranges.METHODS``.
+        smooth: How much of the difficulty of activations goes to the weights of matrix products, 0 to 1; what
+            is between the products stays in float then. None for models that are no transformers.
         equalize: Whether channels between layers are brought to similar ranges first.
         correct_bias: Whether biases make up for what quantization shifts on average.
         exclude: Names of nodes that stay in higher precision, sorted.
@@ -20,6 +22,7 @@ class Recipe:
 
     precision: str
     method: str = "minmax"
+    smooth: float | None = None
     equalize: bool = False
     correct_bias: bool = False
     exclude: tuple[str, ...] = ()
@@ -28,6 +31,8 @@ class Recipe:
     def name(self) -> str:
         """The precision, and what differs from its usual recipe: ``int8 (percentile, 2 in float)``."""
         extras = [] if self.method == "minmax" else [self.method]
+        if self.smooth is not None:
+            extras.append(f"smooth {self.smooth:g}")
         if self.equalize:
             extras.append("equalized")
         if self.correct_bias:

@@ -325,7 +325,7 @@ def analyse(
     variant, scheme = shared.variants[variant_name], target.quantization
     assert scheme is not None
     inputs = variant.spread_inputs(_ANALYSIS_SAMPLES)
-    base = shared.base(variant, equalized=recipe.equalize)
+    base = shared.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
     graph = quantized if quantized is not None else shared.graph(variant, scheme, recipe)
     errors = layer_errors(base, graph, inputs)
     # Biases are corrected for all layers at once; a layer alone is judged without.
