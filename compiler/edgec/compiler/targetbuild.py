@@ -14,7 +14,7 @@ from typing import Any
 
 from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, atomic_write, pack
 from edgec.compiler.accuracy import Baseline
-from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, members_of
+from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, members_of, usual_recipe
 from edgec.compiler.check import check_model
 from edgec.compiler.converters import get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
@@ -392,7 +392,7 @@ def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
             continue
         if variant.quantized and precision != "int8":
             continue
-        candidate = Candidate(engine=engine, recipe=Recipe(precision=precision), variant=plan.variant)
+        candidate = Candidate(engine=engine, recipe=usual_recipe(variant, precision), variant=plan.variant)
         if precision not in buildable:
             reason = f"this version of edgec does not build {precision} for {engine.name}"
             if wanted == precision:
