@@ -42,65 +42,67 @@ def readiness(target: Target, engines: Mapping[str, EngineState]) -> Readiness:
     """
     engine = target.engines[0]
     missing: list[str] = []
-    buildable = _buildable(engine, missing)
-    proven_on = _runner(target, engine, engines, missing) if buildable else None
-    measured = proven_on == engine.name and target.measured_on(host_arch(), host_features())
+    buildable, backend = _buildable(engine, missing)
+    proven_on = _runner(target, engine, backend, engines, missing) if buildable else None
+    measured = proven_on == backend and target.measured_on(host_arch(), host_features())
     if buildable and not measured:
         missing.append(f"to measure it: {target.stand_in.rule}")
     return Readiness(
         target=target.name,
         precisions=tuple(p for p in engine.precisions if p in buildable),
-        judge=_judge(engine),
+        judge=_judge(backend),
         proven_on=proven_on,
         measured=measured,
         missing=tuple(missing),
     )
 
 
-def _buildable(engine: Engine, missing: list[str]) -> tuple[str, ...]:
-    """Return the precisions that the engine's converter builds; note what is missing for it."""
+def _buildable(engine: Engine, missing: list[str]) -> tuple[tuple[str, ...], str]:
+    """Return what the engine's converter builds, and the backend that runs it; note what is missing."""
     if sys.version_info < (3, 11):
         missing.append("to build for it: Python 3.11 or later")
-        return ()
+        return (), engine.name
     try:
         from edgec.compiler.converters import get_converter
 
-        return get_converter(engine.name).precisions
+        converter = get_converter(engine.name)
     except ModuleNotFoundError as e:
         missing.append(f"to build for it: {e.name!r}: run  pip install 'edgec[compiler]'")
     except ConversionError as e:
         missing.append(f"to build for it: {e}")
-    return ()
+    else:
+        # Another package's converter may make a payload for a backend of another name.
+        return converter.precisions, getattr(converter, "backend", engine.name)
+    return (), engine.name
 
 
-def _judge(engine: Engine) -> str | None:
+def _judge(backend: str) -> str | None:
     try:
         from edgec.compiler.engines import find_judge
 
-        return engine.name if find_judge(engine.name) is not None else None
+        return backend if find_judge(backend) is not None else None
     except ModuleNotFoundError:
         return None
 
 
 def _runner(
-    target: Target, engine: Engine, engines: Mapping[str, EngineState], missing: list[str]
+    target: Target, engine: Engine, backend: str, engines: Mapping[str, EngineState], missing: list[str]
 ) -> str | None:
-    """Return the engine that runs the target's artifacts here; note what is missing for its own."""
-    for candidate in (engine, target.fallback):
-        state = engines.get(candidate.name) if candidate is not None else None
-        if candidate is None:
-            continue
-        if state is not None and state.works and candidate.device in state.devices:
-            return candidate.name
-        missing.append(f"to run it here: {_why_not(candidate, state)}")
+    """Return the backend that runs the target's artifacts here; note what is missing for its own."""
+    places = [(backend, engine.device)]
+    if target.fallback is not None:
+        places.append((target.fallback.name, target.fallback.device))
+    for name, device in places:
+        state = engines.get(name)
+        if state is not None and state.works and device in state.devices:
+            return name
+        missing.append(f"to run it here: {_why_not(name, device, state)}")
     return None
 
 
-def _why_not(engine: Engine, state: EngineState | None) -> str:
+def _why_not(name: str, device: str, state: EngineState | None) -> str:
     if state is None:
-        return f"there is no backend {engine.name!r}"
+        return f"there is no backend {name!r}"
     if not state.works:
-        return f"{engine.name}: {state.problem}"
-    return (
-        f"{engine.name} has no {engine.device} on this machine, only {', '.join(state.devices) or 'nothing'}"
-    )
+        return f"{name}: {state.problem}"
+    return f"{name} has no {device} on this machine, only {', '.join(state.devices) or 'nothing'}"

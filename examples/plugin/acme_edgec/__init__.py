@@ -1,0 +1,1 @@
+"""What Acme adds to edgec; nothing heavy here, because listing targets imports this."""
