@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
-from tests.compiler.networks import cnn
+from onnx import helper
+from tests.compiler.networks import cnn, model_of
 
 from edgec.artifact import Artifact, Budgets, Manifest, TensorSpec, pack
 from edgec.cli import main_group
@@ -65,6 +67,7 @@ def provenance(**changes: Any) -> Callable[[Manifest], Manifest]:
     return lambda manifest: replace(manifest, provenance={**manifest.provenance, **changes})
 
 
+@pytest.mark.slow
 def test_the_same_tools_give_the_same_artifact(built: Path, tmp_path: Path) -> None:
     found = rebuild(original(built), tmp_path / "new", compare=True, workers=0)
     assert found.same_content
@@ -151,6 +154,38 @@ def test_an_artifact_names_no_code_to_import(built: Path, tmp_path: Path) -> Non
         rebuild(path, tmp_path / "new", source=built / "cnn.onnx", workers=0)
 
 
+def test_files_of_the_pipeline_come_from_the_artifact(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "hot": 1, "cold": 2}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for name, text in {
+        "tokenizer.json": words.to_str(),
+        "pipeline.toml": '[[preprocess]]\nstep = "tokenize"\nfile = "tokenizer.json"\n',
+        "texts.jsonl": '{"text": "hot cold"}\n{"text": "cold and cold"}\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"], "embed"),
+        helper.make_node("ReduceMean", ["words"], ["embedding"], "mean", axes=[1], keepdims=0),
+    ]
+    table = {"table": np.random.default_rng(0).random((3, 8), np.float32)}
+    model = model_of(nodes, {"input_ids": [1, "n"]}, ["embedding"], table, input_type=onnx.TensorProto.INT64)
+    (tmp_path / "words.onnx").write_bytes(model.SerializeToString())
+    (path,) = compile_model(
+        tmp_path / "words.onnx",
+        ["cpu-x86_64"],
+        tmp_path,
+        pipeline=tmp_path / "pipeline.toml",
+        calibration=tmp_path / "texts.jsonl",
+        options=replace(OPTIONS, name=None),
+    ).artifacts
+    (tmp_path / "tokenizer.json").unlink()
+    found = rebuild(path, tmp_path / "new", compare=True, workers=0)
+    assert found.same_content
+    assert found.difference is not None
+    assert found.difference.inputs == f"2 of {tmp_path / 'texts.jsonl'}"
+
+
 def test_an_artifact_without_a_lock_cannot_be_rebuilt(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not say how to build it again"):
         rebuild(tiny_artifact(tmp_path / "tiny.edgec"), tmp_path / "new")
@@ -219,6 +254,7 @@ def edgec(*arguments: object) -> Result:
     return CliRunner().invoke(main_group, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_changed(built: Path, tmp_path: Path) -> None:
     result = edgec(
         "rebuild",
@@ -239,6 +275,7 @@ def test_the_command_line_says_what_changed(built: Path, tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_machines_see_it_and_the_exit_status_says_worse(built: Path, tmp_path: Path) -> None:
     # An artifact whose payload is another model's: its rebuild computes something else.
     other = cnn()

@@ -37,7 +37,8 @@ _MIN_ROUNDS = 50
 _ENOUGH_AGREEMENT = 0.99
 _ENOUGH_SNR_DB = 20.0
 _USUAL_DROP = 0.01
-# Two sessions of the very same artifact differ by as much, by where their memory happens to lie.
+# Two sessions of one artifact differ by more than the interval says, by where their memory happens to lie:
+# of 24 comparisons of an artifact with its own copy, 7 intervals left out 1, by up to 0.6 %.
 _ALIKE = 0.03
 
 
