@@ -12,6 +12,7 @@ to 11.x"; github.com/NVIDIA/TensorRT, python/src and samples/python.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import enum
 import json
@@ -52,6 +53,7 @@ class Faults:
         offset: What every output is off by, as a broken kernel would have it.
         no_context: Whether there is no memory for an execution context.
         dla_cores: How many there are.
+        on_host: Tensors that the engine wants in main memory, as those that hold shapes.
         violations: Calls that the real library might have crashed at.
         builds: Configurations of the builds that were done.
     """
@@ -63,6 +65,7 @@ class Faults:
     offset: float = 0.0
     no_context: bool = False
     dla_cores: int = 2
+    on_host: tuple[str, ...] = ()
     violations: list[str] = field(default_factory=list)
     builds: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,6 +114,7 @@ def make_tensorrt(version: str, driver: FakeDriver, faults: Faults) -> Any:
     trt.ProfilingVerbosity = flags("ProfilingVerbosity", "LAYER_NAMES_ONLY", "NONE", "DETAILED")
     trt.DeviceType = flags("DeviceType", "GPU", "DLA")
     trt.TensorIOMode = flags("TensorIOMode", "NONE", "INPUT", "OUTPUT")
+    trt.TensorLocation = flags("TensorLocation", "DEVICE", "HOST")
     trt.DataType = flags("DataType", "FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "INT64", "BF16")
     dla_flags = ("ADJUST_FOR_DLA",) if eleven else ()
     trt.OnnxParserFlag = flags("OnnxParserFlag", "NATIVE_INSTANCENORM", *dla_flags)
@@ -366,7 +370,9 @@ def make_tensorrt(version: str, driver: FakeDriver, faults: Faults) -> Any:
                 if step == 1 and faults.kill:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if step == 1 and faults.interrupt:
-                    os.kill(os.getpid(), signal.SIGINT)
+                    # Not os.kill: after the conformance suite has run other engines in this process, the
+                    # delivery of a real signal was seen to crash it.
+                    _thread.interrupt_main()
                 inner = f"Layer {step}"
                 monitor.phase_start(inner, "Building Engine", 1)
                 going = going and _is_true(monitor.step_complete(inner, 0))
@@ -450,6 +456,9 @@ def make_tensorrt(version: str, driver: FakeDriver, faults: Faults) -> Any:
 
         def get_tensor_dtype(self, name: str) -> Any:
             return trt.DataType[_NUMPY[self.tensors[name][0].type][0]]
+
+        def get_tensor_location(self, name: str) -> Any:
+            return trt.TensorLocation.HOST if name in faults.on_host else trt.TensorLocation.DEVICE
 
         def create_execution_context(self) -> Any:
             need_cuda("create_execution_context")

@@ -413,6 +413,12 @@ def test_an_engine_there_is_no_memory_for_is_told(jetson: Jetson, tmp_path: Path
         finish(jetson_artifact(tmp_path / "a.edgec", jetson.version), cache_dir=cache)
 
 
+def test_a_tensor_that_must_be_in_main_memory_is_refused(jetson: Jetson, tmp_path: Path, cache: Path) -> None:
+    jetson.faults.on_host = ("x",)
+    with pytest.raises(InferenceError, match="the input x holds shapes"):
+        finish(jetson_artifact(tmp_path / "a.edgec", jetson.version), cache_dir=cache)
+
+
 def test_a_dla_core_has_an_engine_of_its_own(eleven: Jetson, tmp_path: Path, cache: Path) -> None:
     path = jetson_artifact(tmp_path / "a.edgec", eleven.version, has_dla=True)
     on_dla = built(eleven, path, cache, dla=1)

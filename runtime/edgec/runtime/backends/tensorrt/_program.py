@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
-from edgec.errors import ArtifactError, InferenceError
+from edgec.errors import ArtifactError, EdgecError, InferenceError
 from edgec.runtime.backends.tensorrt._library import TensorRt
 
 # Names of tensorrt.DataType, and numpy's.
@@ -53,9 +53,10 @@ class TensorRtProgram:
         try:
             layers = self._load(library, plan, dla)
             self._stream = library.device.open_stream()
-        except BaseException:
-            self._release()  # now: the error's traceback would keep them beyond the end of `library`
-            raise
+        except (EdgecError, EngineRefusedError) as e:
+            # Now, and without a traceback, whose frames would keep the engine beyond the end of `library`.
+            self._release()
+            raise e.with_traceback(None) from e.__cause__
         self._precision = spec.precision
         self._placement = {} if dla is not None else {spec.device: layers}
 
@@ -200,6 +201,13 @@ def _check_tensors(
         (inputs, trt.TensorIOMode.INPUT, "input"),
         (outputs, trt.TensorIOMode.OUTPUT, "output"),
     ):
+        for spec in specs:
+            # It would take the address of GPU memory for one of main memory.
+            if spec.name in names and engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE:
+                raise InferenceError(
+                    f"the {role} {spec.name} holds shapes, which edgec does not run in TensorRT: give the "
+                    "model fixed shapes with --shape and compile it again"
+                )
         there = {
             name: engine.get_tensor_dtype(name) for name in names if engine.get_tensor_mode(name) == mode
         }
