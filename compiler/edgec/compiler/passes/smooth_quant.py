@@ -89,8 +89,9 @@ def normalizes_products(model: onnx.ModelProto) -> bool:
         return False
     constants = {t.name for t in model.graph.initializer}
     constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}
-    products = [n for n in model.graph.node if n.op_type == "MatMul"]
-    attention = any(not constants & set(n.input) for n in products)
+    # Simplification turns MatMul and Add into Gemm between two Reshapes.
+    products = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
+    attention = any(n.op_type == "MatMul" and not constants & set(n.input) for n in products)
     return attention and any(n.input[1] in constants for n in products)
 
 
