@@ -207,11 +207,11 @@ def openvino_call(model: Any, hints: Mapping[str, Any]) -> Run:
     all_hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, **hints}
     compiled_model = ov.Core().compile_model(model, "CPU", all_hints)
     request = compiled_model.create_infer_request()
-    names = [o.get_any_name() for o in compiled_model.outputs]
+    names = [sorted(o.get_names()) for o in compiled_model.outputs]  # a tensor may have several
 
     def run(inputs: Arrays) -> Arrays:
         results = request.infer(dict(inputs))
-        return {name: results[n] for n, name in enumerate(names)}
+        return {name: results[n] for n, aliases in enumerate(names) for name in aliases}
 
     return run
 

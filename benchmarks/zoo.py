@@ -225,7 +225,7 @@ def markdown(content: dict[str, Any]) -> str:
         "",
         "Quality: the metric of the artifact (of the source in fp32), share of samples with the source's "
         "first class, and SNR of the worst output against the source. The load of the machine, and what the "
-        "data was, are in `zoo.json`.",
+        f"data was, are in `zoo.json`. {content['note'][0].upper()}{content['note'][1:]}.",
         "",
     ]
     return "\n".join(lines)
