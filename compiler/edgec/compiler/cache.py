@@ -47,7 +47,8 @@ class BuildCache:
 
     def fetch(self, key: str, path: Path) -> ArtifactInfo | None:
         """Write the artifact of a key to `path` and return its figures; None where there is none."""
-        info, artifact = self._cache.get(f"{key}.json"), self._cache.get(f"{key}.edgec", read=True)
+        info: Any = self._cache.get(f"{key}.json")
+        artifact: Any = self._cache.get(f"{key}.edgec", read=True)
         if info is None or artifact is None:
             return None
         with artifact, atomic_write(path) as file:
