@@ -240,22 +240,22 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
     variant = shared.variants[candidate.variant]
     try:
         made, session = _make(candidate, target, shared)
+        with session:
+            contender.parity = check_parity(session.run, made.reference)
+            contender.size_bytes = sum(f.stat().st_size for f in made.converted.files.values())
+            contender.source_snr_db = _source_snr_db(session.run, variant)
+            contender.problem = _problem(made, contender.parity, target, shared)
+            if contender.problem is None:
+                progress(f"{target.name}: {candidate.name}: judging accuracy")
+                if shared.baseline is not None:
+                    contender.gate = judge_labelled(session, shared.baseline, shared.options)
+                else:
+                    contender.gate = judge_unlabelled(session.run, variant, shared.options)
     except OutputError:
         raise
     except EdgecError as e:
         contender.status, contender.problem = "failed", str(e)
         return Outcome(contender=contender, notes=_notes(candidate, shared))
-    with session:
-        contender.parity = check_parity(session.run, made.reference)
-        contender.size_bytes = sum(f.stat().st_size for f in made.converted.files.values())
-        contender.source_snr_db = _source_snr_db(session.run, variant)
-        contender.problem = _problem(made, contender.parity, target, shared)
-        if contender.problem is None:
-            progress(f"{target.name}: {candidate.name}: judging accuracy")
-            if shared.baseline is not None:
-                contender.gate = judge_labelled(session, shared.baseline, shared.options)
-            else:
-                contender.gate = judge_unlabelled(session.run, variant, shared.options)
     return Outcome(contender=contender, made=made, notes=_notes(candidate, shared))
 
 

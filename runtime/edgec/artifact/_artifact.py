@@ -7,9 +7,8 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from edgec.artifact import _json
@@ -20,6 +19,9 @@ from edgec.artifact._layout import GOLDEN, MANIFEST, REPORT, Entry, read_entries
 from edgec.artifact._manifest import Manifest
 from edgec.artifact._manifest_json import MAX_MANIFEST_SIZE, read_manifest
 from edgec.errors import ArtifactError, DigestMismatchError, ManifestError, OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_REPORT_SIZE = 16 * 2**20
 _CHUNK = 2**24
@@ -64,6 +66,9 @@ class Artifact:
             ManifestError: The manifest is malformed.
             IncompatibleArtifactError: It has another format version, or requires what is not known here.
         """
+
+        from pathlib import Path
+
         path = Path(path)
         data = _map(path)
         try:
@@ -185,6 +190,9 @@ class Artifact:
             ArtifactError: There is no such member, or the artifact is closed.
             OutputError: A file cannot be written.
         """
+
+        from pathlib import Path
+
         written: dict[str, Path] = {}
         for name in self.names() if names is None else names:
             data = self._checked(name)

@@ -7,10 +7,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from edgec.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
@@ -32,6 +34,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         OutputError: The disk is full, the directory is missing or not writable, or `path` is a
             directory, a device or a pipe.
     """
+
+    from pathlib import Path
+
     # Renaming onto a link would replace the link, and onto /dev/null would replace that for everyone.
     final = Path(os.path.realpath(path))
     aside = final.with_name(f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
@@ -79,6 +84,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _cannot_write(path: str | Path, e: OSError) -> OutputError:
+    from pathlib import Path
+
     if e.errno in _FULL:
         return OutputError(f"cannot write {path}: {_FULL[e.errno]}; free some space and run again")
     if e.errno == errno.EFBIG:

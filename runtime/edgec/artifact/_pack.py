@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from edgec.artifact import _json
@@ -25,6 +24,9 @@ from edgec.artifact._layout import (
 from edgec.artifact._manifest import Manifest, Member
 from edgec.artifact._manifest_json import manifest_to_json
 from edgec.errors import ArtifactError, ManifestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _CHUNK = 2**20
 _UNKNOWN = Member(sha256="0" * 64, size=0)
@@ -54,6 +56,9 @@ def pack(
         ArtifactError: A member has an impossible name, or its file cannot be read.
         OutputError: The file cannot be written; what was at `path` is untouched.
     """
+
+    from pathlib import Path
+
     sources = _ordered(members, report)
     # Refuses a wrong manifest before gigabytes are written.
     manifest_to_json(replace(manifest, members=dict.fromkeys(sources, _UNKNOWN)))
@@ -75,6 +80,9 @@ def _ordered(
     members: Mapping[str, bytes | memoryview | Path], report: Mapping[str, Any] | None
 ) -> dict[str, bytes | memoryview | Path]:
     """Return all members but the manifest in the order of the file, their names checked."""
+
+    from pathlib import Path
+
     for name in (REPORT, MANIFEST):
         if name in members:
             raise ArtifactError(f"a member cannot be called {name!r}: edgec writes that one itself")
@@ -122,6 +130,8 @@ def _append(
 
 
 def _size(source: bytes | memoryview | Path) -> int:
+    from pathlib import Path
+
     if isinstance(source, Path):
         try:
             return source.stat().st_size
@@ -131,6 +141,8 @@ def _size(source: bytes | memoryview | Path) -> int:
 
 
 def _pieces(source: bytes | memoryview | Path) -> Iterator[memoryview | bytes]:
+    from pathlib import Path
+
     if not isinstance(source, Path):
         whole = memoryview(source).cast("B")
         for at in range(0, len(whole), _CHUNK):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgec.artifact.steps import POSTPROCESS, PREPROCESS, Step, Tokenize
 from edgec.artifact.steps._step import MAX_TEXT, is_plain_text
 from edgec.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_STEPS = 64
 """Most steps of a stage."""
@@ -112,6 +114,9 @@ def read_pipeline(path: str | Path) -> Pipeline:
     Raises:
         PipelineError: The file, or one that it names, cannot be read, or something in it is wrong.
     """
+
+    from pathlib import Path
+
     path = Path(path)
     try:
         return _from_toml(_parse_toml(path), path.parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +17,8 @@ from edgec.runtime._self_test import SelfTestResult, run_golden_vectors
 from edgec.runtime.backends import LoadOptions, Program, get_backend
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgec.runtime.pipeline import Processor
 
 
@@ -47,6 +48,9 @@ def load(
         InferenceError: The engine refuses the model.
         ValueError: `threads` is below 1.
     """
+
+    from pathlib import Path
+
     if threads is not None and threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
     options = LoadOptions(threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir))

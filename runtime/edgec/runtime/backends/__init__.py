@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
 from edgec.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _BUILTIN = {
     "onnxruntime": "edgec.runtime.backends.onnxruntime:OnnxRuntimeBackend",
