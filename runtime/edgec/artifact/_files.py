@@ -34,12 +34,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         OutputError: The disk is full, the directory is missing or not writable, or `path` is a
             directory, a device or a pipe.
     """
-
-    from pathlib import Path
-
     # Renaming onto a link would replace the link, and onto /dev/null would replace that for everyone.
-    final = Path(os.path.realpath(path))
-    aside = final.with_name(f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
+    final = os.path.realpath(path)
+    directory = os.path.dirname(final)
+    aside = os.path.join(directory, f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
     try:
         _refuse_special(final)
         descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -51,10 +49,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, final)
-        _sync_directory(final.parent)
+        _sync_directory(directory)
     except OSError as e:
         # Only what the file itself said; a write that fails names no file.
-        if e.filename is None or Path(e.filename) == aside:
+        if e.filename is None or os.fspath(e.filename) == aside:
             raise _cannot_write(path, e) from e
         raise
     finally:
@@ -62,9 +60,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             os.unlink(aside)
 
 
-def _refuse_special(path: Path) -> None:
+def _refuse_special(path: str) -> None:
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
@@ -73,7 +71,7 @@ def _refuse_special(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is a device or a pipe; give the path of a file")
 
 
-def _sync_directory(directory: Path) -> None:
+def _sync_directory(directory: str) -> None:
     # Makes the rename durable. Some file systems refuse it; the file is there all the same.
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -84,8 +82,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _cannot_write(path: str | Path, e: OSError) -> OutputError:
-    from pathlib import Path
-
+    directory = os.path.dirname(path) or "."
     if e.errno in _FULL:
         return OutputError(f"cannot write {path}: {_FULL[e.errno]}; free some space and run again")
     if e.errno == errno.EFBIG:
@@ -93,11 +90,7 @@ def _cannot_write(path: str | Path, e: OSError) -> OutputError:
             f"cannot write {path}: the file would be larger than this system allows (ulimit -f)"
         )
     if isinstance(e, FileNotFoundError):
-        return OutputError(
-            f"cannot write {path}: the directory {Path(path).parent} does not exist; make it first"
-        )
+        return OutputError(f"cannot write {path}: the directory {directory} does not exist; make it first")
     if isinstance(e, PermissionError) or e.errno == errno.EROFS:
-        return OutputError(
-            f"cannot write {path}: {Path(path).parent} is not writable; choose another directory"
-        )
+        return OutputError(f"cannot write {path}: {directory} is not writable; choose another directory")
     return OutputError(f"cannot write {path}: {e.strerror or e}")
