@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -203,15 +203,4 @@ def _rewritten(variant: Variant) -> Variant:
 
 
 def _noted(variant: Variant, note: str, model: onnx.ModelProto | None = None) -> Variant:
-    return Variant(
-        name=variant.name,
-        reference=variant.reference,
-        model=model if model is not None else variant.model,
-        pipeline=variant.pipeline,
-        inputs=variant.inputs,
-        outputs=variant.outputs,
-        samples=variant.samples,
-        notes=(*variant.notes, note),
-        weights_from=variant.weights_from,
-        _references=variant._references,
-    )
+    return replace(variant, model=model if model is not None else variant.model, notes=(*variant.notes, note))

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from edgec.artifact import atomic_write
+from edgec.cli._metrics import METRICS
 
 if TYPE_CHECKING:
     from edgec.compiler.report import Build
 
-_METRICS = ("top1", "top5", "map50", "auc", "spearman", "mse")
 _PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
 
 
@@ -83,7 +83,7 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
 @click.option(
     "--evaluation", "-e", metavar="DATA", help="Labelled samples, of the same forms; needs --metric."
 )
-@click.option("--metric", "-m", type=click.Choice(_METRICS), help="What to score.")
+@click.option("--metric", "-m", type=click.Choice(METRICS), help="What to score.")
 @click.option(
     "--precision",
     type=click.Choice(_PRECISIONS),

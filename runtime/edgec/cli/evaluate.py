@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._metrics import METRICS
 from edgec.cli._models import OpenModel, open_model
 from edgec.cli._progress import progress
 from edgec.cli._text import columns
 
 if TYPE_CHECKING:
     from edgec.evaluation import Dataset, Evaluation
-
-_METRICS = ("top1", "top5", "map50", "auc", "spearman", "mse")
 
 
 @click.command()
@@ -33,7 +32,7 @@ _METRICS = ("top1", "top5", "map50", "auc", "spearman", "mse")
     "--metric",
     "-m",
     required=True,
-    type=click.Choice(_METRICS),
+    type=click.Choice(METRICS),
     help="What to score.",
 )
 @click.option(
