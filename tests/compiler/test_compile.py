@@ -214,7 +214,7 @@ def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
     [
         ({"targets": []}, CompileError, "no target was given"),
         ({"targets": ["abacus"]}, UnknownTargetError, "unknown target 'abacus'"),
-        ({"metric": "top1"}, DataError, "--evaluation and --metric belong together"),
+        ({"metric": "top1"}, DataError, "--metric needs --evaluation"),
         ({"options": CompileOptions(precision="bf16")}, CompileError, "does not run bf16"),
         ({"options": CompileOptions(shapes={"z": (1,)})}, CompileError, "no input 'z' to pin"),
     ],
@@ -281,7 +281,7 @@ def test_no_candidate_within_the_budget_is_an_error_with_figures(
 ) -> None:
     # Labels that the model never predicts: int8 and fp32 are equally wrong, which is no loss; so
     # take fp32 out by its engine, which leaves int8 on too few samples to be conclusive.
-    monkeypatch.setattr("edgec.compiler.accuracy._ENOUGH_AGREEMENT", 1.1)
+    monkeypatch.setattr("edgec.compiler.accuracy.ENOUGH_AGREEMENT", 1.1)
     rng = np.random.default_rng(6)
     path = tmp_path / "few.npz"
     np.savez(path, image=rng.standard_normal((5, 1, 3, 16, 16)).astype(np.float32), labels=np.zeros(5, int))

@@ -67,7 +67,8 @@ def compile_model(
         output: Directory for the artifacts, made if need be.
         pipeline: Pre- and post-processing, or the path of its TOML file.
         calibration: Representative samples, or where they are.
-        evaluation: Labelled samples, or where they are; needs `metric`.
+        evaluation: Samples to judge candidates on, or where they are: labelled ones with `metric`, any
+            without, whose outputs are then held against the source's.
         metric: What to score: ``top1``.
         options: How to compile.
         cache_dir: Where results are kept and found again; None to build anew and keep nothing.
@@ -202,8 +203,8 @@ def _samples(
     metric: str | None,
     options: CompileOptions,
 ) -> Samples:
-    if (evaluation is None) != (metric is None):
-        raise DataError("--evaluation and --metric belong together: give both, or none")
+    if evaluation is None and metric is not None:
+        raise DataError("--metric needs --evaluation with labelled samples")
     return Samples(
         calibration=(
             open_dataset(calibration, inputs=source.inputs, pipeline=pipeline)
@@ -211,7 +212,7 @@ def _samples(
             else calibration
         ),
         evaluation=(
-            open_dataset(evaluation, inputs=source.inputs, pipeline=pipeline, need_labels=True)
+            open_dataset(evaluation, inputs=source.inputs, pipeline=pipeline, need_labels=metric is not None)
             if isinstance(evaluation, str | Path)
             else evaluation
         ),
@@ -220,10 +221,10 @@ def _samples(
 
 
 def _baseline(plain: Variant, samples: Samples, metric: str | None, progress: Progress) -> Baseline | None:
-    if samples.evaluation is None or metric is None:
+    if samples.evaluation is None or samples.judged is None or metric is None:
         return None
-    progress(f"scoring the source on {len(samples.evaluation)} samples")
-    return measure_baseline(plain, samples.evaluation, get_metric(metric))
+    progress(f"scoring the source on {len(samples.judged)} samples")
+    return measure_baseline(plain, samples.judged, get_metric(metric))
 
 
 def _output_directory(output: Path) -> Path:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
+from edgec.artifact import TensorSpec
+from edgec.compiler.likeness import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SNR_DB,
+    SHOWN_AGREEMENT,
+    Kind,
+    Likeness,
+    LikenessTally,
+    kind_of,
+)
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.tournament import Gate
 from edgec.compiler.variants import Variant
+from edgec.errors import DataError
 from edgec.evaluation import (
     Dataset,
     Evaluation,
     Metric,
-    OutputComparison,
-    OutputTally,
     Predictor,
     Score,
     evaluate,
@@ -27,9 +38,9 @@ from edgec.evaluation import (
 from edgec.runtime.pipeline import Processor
 
 Arrays = Mapping[str, NDArray[Any]]
-_ENOUGH_AGREEMENT = 0.99
-_ENOUGH_SNR_DB = 20.0
-_UNLABELLED_SAMPLES = 64
+Run = Callable[[Arrays], Arrays]
+_MOST_JUDGED, _FEWEST_JUDGED = 1000, 64
+_JUDGE_S = 30.0  # for all samples of one candidate, the source's own runs included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,7 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
     )
     if difference.verdict != "inconclusive":
         return Gate(verdict=difference.verdict, reason=figures, score=score, difference=difference)
-    if difference.agreement >= _ENOUGH_AGREEMENT:
+    if difference.agreement >= ENOUGH_AGREEMENT:
         reason = (
             f"{figures}: too few samples to prove, "
             f"accepted because {difference.agreement:.1%} of predictions agree"
@@ -105,42 +116,91 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
         reason=f"{figures}: inconclusive; {needed}, or give --accept-inconclusive",
         score=score,
         difference=difference,
+        short=difference.difference < -options.max_drop,
     )
 
 
-def judge_unlabelled(run: Callable[[Arrays], Arrays], variant: Variant, options: CompileOptions) -> Gate:
+def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gate:
     """Hold a candidate's outputs against the source's where there are no labels.
 
-    Every output must agree with the source's in 99 % of its rows, or have an SNR of 20 dB.
+    It is judged on samples that ranges were not taken from, as many as there are and time allows, up to a
+    thousand. What is asked of each output is in `edgec.compiler.likeness`.
     """
-    samples = variant.samples.spread_inputs(variant.processor, variant.inputs, _UNLABELLED_SAMPLES)
-    tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
-    with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
-        for sample in samples:
-            expected, actual = program.run(sample), run(sample)
-            for name, tally in tallies.items():
-                tally.add(expected[name], actual[name])
-    results = [tally.result for tally in tallies.values()]
-    against = ", ".join(map(_similarity, results))
-    figures = f"no labels; on {len(samples)} samples against the source in fp32: {against}"
-    if options.max_drop is None:
-        return Gate(verdict="pass", reason=f"{figures}; the accuracy gate is off (--max-drop none)")
-    if all(_alike(r) for r in results):
-        return Gate(verdict="pass", reason=figures)
-    return Gate(
-        verdict="fail",
-        reason=f"{figures}; agreement of {_ENOUGH_AGREEMENT:.0%} or {_ENOUGH_SNR_DB:g} dB is asked for",
+    found = compare_unlabelled(run, variant)
+    figures = f"no labels; {_on_what(variant, found)}: {', '.join(map(str, found))}"
+    gate = Gate(
+        verdict="pass",
+        reason=figures,
+        snr_db=min(f.snr_db for f in found),
+        agreement=min((f.agreement for f in found if f.agreement is not None), default=None),
+        judged=found[0].samples,
     )
+    if options.max_drop is None:
+        return replace(gate, reason=f"{figures}; the accuracy gate is off (--max-drop none)")
+    verdicts = {f.verdict for f in found}
+    if verdicts == {"pass"}:
+        return gate
+    if "fail" in verdicts:
+        return replace(gate, verdict="fail", short=True, reason=f"{figures}; {_asked(found)} is asked for")
+    needed = max((f.needed or 0 for f in found if f.verdict == "inconclusive"), default=0)
+    remedy = f"about {needed} would show it" if needed else "more would tell"
+    if options.accept_inconclusive:
+        reason = f"{figures}: inconclusive, accepted by --accept-inconclusive; {remedy}"
+        return replace(gate, reason=reason)
+    reason = (
+        f"{figures}: too few samples to show {SHOWN_AGREEMENT:.0%} agreement or {ENOUGH_SNR_DB:g} dB; "
+        f"{remedy}: give --evaluation with more (they need no labels), or --accept-inconclusive"
+    )
+    short = any(f.short for f in found if f.verdict == "inconclusive")
+    return replace(gate, verdict="inconclusive", short=short, reason=reason)
 
 
-def _alike(result: OutputComparison) -> bool:
-    agrees = result.agreement is not None and result.agreement >= _ENOUGH_AGREEMENT
-    return agrees or result.snr_db >= _ENOUGH_SNR_DB
+def compare_unlabelled(run: Run, variant: Variant) -> list[Likeness]:
+    """Compare every output of a candidate with the source's, on the samples to judge on.
+
+    Raises:
+        DataError: The data is empty.
+    """
+    tallies = {s.name: LikenessTally(s.name, kind) for s, kind in _kinds(variant)}
+
+    def add(sample: Arrays) -> None:
+        expected, actual = program.run(sample), run(sample)
+        for name, tally in tallies.items():
+            tally.add(expected[name], actual[name])
+
+    with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
+        first = next(variant.judged_inputs(1), None)
+        if first is None:
+            raise DataError("the data holds no samples to judge on: give at least one")
+        add(first)  # warms both up
+        tallies = {s.name: LikenessTally(s.name, kind) for s, kind in _kinds(variant)}
+        begun = time.monotonic()
+        add(first)
+        each_s = max(time.monotonic() - begun, 1e-6)
+        limit = max(_FEWEST_JUDGED, min(_MOST_JUDGED, int(_JUDGE_S / each_s)))
+        # The first of any number of spread samples is the first of all.
+        for sample in islice(variant.judged_inputs(limit), 1, None):
+            add(sample)
+    return [tally.result for tally in tallies.values()]
 
 
-def _similarity(result: OutputComparison) -> str:
-    agreement = "" if result.agreement is None else f", agreement {result.agreement:.1%}"
-    return f"{result.name} SNR {result.snr_db:.1f} dB{agreement}"
+def _kinds(variant: Variant) -> list[tuple[TensorSpec, Kind]]:
+    return [(s, kind_of(s, variant.model, variant.inputs, variant.pipeline)) for s in variant.outputs]
+
+
+def _on_what(variant: Variant, found: Sequence[Likeness]) -> str:
+    samples = variant.samples
+    whose = "made-up samples" if samples.data is None else "samples"
+    seen = "" if samples.separate else " that it was calibrated with"
+    return f"on {found[0].samples} {whose}{seen} against the source in fp32"
+
+
+def _asked(found: Sequence[Likeness]) -> str:
+    """Return what is asked of the outputs that fail, in words."""
+    kinds = {f.kind for f in found if f.verdict == "fail"}
+    wanted = [f"agreement of {ENOUGH_AGREEMENT:.0%}"] if kinds - {"values"} else []
+    wanted += [f"{ENOUGH_SNR_DB:g} dB"] if kinds - {"classes"} else []
+    return " or ".join(wanted)
 
 
 class _SourcePredictor:

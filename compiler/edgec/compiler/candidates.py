@@ -45,6 +45,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # Of the calibration data, for means and ranges of channels.
 _STATISTICS_SAMPLES = 32
+# Of the data that is judged on: to say how near outputs come where labels decide.
+_SNR_SAMPLES = 16
 # Of transformers: half of the difficulty of activations goes to the weights, as its inventors do it.
 _SMOOTH = 0.5
 
@@ -243,14 +245,15 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
         with session:
             contender.parity = check_parity(session.run, made.reference)
             contender.size_bytes = sum(f.stat().st_size for f in made.converted.files.values())
-            contender.source_snr_db = _source_snr_db(session.run, variant)
             contender.problem = _problem(made, contender.parity, target, shared)
             if contender.problem is None:
                 progress(f"{target.name}: {candidate.name}: judging accuracy")
                 if shared.baseline is not None:
                     contender.gate = judge_labelled(session, shared.baseline, shared.options)
+                    contender.source_snr_db = _source_snr_db(session.run, variant)
                 else:
                     contender.gate = judge_unlabelled(session.run, variant, shared.options)
+                    contender.source_snr_db = _finite(contender.gate.snr_db)
     except OutputError:
         raise
     except EdgecError as e:
@@ -358,12 +361,16 @@ def _source_snr_db(run: Run, variant: Variant) -> float | None:
     """Return the SNR of the worst output against the source in fp32; None where all are identical."""
     source = variant.float_reference("fp32")
     tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
-    for sample, expected in zip(source.inputs, source.outputs, strict=True):
-        actual = run(sample)
-        for name, tally in tallies.items():
-            tally.add(expected[name], actual[name])
-    worst = min(tally.result.snr_db for tally in tallies.values())
-    return worst if np.isfinite(worst) else None
+    with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
+        for sample in variant.judged_inputs(_SNR_SAMPLES):
+            expected, actual = program.run(sample), run(sample)
+            for name, tally in tallies.items():
+                tally.add(expected[name], actual[name])
+    return _finite(min(tally.result.snr_db for tally in tallies.values()))
+
+
+def _finite(snr_db: float | None) -> float | None:
+    return snr_db if snr_db is not None and np.isfinite(snr_db) else None
 
 
 def _diverging_tensor(made: Made, target: Target, shared: Shared) -> str | None:

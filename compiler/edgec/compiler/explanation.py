@@ -197,6 +197,8 @@ def _samples(
         calibration=opened(calibration, labels=False),
         evaluation=opened(evaluation, labels=True),
         seed=lock.options.seed,
+        # The ranges must be those of the build, whatever data there is to score on now.
+        hold_out=lock.evaluation is None,
     )
 
 

@@ -71,9 +71,7 @@ def needs_repair(contender: Contender, max_drop: float | None) -> bool:
     gate = contender.gate
     if contender.precision != "int8" or contender.problem is not None or gate is None or max_drop is None:
         return False
-    if gate.verdict == "inconclusive":
-        return gate.difference is not None and gate.difference.difference < -max_drop
-    return gate.verdict == "fail"
+    return gate.verdict == "fail" or (gate.verdict == "inconclusive" and gate.short)
 
 
 def perform(

@@ -30,12 +30,20 @@ class Gate:
         reason: Why, with the figures.
         score: On the evaluation data; None without labels.
         difference: Paired with fp32, on the same samples; None without labels.
+        short: Whether what was seen is a loss over the budget, shown or not.
+        snr_db: Of the worst output, on the samples that were judged without labels; None with labels.
+        agreement: Of the worst output that chooses among classes, likewise.
+        judged: How many samples that were; 0 with labels.
     """
 
     verdict: Verdict
     reason: str
     score: Score | None = None
     difference: PairedDifference | None = None
+    short: bool = False
+    snr_db: float | None = None
+    agreement: float | None = None
+    judged: int = 0
 
 
 @dataclass(kw_only=True)

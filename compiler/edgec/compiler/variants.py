@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,8 +80,12 @@ class Variant:
         return list(self.samples.spread_inputs(self.processor, self.inputs, PARITY_SAMPLES))
 
     def spread_inputs(self, n: int) -> list[Mapping[str, NDArray[Any]]]:
-        """Return the first inputs of the representative data, up to `n`."""
+        """Return up to `n` inputs of those to calibrate with, spread over the data."""
         return self.samples.spread_inputs(self.processor, self.inputs, n)
+
+    def judged_inputs(self, n: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Yield up to `n` inputs of those to judge candidates on, spread over the data."""
+        return self.samples.judged_inputs(self.processor, self.inputs, n)
 
     def float_reference(self, precision: str) -> Reference:
         """Return the reference with the noise floor of `precision`; made once."""

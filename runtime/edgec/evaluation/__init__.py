@@ -19,6 +19,7 @@ from edgec.evaluation._similarity import (
     max_abs_error,
     snr_db,
 )
+from edgec.evaluation._statistics import jackknife_error, wilson_interval
 from edgec.evaluation._synthetic import describe_synthetic, synthetic_inputs
 
 __all__ = [
@@ -41,10 +42,12 @@ __all__ = [
     "describe_synthetic",
     "evaluate",
     "get_metric",
+    "jackknife_error",
     "max_abs_error",
     "open_dataset",
     "paired",
     "predict_sample",
     "snr_db",
     "synthetic_inputs",
+    "wilson_interval",
 ]
