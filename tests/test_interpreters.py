@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
 DEVICE_TESTS = ["tests/targets", "tests/artifact", "tests/runtime", "tests/conformance"]
-EXTRAS = "onnxruntime,openvino,vision,text"
+EXTRAS = "onnxruntime,openvino,litert,vision,text"
 
 
 def candidates(version: str) -> Iterator[Path]:

@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-HEAVY = ("onnxruntime", "openvino", "tensorrt", "onnx", "onnx_ir", "cv2", "tokenizers", "scipy", "torch")
+HEAVY = (
+    "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime", "tensorrt", "onnx", "onnx_ir", "cv2",
+    "tokenizers", "scipy", "torch",
+)  # fmt: skip
 # Of the standard library; each takes longer to import than all of edgec.runtime is worth.
 SLOW = ("asyncio", "email", "http", "importlib.metadata", "multiprocessing", "subprocess", "unittest", "xml")
 

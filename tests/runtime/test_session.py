@@ -97,7 +97,7 @@ def test_a_model_that_is_damaged_is_refused(path: Path) -> None:
 
 def test_an_engine_that_does_not_exist_is_named_with_those_that_do(path: Path) -> None:
     with pytest.raises(
-        BackendUnavailableError, match=r"no backend 'antigravity'; there are: onnxruntime, openvino, tensor"
+        BackendUnavailableError, match=r"no backend 'antigravity'; there are: litert, onnxruntime, openvino"
     ):
         load(repacked(path, engine=replace(onnxruntime_spec(), name="antigravity")))
 

@@ -32,8 +32,10 @@ COMMANDS = {
 
 # Libraries that a command may find missing, and the extra that brings each.
 _EXTRAS = {
+    "ai_edge_litert": "litert",
     "cv2": "vision",
     "diskcache": "compiler",
+    "flatbuffers": "compiler",
     "google": "compiler",
     "jinja2": "compiler",
     "ml_dtypes": "compiler",

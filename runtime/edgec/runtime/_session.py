@@ -27,6 +27,7 @@ def load(
     *,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
     allow_fallback: bool = True,
 ) -> Session:
     """Load an artifact with the engine it was made for.
@@ -40,6 +41,8 @@ def load(
         cache_dir: Where the engine may keep what it compiled, so that the next start is faster; the
             directory is made if need be. None to keep nothing. TensorRT looks here for what
             ``edgec finish`` built, and in ``~/.cache/edgec/engines`` if None.
+        delegate: Shared library through which LiteRT reaches the device's NPU: ``libedgetpu.so.1``. It is
+            code that this process loads, so that no artifact can name one.
         allow_fallback: Whether the declared fallback may run the model.
 
     Raises:
@@ -53,7 +56,11 @@ def load(
 
     if threads is not None and threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
-    options = LoadOptions(threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir))
+    options = LoadOptions(
+        threads=threads,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        delegate=None if delegate is None else Path(delegate),
+    )
     artifact = Artifact.open(path)
     try:
         return _open_session(artifact, options, allow_fallback)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BUILTIN = {
+    "litert": "edgec.runtime.backends.litert:LiteRtBackend",
     "onnxruntime": "edgec.runtime.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "edgec.runtime.backends.openvino:OpenVinoBackend",
     "tensorrt": "edgec.runtime.backends.tensorrt:TensorRtBackend",
@@ -37,12 +38,14 @@ class LoadOptions:
         cache_dir: Where the engine may keep what it compiled, for the next start. OpenVINO does;
             TensorRT looks here for what ``edgec finish`` built; ONNX Runtime compiles nothing worth
             keeping.
+        delegate: Shared library through which LiteRT reaches an NPU; only the application names one.
         content_digest: Of the artifact, for engines that are built of it on the device; set by `load`.
         recipe: How the device builds the engine, as the manifest has it; set by `load`.
     """
 
     threads: int | None = None
     cache_dir: Path | None = None
+    delegate: Path | None = None
     content_digest: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
 

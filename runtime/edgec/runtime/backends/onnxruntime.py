@@ -355,7 +355,7 @@ def _placement(session: ort.InferenceSession, nodes: int) -> dict[str, int]:
 def _precisions(profile: Path) -> dict[str, int]:
     """Count the kernels that do arithmetic in a profile, by precision; all kernels where none does."""
     kernels = [
-        (event["args"]["op_name"], [next(iter(t)) for t in event["args"]["input_type_shape"] if t])
+        (_kernel(event["args"]), [next(iter(t)) for t in event["args"]["input_type_shape"] if t])
         for event in json.loads(profile.read_text())
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
@@ -363,6 +363,16 @@ def _precisions(profile: Path) -> dict[str, int]:
     known = [(kernel, p) for kernel, types in kernels if (p := _precision_of(kernel, types, dynamic))]
     arithmetic = [p for kernel, p in known if any(word.lower() in kernel.lower() for word in _ARITHMETIC)]
     return dict(Counter(arithmetic or [p for _, p in known]))
+
+
+def _kernel(args: dict[str, Any]) -> str:
+    """Return the name of a kernel; of one that unpacks its weights, with how many bits they have."""
+    name: str = args["op_name"]
+    if name != "MatMulNBits":
+        return name
+    (activation, *_), (packed, *_) = (list(t.values()) for t in args["input_type_shape"][:2])
+    # Bytes of a column: as many as it has rows, or half as many.
+    return f"{name}/{8 if packed[1] * packed[2] >= activation[-1] else 4}"
 
 
 def _precision_of(kernel: str, types: list[str], dynamic: bool) -> str | None:
@@ -376,6 +386,8 @@ def _precision_of(kernel: str, types: list[str], dynamic: bool) -> str | None:
     # ConvInteger, MatMulInteger and MatMulIntegerToFloat serve static quantization as well.
     if "DynamicQuantize" in kernel or (dynamic and "Integer" in kernel):
         return "int8-dynamic"
+    if kernel.startswith("MatMulNBits/"):
+        return f"int{kernel[-1]}-weights"
     return next((_PRECISIONS[t] for t in types if t in _PRECISIONS), None)
 
 

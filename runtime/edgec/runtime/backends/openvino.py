@@ -24,8 +24,13 @@ from edgec.runtime.backends._versions import check_version
 # ov::Exception arrives as RuntimeError; what the Python layer refuses, as one of the others.
 _FAILURES = (RuntimeError, TypeError, ValueError, MemoryError)
 # OpenVINO picks bf16 or fp16 for a model in fp32 where the device has it; edgec says what it promised.
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int8-dynamic": "f32", "mixed": "f32"}
+_HINTS = {
+    "fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int8-dynamic": "f32", "int8-weights": "f32",
+    "int4-weights": "f32", "mixed": "f32",
+}  # fmt: skip
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "i8": "int8", "u8": "int8"}
+_COMPRESSED = {"i8": "int8-weights", "u8": "int8-weights", "i4": "int4-weights", "u4": "int4-weights"}
+_DYNAMIC = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # Layers that do a model's arithmetic; what the others compute in hardly matters.
 _ARITHMETIC = (
     "Attention", "Convolution", "Deconvolution", "FullyConnected", "GatherMatmul", "Interaction", "LLMMLP",
@@ -56,6 +61,9 @@ class OpenVinoBackend:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _hint(core, spec),
         }
+        if _DYNAMIC in core.get_property(spec.device, "SUPPORTED_PROPERTIES"):
+            # Otherwise the CPU plugin quantizes what meets compressed weights to eight bits, unasked.
+            settings[_DYNAMIC] = "0"
         if options.threads is not None and spec.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = options.threads
         if options.cache_dir is not None:
@@ -111,7 +119,7 @@ class OpenVinoProgram:
     @cached_property
     def precisions(self) -> Mapping[str, int]:
         """How many layers that do arithmetic compute in which precision, as the compiled model says."""
-        known = [(kind, _PRECISIONS[p]) for kind, p in self._runtime_layers if p in _PRECISIONS]
+        known = [(kind, p) for kind, p in self._runtime_layers if p]
         working = [p for kind, p in known if kind not in _NO_WORK]
         arithmetic = [p for kind, p in known if any(word in kind for word in _ARITHMETIC)]
         return dict(Counter(arithmetic or working))
@@ -237,16 +245,28 @@ def _port(ports: list[ov.ConstOutput], spec: TensorSpec, role: str) -> int:
 
 
 def _layers(compiled: ov.CompiledModel) -> list[tuple[str, str]]:
-    """Return kind and precision of each layer of the compiled model; none where the plugin does not tell."""
+    """Return kind and precision of each layer of the compiled model; none where the plugin does not tell.
+
+    The precision is empty where it is none that edgec has a name for.
+    """
     try:
-        infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+        return [
+            (str(op.get_rt_info()["layerType"].astype(str)), _layer_precision(op))
+            for op in compiled.get_runtime_model().get_ops()
+            if "layerType" in op.get_rt_info() and "runtimePrecision" in op.get_rt_info()
+        ]
     except RuntimeError:
         return []
-    return [
-        (str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str)))
-        for info in infos
-        if "layerType" in info and "runtimePrecision" in info
-    ]
+
+
+def _layer_precision(op: ov.Node) -> str:
+    """Return what a layer computes in: compressed weights alone where what they meet stays in float."""
+    said = str(op.get_rt_info()["runtimePrecision"].astype(str))
+    if said in _COMPRESSED and op.get_input_size():
+        source = op.input_value(0).get_node().get_rt_info()
+        if "runtimePrecision" in source and source["runtimePrecision"].astype(str) in ("f32", "f16", "bf16"):
+            return _COMPRESSED[said]
+    return _PRECISIONS.get(said, "")
 
 
 def _reason(e: BaseException) -> str:
