@@ -107,7 +107,7 @@ class FlatModel:
 
     def add_constant(self, name: str, array: NDArray[Any], quant: Quant | None = None) -> int:
         """Return the index of a constant tensor; one that is there already is shared."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # not ascontiguousarray, which gives a scalar an axis
         data = array.tobytes()
         buffer = self._buffer_index.get(data)
         if buffer is None:

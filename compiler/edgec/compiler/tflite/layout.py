@@ -6,7 +6,8 @@ value does not have: a 1-D convolution keeps its NCW values as ``(0, -1, 2, 1)``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 Layout = tuple[int, ...]
 
@@ -87,19 +88,49 @@ def without_axes(layout: Layout, axes: Sequence[int]) -> Layout:
     )
 
 
-def with_axes(layout: Layout, axes: Sequence[int]) -> Layout:
-    """Return the layout after axes of length one are put into the value at `axes`, and into the tensor.
+def reshaped(shape: Sequence[int], target: Sequence[int], layout: Layout) -> Layout | None:
+    """Return the layout that makes a tensor of a value one of the value reshaped to `target`.
 
-    Each comes right before the first axis of the tensor that belongs to a later axis of the value, so that
-    [n, w, c] becomes [n, 1, w, c].
+    No byte moves where axes merge that lie side by side in the tensor, or where one is split: an NHWC
+    [n, c, h, w] becomes [n, h * w, c] of [n, c, h * w]. None where bytes would have to move.
     """
-    rank = sum(axis >= 0 for axis in layout) + len(axes)
-    old = [axis for axis in range(rank) if axis not in axes]
-    result = [axis if axis < 0 else old[axis] for axis in layout]
-    for axis in sorted(axes, reverse=True):
-        position = next((i for i, other in enumerate(result) if other > axis), len(result))
-        result.insert(position, axis)
+    order = significant(shape, layout)
+    result: list[int] = []
+    starts: dict[int, list[int]] = {}
+    inside: set[int] = set()
+    for old, new in _blocks(shape, target):
+        if old:
+            starts[old[0]] = new
+            inside |= set(old[1:])
+            at = order.index(old[0])
+            if list(order[at : at + len(old)]) != old:
+                return None
+    for axis in order:
+        if axis not in inside:
+            result += starts[axis]
+    for axis in range(len(target)):
+        if target[axis] == 1:
+            position = next((i for i, other in enumerate(result) if other > axis), len(result))
+            result.insert(position, axis)
     return tuple(result)
+
+
+def _blocks(shape: Sequence[int], target: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the shortest runs of axes longer than one of both shapes that hold as many elements."""
+    old = [a for a, size in enumerate(shape) if size != 1]
+    new = [a for a, size in enumerate(target) if size != 1]
+    while old or new:
+        left, right = [old.pop(0)], [new.pop(0)]
+        while (have := _size(shape, left)) != (want := _size(target, right)):
+            if have < want:
+                left.append(old.pop(0))
+            else:
+                right.append(new.pop(0))
+        yield left, right
+
+
+def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
+    return math.prod(shape[a] for a in axes)
 
 
 def padded(layout: Layout, missing: int) -> Layout:

@@ -35,6 +35,16 @@ class Refused(Exception):
         self.fix = fix
 
 
+class NoIntegerKernel(Refused):
+    """The node could be written in float, but not with integers; nothing was written yet."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"no integer kernel computes {what}",
+            "leave it in float (exclude it, or allow float fallback), or replace it",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operator:
     """What is known of one ONNX operator.

@@ -80,6 +80,10 @@ def read_window(lowering: Lowering, node: Node, kernel: Sequence[int]) -> Window
     begins = _begins(node, sizes, output, kernel, strides, dilations)
     if any(b < 0 for b in begins) or any(p < 0 for p in node.ints("pads", ())):
         raise Refused("it has negative pads", "crop with Slice instead")
+    for size, out, stride, begin in zip(sizes, output, strides, begins, strict=True):
+        # Shape inference counts this window, and ONNX Runtime leaves it out.
+        if (out - 1) * stride >= size + begin:
+            raise Refused("its last window lies beyond the input", "export it with ceil_mode=0")
     # The end padding the output needs: ceil_mode asks for more than `pads`, a stride may leave some over.
     ends = [
         max((o - 1) * s + (k - 1) * d + 1 - i - b, 0)

@@ -19,7 +19,7 @@ from edgec.compiler.tflite.layout import Layout, identity
 from edgec.compiler.tflite.lowering import Lowering
 from edgec.compiler.tflite.modes import Mode
 from edgec.compiler.tflite.patterns import find_patterns
-from edgec.compiler.tflite.registry import Operator, Refused, find_operator
+from edgec.compiler.tflite.registry import NoIntegerKernel, Operator, Refused, find_operator
 from edgec.errors import CalibrationError, ConversionError
 
 # Operators that want NCHW images as NHWC; what feeds them decides the layout of the graph's inputs.
@@ -158,7 +158,7 @@ def write_tflite(
         raise ValueError(f"unknown io {io!r}; there are: {', '.join(IO_DTYPES)}")
     if mode.integer and table is None:
         raise CalibrationError(
-            f"a {mode.value} TFLite file needs the ranges of all tensors: give calibration data (--calibration)"
+            f"{mode.value} TFLite needs the ranges of all tensors: give calibration data (--calibration)"
         )
     graph = find_patterns(read_graph(model))
     run = _Run(graph, mode, table, method, exclude, float_fallback)
@@ -250,23 +250,26 @@ class _Run:
                 "the writer has no such operator",
                 "replace it in the exported model by operators of the table in docs/tflite-operators.md",
             )
-        self.lowering.integer = self._computes_with_integers(node, operator)
+        if self._mode.integer and not self._exclude & {node.name, *node.outputs}:
+            try:
+                self._lower_with_integers(node, operator)
+                return
+            except NoIntegerKernel:
+                if not self._fallback:
+                    raise
+        self.lowering.integer = False
+        if self._mode.integer and self._touches_floats(node):
+            self.float_nodes.append(node.name)
         operator.lower(self.lowering, node)
 
-    def _computes_with_integers(self, node: Node, operator: Operator) -> bool:
-        if not self._mode.integer:
-            return False
-        left = bool(self._exclude & {node.name, *node.outputs})
-        if self._mode not in operator.modes and not left:
-            if not self._fallback:
-                raise Refused(
-                    f"no {self._mode.value} kernel computes it",
-                    "leave it in float (exclude it, or allow float fallback), or replace it",
-                )
-            left = True
-        if left and any(self.lowering.is_float(n) for n in (*node.inputs, *node.outputs) if n):
-            self.float_nodes.append(node.name)
-        return not left
+    def _lower_with_integers(self, node: Node, operator: Operator) -> None:
+        self.lowering.integer = True
+        if self._mode not in operator.modes and self._touches_floats(node):
+            raise NoIntegerKernel(node.op)
+        operator.lower(self.lowering, node)
+
+    def _touches_floats(self, node: Node) -> bool:
+        return any(self.lowering.is_float(n) for n in (*node.inputs, *node.outputs) if n)
 
     def add_outputs(self, *, quantized: bool, keep_layout: bool) -> list[tuple[int, TfliteTensor]]:
         """Make the graph's outputs: each a tensor of its own, under its own name."""
