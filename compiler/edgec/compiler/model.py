@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper as external
 
 from edgec.artifact import TensorSpec
+from edgec.compiler.origin import Origin
 from edgec.errors import ModelError
 
 # A protobuf message cannot be larger than 2 GiB; from here on weights stay in their own files.
@@ -29,9 +30,11 @@ class SourceModel:
         proto: Its content with the user's pins applied; the weights of a `large` model are not in it.
         inputs: Tensors it takes, initializers left out.
         outputs: Tensors it gives.
-        sha256: Digest of the file and, in the order of their names, of its external data files.
+        sha256: Digest of the file and, in the order of their names, of its external data files; of a model of
+            another framework, of what its author gave.
         size_bytes: Of the file and its external data.
         external_files: Names of the external data files, relative to the file's directory.
+        origin: Where it came from, of a model of another framework.
     """
 
     path: Path
@@ -41,6 +44,7 @@ class SourceModel:
     sha256: str
     size_bytes: int
     external_files: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def large(self) -> bool:

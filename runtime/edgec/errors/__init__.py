@@ -22,6 +22,7 @@
     + UnsupportedModelError
     + PassError
     + ConversionError
+    + MissingEnvironmentError
     + ParityError
     + BudgetError
 
@@ -150,6 +151,21 @@ class PassError(CompileError):
 
 class ConversionError(CompileError):
     """A converter refused the model or crashed on it."""
+
+
+class MissingEnvironmentError(CompileError):
+    """A converter stack is needed that lives in an environment of its own, which is not there or unfit.
+
+    Attributes:
+        environment: Its name: ``tf2onnx``.
+    """
+
+    def __init__(self, environment: str, purpose: str, problem: str, size_mb: int) -> None:
+        super().__init__(
+            f"the environment {environment!r}, which {purpose}, is needed, and {problem}: run  "
+            f"edgec doctor --install {environment}  (about {size_mb} MB)"
+        )
+        self.environment = environment
 
 
 class ParityError(CompileError):
