@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
 from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
 from edgec.compiler.calibration import CalibrationTable, calibrate
-from edgec.compiler.converters import Converted, Converter, Prepared, get_converter
+from edgec.compiler.converters import Converted, Converter, Prepared, Quantities, get_converter
 from edgec.compiler.dynamic import quantize_dynamic
 from edgec.compiler.equalization import equalize_channels, shift_biases
 from edgec.compiler.explain import mean_shifts
+from edgec.compiler.fake_quantization import fake_quantized
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.parity import (
@@ -28,6 +29,7 @@ from edgec.compiler.parity import (
     check_parity,
     dynamic_reference,
     first_divergence,
+    integer_reference,
     parity_sentence,
     quantized_reference,
 )
@@ -147,6 +149,9 @@ class Shared:
     _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
         default_factory=dict
     )
+    _rounded: dict[tuple[str, Recipe], tuple[onnx.ModelProto, Quantities, Reference]] = field(
+        default_factory=dict
+    )
     _count: int = 0
 
     def known_table(self, variant: str) -> CalibrationTable | None:
@@ -212,8 +217,29 @@ class Shared:
             self._quantized[key] = model, quantized_reference(model, variant.parity_inputs)
         return self._quantized[key]
 
+    def rounded(self, variant: Variant, recipe: Recipe) -> tuple[onnx.ModelProto, Quantities, Reference]:
+        """Return what a converter that quantizes by itself is given, and what is right."""
+        key = (variant.name, recipe)
+        if key not in self._rounded:
+            base = self.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+            quantities = Quantities(
+                table=self.table(variant, equalized=recipe.equalize, smooth=recipe.smooth),
+                method=recipe.method,
+                exclude=recipe.exclude,
+                products_only=recipe.smooth is not None,
+            )
+            made = fake_quantized(base, quantities)
+            if recipe.correct_bias:
+                shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
+                base, _ = shift_biases(base, shifts)
+                made = fake_quantized(base, quantities)
+            self._rounded[key] = base, quantities, integer_reference(made, variant.parity_inputs)
+        return self._rounded[key]
+
     def forget(self, recipe: Recipe) -> None:
         """Free what was made by a recipe that nobody needs any more."""
+        for rounded in [k for k in self._rounded if k[1] == recipe]:
+            del self._rounded[rounded]
         for key in [k for k in self._quantized if k[2] == recipe]:
             del self._quantized[key]
 
@@ -223,6 +249,11 @@ class Shared:
         path = self.scratch / str(self._count)
         path.mkdir()
         return path
+
+
+def quantizes(converter: Converter) -> bool:
+    """Return whether a converter takes the float model and its ranges, not a Q/DQ graph."""
+    return bool(getattr(converter, "quantizes", False))
 
 
 def usual_recipe(variant: Variant, precision: str) -> Recipe:
@@ -244,6 +275,7 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
         made, session = _make(candidate, target, shared)
         with session:
             contender.parity = check_parity(session.run, made.reference)
+            contender.estimate = made.converted.estimate
             contender.size_bytes = sum(f.stat().st_size for f in made.converted.files.values())
             contender.problem = _problem(made, contender.parity, target, shared)
             if contender.problem is None:
@@ -321,12 +353,18 @@ def _prepare(
     candidate: Candidate, target: Target, converter: Converter, shared: Shared
 ) -> tuple[Prepared, Reference]:
     variant, precision = shared.variants[candidate.variant], candidate.precision
+    if precision == "int8" and quantizes(converter):
+        model, quantities, reference = shared.rounded(variant, candidate.recipe)
+        return Prepared(model=model, precision=precision, quantities=quantities), reference
     if precision == "int8":
         assert target.quantization is not None
         model, reference = shared.quantized(variant, target.quantization, candidate.recipe)
     elif precision == "int8-dynamic":
         model = quantize_dynamic(variant.model, exclude=candidate.recipe.exclude)
-        reference = dynamic_reference(model, variant.parity_inputs)
+        reference = dynamic_reference(model, variant.parity_inputs, rounds_alike=not quantizes(converter))
+        if quantizes(converter):
+            quantities = Quantities(exclude=candidate.recipe.exclude)
+            return Prepared(model=variant.model, precision=precision, quantities=quantities), reference
     else:
         model = converter.prepare(variant.model, precision, target)
         reference = variant.float_reference(precision)
@@ -336,9 +374,7 @@ def _prepare(
 def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str | None:
     """Return why a candidate that was made is out all the same; None where it is not."""
     if not parity.passed:
-        tensor = _diverging_tensor(made, target, shared)
-        where = f"first diverging tensor: {tensor!r}" if tensor else "no inner tensor diverges by itself"
-        return f"{parity_sentence(parity)}; {where}"
+        return f"{parity_sentence(parity)}{_where(made, target, shared)}"
     promised, facts = made.candidate.precision, made.facts
     expected = {promised}
     if promised in ("int8", "int8-dynamic", "bf16"):
@@ -350,6 +386,14 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
     if facts.state == "fallback" or facts.precision in expected:
         return None
     return f"the engine runs it in {facts.precision}, not in {promised}"
+
+
+def _where(made: Made, target: Target, shared: Shared) -> str:
+    integers = made.candidate.precision in ("int8", "int8-dynamic")
+    if integers and quantizes(get_converter(made.candidate.engine.name)):
+        return ""  # its reference is no graph that it could be made from
+    tensor = _diverging_tensor(made, target, shared)
+    return f"; first diverging tensor: {tensor!r}" if tensor else "; no inner tensor diverges by itself"
 
 
 def _notes(candidate: Candidate, shared: Shared) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ _QUANTIZED_PEAK_MARGIN = 2.0
 # A kernel that accumulates in another order rounds a few per cent of its results to the neighbouring
 # step: as many as noise of this part of a step does.
 _MISROUNDING_STEPS = 1.0 / 16.0
+_ROUNDING_STEPS = 1.0 / 2.0
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class _Perturbation:
 
 @dataclass(frozen=True)
 class _Misrounding:
-    """Activations misrounded here and there, and what stays in float off by a unit roundoff."""
+    """Activations misrounded by up to `steps`, and what stays in float off by a unit roundoff."""
 
     roundoff: float
+    steps: float
 
     def __call__(self, model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-        return misrounded(perturbed(model, self.roundoff, seed), seed)
+        return misrounded(perturbed(model, self.roundoff, seed), seed, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +232,7 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
     return _reference(
         model,
         inputs,
-        noisy=_Misrounding(roundoff),
+        noisy=_Misrounding(roundoff, _MISROUNDING_STEPS),
         input_roundoff=roundoff,
         margin=1.0,
         peak_margin=_QUANTIZED_PEAK_MARGIN,
@@ -246,24 +248,62 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
     )
 
 
-def dynamic_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Reference:
+def integer_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Reference:
+    """Run a graph in which every activation is rounded; a file in integers may round otherwise everywhere.
+
+    An engine's file fuses what the graph rounds twice, and has its own scales where its specification fixes
+    them. So each activation may be half a step off, which is as much as rounding does; otherwise this is
+    `quantized_reference`.
+
+    Args:
+        model: As `fake_quantized` gives it.
+        inputs: Samples.
+    """
+    steps = output_steps(model)
+    roundoff = _MARGIN * ROUNDOFF["fp32"]
+    return _reference(
+        model,
+        inputs,
+        noisy=_Misrounding(roundoff, _ROUNDING_STEPS),
+        input_roundoff=roundoff,
+        margin=1.0,
+        peak_margin=_QUANTIZED_PEAK_MARGIN,
+        least=lambda name, largest: (
+            _QUANTIZATION_STEPS * steps.get(name, 0.0) + _MARGIN * ROUNDOFF["fp32"] * largest
+        ),
+        description=(
+            "the source with every activation and weight rounded to int8, in ONNX Runtime, optimizations "
+            f"off; tolerance {_QUANTIZATION_STEPS:g} quantization steps of the output over the deviation in "
+            f"{_RUNS} runs with activations off by up to half a step, of the largest error "
+            f"{_QUANTIZED_PEAK_MARGIN:g} x that"
+        ),
+    )
+
+
+def dynamic_reference(
+    model: onnx.ModelProto, inputs: Sequence[Arrays], *, rounds_alike: bool = True
+) -> Reference:
     """Run a graph in dynamic int8 as it is written; an artifact made from it may misround here and there.
 
     Args:
         model: With explicit DynamicQuantizeLinear, weights inside.
         inputs: Samples.
+        rounds_alike: Whether the artifact is made of this graph, and rounds where it does. Otherwise each
+            activation may be half a step off, as in `integer_reference`.
     """
+    steps = _MISROUNDING_STEPS if rounds_alike else _ROUNDING_STEPS
     roundoff = _MARGIN * ROUNDOFF["fp32"]  # of what stays in float
     return _reference(
         model,
         inputs,
-        noisy=_Misrounding(roundoff),
+        noisy=_Misrounding(roundoff, steps),
         input_roundoff=roundoff,
         margin=1.0,
+        peak_margin=None if rounds_alike else _QUANTIZED_PEAK_MARGIN,
         least=lambda name, largest: _MARGIN * ROUNDOFF["fp32"] * largest,
         description=(
             "its own graph in dynamic int8 in ONNX Runtime, optimizations off; tolerance: the largest "
-            f"deviation in {_RUNS} runs with activations misrounded by 1/16 step"
+            f"deviation in {_RUNS} runs with activations misrounded by {steps:g} step"
         ),
     )
 
@@ -359,8 +399,8 @@ def output_steps(model: onnx.ModelProto) -> dict[str, float]:
     return steps
 
 
-def misrounded(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """Return a quantized graph that adds uniform noise of ±1/16 step before it rounds an activation.
+def misrounded(model: onnx.ModelProto, seed: int, steps: float = _MISROUNDING_STEPS) -> onnx.ModelProto:
+    """Return a quantized graph that adds uniform noise of ±`steps` steps before it rounds an activation.
 
     Where the step is found in each call, by DynamicQuantizeLinear, it is found first without the noise.
     """
@@ -370,22 +410,21 @@ def misrounded(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(copy.graph.node):
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
-            nodes += _noise_before(node, node.input[1], index, seed)
+            nodes += _noise_before(node, node.input[1], index, seed, steps)
         if node.op_type == "DynamicQuantizeLinear":
             probe = [f"edgec_probe_{part}_{index}" for part in ("value", "scale", "zero_point")]
             nodes.append(onnx.helper.make_node(node.op_type, node.input, probe))
-            nodes += _noise_before(node, probe[1], index, seed)
+            nodes += _noise_before(node, probe[1], index, seed, steps)
         nodes.append(node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
 
 
-def _noise_before(node: onnx.NodeProto, scale: str, index: int, seed: int) -> list[onnx.NodeProto]:
+def _noise_before(node: onnx.NodeProto, scale: str, index: int, seed: int, h: float) -> list[onnx.NodeProto]:
     value = node.input[0]
     uniform, noise, noisy = (f"edgec_{kind}_{index}" for kind in ("uniform", "noise", "noisy"))
     node.input[0] = noisy
-    h = _MISROUNDING_STEPS
     make = onnx.helper.make_node
     return [
         make("RandomUniformLike", [value], [uniform], low=-h, high=h, seed=float(seed * 100_003 + index)),

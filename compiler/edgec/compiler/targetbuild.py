@@ -14,7 +14,15 @@ from typing import Any
 
 from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, atomic_write, pack
 from edgec.compiler.accuracy import Baseline
-from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, members_of, usual_recipe
+from edgec.compiler.candidates import (
+    Candidate,
+    Made,
+    Outcome,
+    Shared,
+    members_of,
+    quantizes,
+    usual_recipe,
+)
 from edgec.compiler.check import check_model
 from edgec.compiler.converters import get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
@@ -28,8 +36,10 @@ from edgec.compiler.tournament import Aim, Choice, Contender, choose
 from edgec.compiler.variants import Variant
 from edgec.compiler.workers import CONTEXT, Failure, Job, Workers
 from edgec.errors import (
+    BackendUnavailableError,
     BudgetError,
     CompileError,
+    ConversionError,
     EdgecError,
     OutputError,
     ParityError,
@@ -37,6 +47,7 @@ from edgec.errors import (
     UnsupportedModelError,
 )
 from edgec.runtime import load
+from edgec.runtime.backends import get_backend
 from edgec.runtime.benchmark import measure_cold_starts
 from edgec.runtime.measurement import measure_interleaved, median_ratio
 from edgec.targets import Engine, Target, host_arch, host_features
@@ -373,20 +384,30 @@ def _require_static_shapes(variant: Variant, target: Target) -> None:
 
 def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
     """Yield the candidates to make, and those that cannot be, with the reason."""
-    target, engine, wanted = plan.target, plan.engine, bench.options.precision
+    target, wanted = plan.target, bench.options.precision
     variant = bench.variants[plan.variant]
-    buildable = get_converter(engine.name).precisions
-    here = engine.precisions_on(host_features()) if plan.measured_here else engine.precisions
     if variant.quantized:
         plan.decisions.append("the source is quantized already, and built as it is")
         if wanted not in ("auto", "int8"):
             raise CompileError(
                 f"the source is quantized already: it cannot be built in {wanted}; compile its fp32 form"
             )
-    if wanted != "auto" and wanted not in engine.precisions:
-        raise CompileError(
-            f"{target.name} does not run {wanted}: {engine.name} has {', '.join(engine.precisions)} there"
-        )
+    if wanted != "auto" and not any(wanted in engine.precisions for engine in target.engines):
+        has = "; ".join(f"{engine.name} has {', '.join(engine.precisions)}" for engine in target.engines)
+        raise CompileError(f"{target.name} does not run {wanted}: {has} there")
+    for engine in target.engines:
+        yield from _candidates_of(bench, plan, engine)
+
+
+def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candidate | Contender]:
+    """Yield one engine's candidates; engines beside the first compete where their packages are installed."""
+    wanted, variant = bench.options.precision, bench.variants[plan.variant]
+    if engine is not plan.engine and (problem := _unusable(engine, variant)) is not None:
+        recipe = Recipe(precision=engine.precisions[0])
+        yield _contender(Candidate(engine=engine, recipe=recipe, variant=plan.variant), "skipped", problem)
+        return
+    buildable = get_converter(engine.name).precisions
+    here = engine.precisions_on(host_features()) if plan.measured_here else engine.precisions
     for precision in engine.precisions:
         if wanted not in ("auto", precision) and precision != "fp32":
             continue
@@ -406,6 +427,20 @@ def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
             yield _contender(candidate, "skipped", reason)
         else:
             yield candidate
+
+
+def _unusable(engine: Engine, variant: Variant) -> str | None:
+    """Return why a second engine does not compete; None where it does."""
+    try:
+        converter = get_converter(engine.name)
+        get_backend(engine.name)
+    except (ConversionError, BackendUnavailableError) as e:
+        return str(e)
+    if quantizes(converter) and variant.quantized:
+        return f"{engine.name} quantizes by itself, and the source is quantized already"
+    if quantizes(converter) and not all(spec.is_static for spec in variant.inputs):
+        return f"a file for {engine.name} has fixed shapes, and the source has free dimensions"
+    return None
 
 
 def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
@@ -529,16 +564,22 @@ def _info(
         "parity": parity_info(winner.contender.parity),
         "accuracy": mine.get("accuracy"),
         "latency_ms": latency_info(winner.contender.latency),
-        "measured_on": measured,
+        "measured_on": _estimated(winner.contender) or measured,
         "placement": dict(made.facts.placement),
         "candidates": infos,
         "decisions": [*variant.notes, *plan.decisions],
-        "warnings": [*([synthetic] if synthetic else []), *notes],
+        "warnings": [*([synthetic] if synthetic else []), *notes, *made.converted.notes],
         "not_run": [*made.converted.not_run, *_saturation(target, made.candidate.precision)],
         "pipeline": variant.pipeline.to_dict() if variant.pipeline is not None else None,
         "inputs": tensor_infos(variant.inputs),
         "outputs": tensor_infos(variant.outputs),
     }
+
+
+def _estimated(contender: Contender) -> str | None:
+    if contender.latency is not None or contender.estimate is None:
+        return None
+    return f"not measured: {contender.estimate.latency_ms:.3g} ms {contender.estimate.source}"
 
 
 def _reason(contender: Contender) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgec.compiler.converters import Estimate
 from edgec.compiler.explain import Flip, LayerError
 from edgec.compiler.options import Objective
 from edgec.compiler.parity import Parity, parity_sentence
@@ -59,6 +60,7 @@ class Contender:
         source_snr_db: SNR of its outputs against the source; None where they are identical, or nothing ran.
         gate: Of accuracy.
         latency: Measured with the others, interleaved.
+        estimate: How fast the target's toolchain takes it to be; None where that gives no estimate.
         memory_mib: Peak memory of a process that loads it and runs one inference, where a budget asks.
         problem: Why it is out, whatever its figures; None where it is not.
         status: ``failed`` where it could not be made, ``skipped`` where it was not tried, else how the
@@ -75,6 +77,7 @@ class Contender:
     source_snr_db: float | None = None
     gate: Gate | None = None
     latency: LatencySamples | None = None
+    estimate: Estimate | None = None
     memory_mib: float | None = None
     problem: str | None = None
     status: Literal["winner", "admissible", "refused", "failed", "skipped"] = "refused"
@@ -158,7 +161,8 @@ def choose(
     Candidates over a budget are out. Of the others the smallest or the most accurate wins where that is the
     objective. Otherwise the fastest measured median wins; a more exact one wins over it where the two cannot
     be told apart: its median is within 3 % and the 95 % interval of the ratio of medians includes 1. Where
-    nothing was measured, the target's own ranking of precisions decides.
+    nothing was measured, the estimates of the target's toolchain decide, or else the target's own ranking
+    of precisions.
 
     Args:
         contenders: With all their figures.
@@ -193,6 +197,13 @@ def _best(
         return closest, (f"{closest.name} ships: the most accurate, as asked",)
     if all(c.latency is not None for c in admissible):
         return _fastest(admissible)
+    estimates = [c.estimate.latency_ms for c in admissible if c.estimate is not None]
+    if len(estimates) == len(admissible):
+        winner = admissible[estimates.index(min(estimates))]
+        assert winner.estimate is not None
+        return winner, (
+            f"{winner.name} ships: {winner.estimate.latency_ms:.3g} ms, {winner.estimate.source}; that is no measurement",
+        )
     winner = min(admissible, key=lambda c: _rank(c.precision, ranking))
     return winner, (f"{winner.name} ships: nothing was measured for this target; {rule}",)
 

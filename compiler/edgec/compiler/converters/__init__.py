@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx
 
@@ -20,7 +20,11 @@ from edgec.artifact import EngineSpec
 from edgec.errors import ConversionError
 from edgec.targets import Engine, Target
 
+if TYPE_CHECKING:
+    from edgec.compiler.calibration import CalibrationTable
+
 _BUILTIN = {
+    "litert": "edgec.compiler.converters.litert:LiteRtConverter",
     "onnxruntime": "edgec.compiler.converters.onnxruntime:OnnxRuntimeConverter",
     "openvino": "edgec.compiler.converters.openvino:OpenVinoConverter",
     "tensorrt": "edgec.compiler.converters.tensorrt:TensorRtConverter",
@@ -28,18 +32,51 @@ _BUILTIN = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantities:
+    """What a converter that quantizes by itself goes by.
+
+    Attributes:
+        table: Ranges of the tensors of the model; None for precisions that need none.
+        method: How ranges are taken from it, one of ``edgec.compiler.ranges.METHODS``.
+        exclude: Names of nodes that stay in float.
+        products_only: Whether only matrix products compute in integers, as transformers want it.
+    """
+
+    table: CalibrationTable | None = None
+    method: str = "minmax"
+    exclude: tuple[str, ...] = ()
+    products_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A model made ready for one precision: what a converter turns into a payload.
 
     Attributes:
-        model: In fp32, in fp16, or with explicit Q/DQ, as `precision` asks.
+        model: In fp32, in fp16, or with explicit Q/DQ, as `precision` asks; in fp32 for converters that
+            quantize by themselves.
         precision: One of ``edgec.artifact.PRECISIONS``.
         weights_from: Directory of the external data of a model above 2 GB; None otherwise.
+        quantities: For converters that quantize by themselves, the ones with a true ``quantizes``.
     """
 
     model: onnx.ModelProto
     precision: str
     weights_from: Path | None = None
+    quantities: Quantities | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """How fast a target's own toolchain takes a payload to be.
+
+    Attributes:
+        latency_ms: Of one inference.
+        source: Who says so, and for what, in words.
+    """
+
+    latency_ms: float
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +89,8 @@ class Converted:
         fallback: What else may run them; None where nothing may.
         recipe: How the device finishes the build; empty where nothing is to be done.
         not_run: What could not be run here, in plain sentences.
+        notes: What the user should know of it, in plain sentences.
+        estimate: Of its speed; None where the toolchain gives none.
     """
 
     files: Mapping[str, Path]
@@ -59,6 +98,8 @@ class Converted:
     fallback: EngineSpec | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     not_run: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    estimate: Estimate | None = None
 
 
 class Converter(Protocol):
@@ -66,6 +107,9 @@ class Converter(Protocol):
 
     Attributes:
         precisions: What it can build, as ``edgec.artifact.PRECISIONS`` names it.
+
+    One that quantizes by itself has a true attribute ``quantizes``, and is given the float model with its
+    `Quantities` in place of a Q/DQ graph.
     """
 
     precisions: tuple[str, ...]

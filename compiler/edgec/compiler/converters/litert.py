@@ -1,0 +1,134 @@
+"""LiteRT: the payload is a TFLite file, written straight from ONNX; for some NPUs, compiled further.
+
+On CPUs, the file's inputs and outputs are the source's. For NPUs they are in the form that these take: images
+with their channels last and, on microcontrollers, integers. The recipe says so under ``boundary``, for
+applications that feed the file themselves; edgec's runtime reads it too.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgec.artifact import EngineSpec, atomic_write
+from edgec.compiler.converters import Converted, Prepared, Quantities, fallback_spec
+from edgec.compiler.edgetpu import compile_for_edgetpu
+from edgec.compiler.fake_quantization import PRODUCTS
+from edgec.compiler.lint import lint_limits
+from edgec.compiler.tflite import Mode, TfliteModel, TfliteTensor, write_tflite
+from edgec.compiler.vela import compile_for_ethos_u
+from edgec.errors import ConversionError
+from edgec.targets import Engine, Target
+
+FILE = "model.tflite"
+_MODES = {
+    "fp32": Mode.FLOAT32,
+    "fp16": Mode.FLOAT16,
+    "int8": Mode.INT8,
+    "int8-dynamic": Mode.DYNAMIC,
+}
+_NOT_RUN = (
+    "the NPU's delegate takes what it can of the file on the device: its numerics are proven on the CPU "
+    "here; placement and speed on the NPU are not"
+)
+
+
+class LiteRtConverter:
+    """Writes ``model.tflite``."""
+
+    precisions = ("fp32", "fp16", "int8", "int8-dynamic")
+    # The file is made of the float model and its ranges, not of a Q/DQ graph.
+    quantizes = True
+
+    def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
+        """Return the model itself: precision is a matter of the file."""
+        return model
+
+    def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
+        """Write the file and, where the target has a compiler for its NPU, what that makes of it."""
+        if prepared.weights_from is not None:
+            raise ConversionError("a TFLite file holds at most 2 GB, and the model's weights are larger")
+        _require_limits(prepared.model, target)
+        written = _write(prepared, engine, target)
+        path = directory / FILE
+        with atomic_write(path) as file:
+            file.write(written.data)
+        spec = EngineSpec(
+            name=engine.name,
+            version=engine.version,
+            device=engine.device,
+            precision=prepared.precision,
+            files=(FILE,),
+        )
+        plain = Converted(
+            files={FILE: path},
+            engine=spec,
+            fallback=fallback_spec(target, prepared.precision, (FILE,)),
+            recipe=_recipe(written),
+            not_run=() if engine.device == "CPU" else (_NOT_RUN,),
+        )
+        if engine.device == "ethos-u":
+            return compile_for_ethos_u(plain, target, directory)
+        if engine.device == "edgetpu":
+            return compile_for_edgetpu(plain, target, directory)
+        return plain
+
+    def version(self) -> str:
+        """Return edgec's own version: the writer is part of it."""
+        return version("edgec")
+
+
+def _require_limits(model: onnx.ModelProto, target: Target) -> None:
+    # Operators outside the NPU's list are the CPU's, which its compiler or delegate says.
+    broken = [
+        f"{f.node}: {f.message} ({f.fix})"
+        for f in lint_limits(model, target.limits)
+        if f.severity == "error" and f.rule != "unsupported-operator"
+    ]
+    if broken:
+        raise ConversionError(f"{target.name} cannot run the model: {'; '.join(broken)}")
+
+
+def _write(prepared: Prepared, engine: Engine, target: Target) -> TfliteModel:
+    quantities = prepared.quantities or Quantities()
+    integer = prepared.precision == "int8"
+    scheme = target.quantization
+    if integer and quantities.table is None:
+        raise ConversionError("an int8 TFLite file is written from the float model and its ranges")
+    if integer and scheme is None:
+        raise ConversionError(f"{target.name} states no scheme for int8")
+    exclude = set(quantities.exclude)
+    full = scheme is not None and scheme.full_integer
+    if integer and quantities.products_only and not full:
+        exclude |= {
+            node.name or node.output[0] for node in prepared.model.graph.node if node.op_type not in PRODUCTS
+        }
+    return write_tflite(
+        prepared.model,
+        mode=_MODES[prepared.precision],
+        table=quantities.table if integer else None,
+        method=quantities.method,
+        io=scheme.io_dtype if integer and scheme is not None else "float32",
+        exclude=exclude,
+        float_fallback=integer and not full,
+        keep_layout=engine.device == "CPU",
+    )
+
+
+def _recipe(written: TfliteModel) -> dict[str, Any]:
+    """Return what lies between the source's inputs and outputs and the file's; empty where nothing does."""
+    tensors = (*written.inputs, *written.outputs)
+    boundary = {t.name: _boundary(t) for t in tensors if t.moved or t.scale is not None}
+    return {"boundary": boundary} if boundary else {}
+
+
+def _boundary(tensor: TfliteTensor) -> dict[str, Any]:
+    entry: dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+    if tensor.moved:
+        entry["permutation"] = list(tensor.permutation)
+    if tensor.scale is not None:
+        entry |= {"scale": tensor.scale, "zero_point": tensor.zero_point}
+    return entry
