@@ -29,7 +29,9 @@ def test_people_see_packages_engines_and_targets() -> None:
 
 def test_machines_see_all_of_it() -> None:
     shape = json.loads(edgec("--json").stdout)
-    assert shape.keys() == {"edgec", "python", "packages", "conflicts", "engines", "targets"}
+    assert shape.keys() == {
+        "edgec", "python", "packages", "conflicts", "engines", "environments", "targets",
+    }  # fmt: skip
     (numpy,) = [p for p in shape["packages"] if p["package"] == "numpy"]
     assert numpy == {
         "package": "numpy", "extra": None, "needs": ">=1.26", "installed": version("numpy"), "status": "ok",
@@ -78,6 +80,33 @@ def test_another_version_is_a_failure_with_its_remedy(
     assert result.exit_code == 1
     (found,) = [p for p in json.loads(result.stdout)["packages"] if p["package"] == "openvino"]
     assert (found["status"], found["fix"]) == ("too old", "pip install 'openvino>=2026.2'")
+
+
+def test_environments_are_listed_with_the_command_that_makes_each(tmp_path: Path) -> None:
+    (told,) = [
+        line for line in edgec("cpu", "--home", str(tmp_path)).stdout.splitlines() if "  tf2onnx " in line
+    ]
+    assert told.split()[1] == "missing"
+    assert told.endswith("edgec doctor --install tf2onnx")
+    shape = json.loads(edgec("cpu", "--home", str(tmp_path), "--json").stdout)
+    assert {e["name"]: e["status"] for e in shape["environments"]} == {
+        "tf2onnx": "missing", "torch": "missing", "onnx2tf": "missing",
+    }  # fmt: skip
+    assert edgec("--remove", "torch", "--home", str(tmp_path)).stdout == "torch: was not installed\n"
+
+
+def test_a_broken_environment_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "environments" / "torch").mkdir(parents=True)
+    result = edgec("cpu", "--home", str(tmp_path))
+    assert result.exit_code == 1
+    assert "what was installed in it cannot be read" in result.stdout
+
+
+def test_environments_that_are_not_known_are_wrong_usage(tmp_path: Path) -> None:
+    result = edgec("--install", "jax", "--home", str(tmp_path))
+    assert result.exit_code == 2
+    assert "there are onnx2tf, tf2onnx, torch" in result.stderr
+    assert edgec("cpu", "--install", "torch").exit_code == 2
 
 
 def test_an_unknown_target_is_refused() -> None:

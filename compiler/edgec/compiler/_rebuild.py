@@ -11,8 +11,8 @@ from typing import Any
 from edgec.artifact import Artifact, Manifest, Pipeline
 from edgec.compiler._compile import BuildResult, compile_model
 from edgec.compiler.difference import Difference, compare_builds
+from edgec.compiler.ingest import load_source
 from edgec.compiler.lock import DataLock, Lock, read_lock, toolchain
-from edgec.compiler.model import load_model
 from edgec.errors import DataError, ModelError, OutputError, UnknownTargetError
 from edgec.evaluation import Dataset, open_dataset
 from edgec.targets import Target, load_target
@@ -154,12 +154,12 @@ class _Finder:
 
     def model(self, given: str | Path | None) -> Path:
         path = Path(given) if given is not None else self._recorded(self._report.get("model"), "file")
-        if path is None or not path.is_file():
+        if path is None or not path.exists():
             raise ModelError(
                 f"the model is not at {path or 'a known place'}: say with --source where it is (SHA-256 "
                 f"{self._lock.source_sha256})"
             )
-        found = load_model(path, self._lock.options.shapes).sha256
+        found = load_source(path, self._lock.options.shapes).sha256
         if found != self._lock.source_sha256:
             raise ModelError(
                 f"{path} is not the model of the artifact: its SHA-256 is {found}, not "

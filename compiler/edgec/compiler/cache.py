@@ -88,6 +88,7 @@ def build_key(
     machine = this_machine()
     parts: Mapping[str, Any] = {
         "source": source.sha256,
+        "origin": None if source.origin is None else dict(source.origin.tools),
         "target": target.to_dict(),
         "pipeline": None if pipeline is None else pipeline.to_dict(),
         "pipeline_files": _file_digests(pipeline),

@@ -14,8 +14,8 @@ from edgec.artifact import Artifact, Manifest
 from edgec.compiler.accuracy import Baseline, measure_baseline, score_graph
 from edgec.compiler.candidates import Shared
 from edgec.compiler.explain import Flip, LayerError, Score, flips
+from edgec.compiler.ingest import load_source
 from edgec.compiler.lock import Lock, read_lock
-from edgec.compiler.model import load_model
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.repair import analyse
 from edgec.compiler.samples import Samples
@@ -203,7 +203,7 @@ def _samples(
 
 
 def _variant(path: Path, lock: Lock, manifest: Manifest, samples: Samples) -> Variant:
-    source = load_model(path, lock.options.shapes)
+    source = load_source(path, lock.options.shapes)
     if source.sha256 != lock.source_sha256:
         raise CompileError(
             f"{path} is not what the artifact was made from: its SHA-256 is {source.sha256[:12]}..., "

@@ -37,7 +37,7 @@ def build_info(
         "model": {
             "name": name,
             "version": options.version,
-            "file": str(source.path),
+            "file": str(source.path) if source.origin is None else source.origin.file,
             "sha256": source.sha256,
             "size_bytes": source.size_bytes,
             "nodes": len(source.proto.graph.node),
@@ -45,6 +45,7 @@ def build_info(
             "opset": source.opset,
             "inputs": tensor_infos(source.inputs),
             "outputs": tensor_infos(source.outputs),
+            "origin": None if source.origin is None else source.origin.to_dict(),
         },
         "command": list(command),
         "options": options.to_dict(),

@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgec.compiler.model import SourceModel, load_model
+from edgec.compiler.ingest import load_source
+from edgec.compiler.model import SourceModel
 from edgec.compiler.onnxruntime import reference_program, version
 
 
@@ -57,10 +58,10 @@ class SourceProgram:
 
 
 def open_source(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceProgram:
-    """Open an ONNX model to compare with.
+    """Open a model to compare with: ONNX, or of another framework as ONNX.
 
     Raises:
         ModelError: It cannot be read, or is not valid ONNX.
         UnsupportedModelError: ONNX Runtime refuses it.
     """
-    return SourceProgram(load_model(Path(path), shapes))
+    return SourceProgram(load_source(Path(path), shapes))

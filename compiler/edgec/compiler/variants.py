@@ -116,6 +116,7 @@ def plain_variant(source: SourceModel, pipeline: Pipeline | None, samples: Sampl
         outputs=source.outputs,
         samples=samples,
         weights_from=source.path.parent if source.large else None,
+        notes=() if source.origin is None else (source.origin.sentence,),
     )
     return _rewritten(_simplified(variant, source))
 

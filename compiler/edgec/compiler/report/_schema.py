@@ -6,7 +6,7 @@ one. Readers tolerate more: a missing key, or None, is shown as not known.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Status = Literal["winner", "admissible", "refused", "failed", "skipped"]
 
@@ -24,11 +24,13 @@ class ModelInfo(TypedDict):
 
     Attributes:
         file: Path as it was given.
-        sha256: Of the file, in hex; external data included where there is any.
+        sha256: Of the file, in hex; external data included where there is any; of a directory, of its files.
         size_bytes: Of the file and its external data.
         nodes: Nodes of the graph as it was read.
         parameters: Elements of all initializers.
         opset: Of the default operator set.
+        origin: Of a model of another framework: ``framework``, ``file``, ``sha256``, ``tools`` that converted it,
+            ``comparison`` with it in words, ``samples``, and the figures of its ``outputs``; None for ONNX.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelInfo(TypedDict):
     opset: NotRequired[int | None]
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
+    origin: NotRequired[dict[str, Any] | None]
 
 
 class DataSource(TypedDict):
