@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgec.cli._text import printable
-from edgec.cli.compile import parse_shapes
+from edgec.cli.compile import default_home, parse_shapes, progress_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,9 +39,24 @@ _SHOWN_NODES = 8
     metavar="NAME=1,3,224,224",
     help="Pin the dimensions of an input; may be given more than once.",
 )
+@click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="EDGEC_HOME",
+    help="Where environments of converters are (edgec doctor); by default edgec in the cache directory.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every node's verdict for machines.")
-def command(model: Path, targets: tuple[str, ...], shapes: dict[str, tuple[int, ...]], as_json: bool) -> None:
-    """Say whether MODEL, an ONNX file, can be compiled for the targets, and if not, what to do about it.
+def command(
+    model: Path,
+    targets: tuple[str, ...],
+    shapes: dict[str, tuple[int, ...]],
+    home: Path | None,
+    as_json: bool,
+) -> None:
+    """Say whether MODEL can be compiled for the targets, and if not, what to do about it.
+
+    MODEL is an ONNX file; or a TFLite or Keras file, a SavedModel directory or a program of torch.export,
+    which are converted in an environment of their own (edgec doctor) and held against their framework first.
 
     Where a target's converter runs on this machine, it decides; else the documented rules of the target do.
     Exit status: 0 where every target can be compiled for, 1 where one cannot, 2 for wrong usage.
@@ -52,16 +67,22 @@ def command(model: Path, targets: tuple[str, ...], shapes: dict[str, tuple[int, 
     edgec check model.onnx -t npu --json
     """
     from edgec.compiler.check import check_model
-    from edgec.compiler.model import load_model
+    from edgec.compiler.ingest import load_source
     from edgec.targets import resolve_target
 
     resolved = [resolve_target(target) for target in targets]
-    source = load_model(model, shapes)
+    source = load_source(model, shapes, home=home or default_home(), progress=progress_lines(as_json))
     reports = [check_model(source, resolution.target) for resolution in resolved]
     if as_json:
-        shape = {"model": str(model), "targets": [report.to_dict() for report in reports]}
+        shape = {
+            "model": str(model),
+            "origin": None if source.origin is None else source.origin.to_dict(),
+            "targets": [report.to_dict() for report in reports],
+        }
         click.echo(json.dumps(shape, indent=2))
     else:
+        if source.origin is not None:
+            click.echo(printable(source.origin.sentence))
         for resolution, report in zip(resolved, reports, strict=True):
             if resolution.note is not None:
                 click.echo(printable(resolution.note))

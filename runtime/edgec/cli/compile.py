@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from edgec.artifact import atomic_write
+from edgec.artifact import PRECISIONS, atomic_write
 from edgec.cli._metrics import METRICS
 
 if TYPE_CHECKING:
     from edgec.compiler.report import Build
 
-_PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
+_CHOICES = ("auto", *PRECISIONS)
 
 
 def parse_shapes(
@@ -86,7 +86,7 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
 @click.option("--metric", "-m", type=click.Choice(METRICS), help="What to score.")
 @click.option(
     "--precision",
-    type=click.Choice(_PRECISIONS),
+    type=click.Choice(_CHOICES),
     default="auto",
     show_default=True,
     help="Precision to build besides fp32; auto lets all that the target allows compete.",
@@ -166,6 +166,12 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
     envvar="EDGEC_CACHE_DIR",
     help="Where results are kept and found again; by default in $XDG_CACHE_HOME or ~/.cache.",
 )
+@click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="EDGEC_HOME",
+    help="Where environments of converters are (edgec doctor); by default edgec in the cache directory.",
+)
 @click.option("--no-cache", is_flag=True, help="Build anew, and keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
@@ -194,11 +200,15 @@ def command(
     timeout_s: float,
     seed: int,
     cache_dir: Path | None,
+    home: Path | None,
     no_cache: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compile an ONNX model to one proven artifact per target.
+    """Compile MODEL to one proven artifact per target.
+
+    MODEL is an ONNX file; or a TFLite or Keras file, a SavedModel directory or a program of torch.export,
+    which are converted in an environment of their own (edgec doctor) and held against their framework first.
 
     Every candidate (engine x precision) is converted, held against the source (parity), scored and
     measured side by side; the fastest within the accuracy budget ships, and the report says why.
@@ -247,7 +257,8 @@ def command(
             timeout_s=timeout_s,
             seed=seed,
         ),
-        cache_dir=None if no_cache else cache_dir or _default_cache(),
+        cache_dir=None if no_cache else cache_dir or (default_home() / "builds"),
+        home=home or default_home(),
         progress=progress_lines(quiet),
         command=["edgec", *sys.argv[1:]],
     )
@@ -277,9 +288,10 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _default_cache() -> Path:
+def default_home() -> Path:
+    """Return where edgec keeps what it can make again: ``edgec`` in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgec" / "builds"
+    return (Path(base) if base else Path.home() / ".cache") / "edgec"
 
 
 def progress_lines(quiet: bool) -> Callable[[str], None]:
