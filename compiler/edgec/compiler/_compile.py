@@ -15,7 +15,8 @@ from edgec.artifact import Pipeline, read_pipeline
 from edgec.compiler.accuracy import Baseline, measure_baseline
 from edgec.compiler.cache import BuildCache, build_key
 from edgec.compiler.figures import build_info
-from edgec.compiler.model import SourceModel, load_model
+from edgec.compiler.ingest import load_source
+from edgec.compiler.model import SourceModel
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.report import Build
 from edgec.compiler.samples import Samples
@@ -56,13 +57,15 @@ def compile_model(
     metric: str | None = None,
     options: CompileOptions = _DEFAULTS,
     cache_dir: str | Path | None = None,
+    home: str | Path | None = None,
     progress: Progress = lambda _: None,
     command: Sequence[str] = (),
 ) -> BuildResult:
     """Compile a model to one proven artifact per target.
 
     Args:
-        model: The ``.onnx`` file.
+        model: The ``.onnx`` file; or a TFLite or Keras file, a SavedModel directory, or a program of
+            ``torch.export``, which are converted and held against their framework first.
         targets: Names, aliases, paths of TOML files, or targets.
         output: Directory for the artifacts, made if need be.
         pipeline: Pre- and post-processing, or the path of its TOML file.
@@ -72,6 +75,7 @@ def compile_model(
         metric: What to score: ``top1``.
         options: How to compile.
         cache_dir: Where results are kept and found again; None to build anew and keep nothing.
+        home: Where environments of converters are, and what they converted; ``~/.cache/edgec`` if None.
         progress: Told what is going on, a line at a time.
         command: What the user typed, for the report.
 
@@ -83,7 +87,13 @@ def compile_model(
     if not resolved:
         raise CompileError("no target was given: name at least one")
     progress(f"reading {model}")
-    source = load_model(Path(model), options.shapes)
+    source = load_source(
+        Path(model),
+        options.shapes,
+        home=None if home is None else Path(home),
+        reuse=cache_dir is not None,
+        progress=progress,
+    )
     declared = read_pipeline(pipeline) if isinstance(pipeline, str | Path) else pipeline
     if declared is not None:
         check_pipeline(declared, source.inputs, source.outputs)
