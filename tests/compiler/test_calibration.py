@@ -14,7 +14,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from tests.compiler import networks
 from tests.compiler.networks import Arrays
 
-from edgec.compiler.calibration import CalibrationTable, calibrate
+from edgec.compiler.calibration import CalibrationTable, calibrate, model_digest
 from edgec.compiler.ranges import METHODS, StatisticsCollector, TensorStatistics
 from edgec.errors import CalibrationError, UnsupportedModelError
 
@@ -253,16 +253,43 @@ def test_memory_stays_bounded_however_large_the_inner_tensors_are() -> None:
 def test_a_table_survives_json_with_its_digest() -> None:
     model = networks.cnn()
     table = calibrate(model, networks.samples(model, 4))
-    again = CalibrationTable.from_json(table.to_json())
+    again = CalibrationTable.from_json(table.to_json(), model)
     assert again == table
     assert again.digest == table.digest
     assert again.range("c1", "mse") == table.range("c1", "mse")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":2}', '{"format":1,"tensors":{"a":{}}}', "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":3}', '{"format":2,"tensors":{"a":{}}}', "null"])
 def test_what_is_no_table_is_refused(text: str) -> None:
     with pytest.raises(CalibrationError, match="calibrate again"):
-        CalibrationTable.from_json(text)
+        CalibrationTable.from_json(text, networks.cnn())
+
+
+def test_a_table_is_refused_for_a_model_that_was_trained_again() -> None:
+    model = networks.cnn()
+    text = calibrate(model, networks.samples(model, 4)).to_json()
+    model.producer_name, model.doc_string = "another exporter", "of another day"
+    CalibrationTable.from_json(text, model)
+    model.graph.initializer[0].CopyFrom(_doubled(model.graph.initializer[0]))
+    with pytest.raises(CalibrationError, match=r"trained again: .* calibrate again"):
+        CalibrationTable.from_json(text, model)
+
+
+def test_weights_outside_the_model_count_in_its_digest(tmp_path: Path) -> None:
+    model = networks.cnn()
+    digests: list[str] = []
+    for value in (model, networks.cnn()):
+        if digests:
+            value.graph.initializer[0].CopyFrom(_doubled(value.graph.initializer[0]))
+        onnx.save(value, tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
+        outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+        digests.append(model_digest(outside, tmp_path))
+        (tmp_path / "w").unlink()
+    assert digests[0] == model_digest(networks.cnn()) != digests[1]
+
+
+def _doubled(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(tensor), tensor.name)
 
 
 def test_the_digest_follows_the_data() -> None:

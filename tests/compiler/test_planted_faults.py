@@ -2,13 +2,13 @@
 
 Every row of `FAULTS` is built the same way twice: as it should be, which all guards let pass, and with the
 fault, which the guard of the row must name. The guards are those of a build: checks of the calibration
-set, the lint of TensorRT's rules, parity, and the accuracy gate.
+set and of the evaluation data, the lint of TensorRT's rules, parity, and the accuracy gate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ from edgec.artifact import Pipeline, read_pipeline
 from edgec.compiler import CompileOptions
 from edgec.compiler.accuracy import Baseline, judge_labelled, measure_baseline
 from edgec.compiler.calibration import CalibrationTable, calibrate
+from edgec.compiler.chance import chance_sentence
+from edgec.compiler.drift import compare_sets
 from edgec.compiler.lint import lint_tensorrt
 from edgec.compiler.model import load_model
 from edgec.compiler.onnxruntime import ReferenceProgram
@@ -57,7 +59,7 @@ from edgec.errors import CalibrationError
 from edgec.evaluation import get_metric, open_dataset
 from edgec.targets import load_target
 
-Guard = Literal["calibration", "lint", "parity", "accuracy gate"]
+Guard = Literal["calibration", "evaluation data", "lint", "parity", "accuracy gate"]
 Arrays = Mapping[str, NDArray[Any]]
 Fault = Callable[[onnx.ModelProto], None]
 
@@ -189,6 +191,16 @@ def quantized_with(table: CalibrationTable) -> str | None:
     return None
 
 
+def of_earlier_weights(model: onnx.ModelProto) -> str | None:
+    """Return what is said of a stored table of `networks.cnn` that is read for a model of the same names."""
+    table = calibrate(networks.cnn(), images(16))
+    try:
+        CalibrationTable.from_json(table.to_json(), model)
+    except CalibrationError as e:
+        return str(e)
+    return None
+
+
 # -- the accuracy gate -------------------------------------------------------------------------------------
 
 
@@ -255,6 +267,22 @@ def normalized(pipeline: Pipeline, **change: Any) -> Pipeline:
     return Pipeline.from_dict(content)
 
 
+def evaluated(order: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> str | None:
+    """Return what is said of the evaluation data of digits with its labels in another order."""
+    _, baseline = digits()
+    found = baseline.evaluation
+    labels = order(np.asarray(found.labels, np.int64)).tolist()
+    score = baseline.metric.score(found.predictions, labels)
+    return chance_sentence(baseline.metric, replace(found, labels=labels, score=score), "evaluation.npz")
+
+
+def compared(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> str | None:
+    """Return what is said of digits where the calibration data went another way than the evaluation data."""
+    variant, _ = digits()
+    ours = ({n: change(a).astype(np.float32) for n, a in s.items()} for s in variant.spread_inputs(100))
+    return "; ".join(compare_sets(ours, variant.judged_inputs(200), variant.inputs)) or None
+
+
 FAULTS = [
     in_float("swapped channels", swap_channels),
     in_float("wrong padding", wrong_padding),
@@ -298,6 +326,41 @@ FAULTS = [
         "calibrate again",
     ),
     Row(
+        "stored calibration table of the same model before it was trained again",
+        "calibration",
+        lambda: of_earlier_weights(networks.cnn()),
+        lambda: of_earlier_weights(changed(networks.cnn(), lost_bias)),
+        "trained again",
+    ),
+    Row(
+        "labels of the evaluation data shuffled among its samples",
+        "evaluation data",
+        lambda: evaluated(lambda labels: labels),
+        lambda: evaluated(np.random.default_rng(0).permutation),
+        "no better than chance",
+    ),
+    Row(
+        "labels of the evaluation data that count from 1",
+        "evaluation data",
+        lambda: evaluated(lambda labels: labels),
+        lambda: evaluated(lambda labels: (labels + 1) % 10),
+        "no better than chance",
+    ),
+    Row(
+        "calibration data in 0..255, evaluation data in 0..1",
+        "evaluation data",
+        lambda: compared(lambda image: image),
+        lambda: compared(lambda image: 255 * image),
+        "on another scale than the evaluation set",
+    ),
+    Row(
+        "calibration on negatives",
+        "evaluation data",
+        lambda: compared(lambda image: image),
+        lambda: compared(lambda image: 1 - image),
+        "unlike the evaluation set",
+    ),
+    Row(
         "calibration on inputs of a sixteenth of the size",
         "accuracy gate",
         lambda: gated_int8(1),
@@ -305,7 +368,7 @@ FAULTS = [
         "against 0.994 in fp32",
     ),
     Row(
-        "shuffled labels",
+        "classes in another order",
         "accuracy gate",
         gated,
         lambda: gated(shuffled_classes),

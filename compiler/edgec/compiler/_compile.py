@@ -14,6 +14,7 @@ from pathlib import Path
 from edgec.artifact import Pipeline, read_pipeline
 from edgec.compiler.accuracy import Baseline, measure_baseline
 from edgec.compiler.cache import BuildCache, build_key
+from edgec.compiler.datachecks import data_warnings
 from edgec.compiler.figures import build_info
 from edgec.compiler.ingest import load_source
 from edgec.compiler.model import SourceModel
@@ -161,11 +162,16 @@ def _bench(
     progress("simplifying, and measuring the noise floor of the source")
     plain = plain_variant(source, pipeline, samples)
     folded, unfolded_because = _folded(plain, options)
+    baseline = _baseline(plain, samples, metric, progress)
+    warnings = data_warnings(plain, baseline, progress)
+    for warning in warnings:
+        progress(f"warning: {warning}")
     return Bench(
         plain=plain,
         folded=folded,
         unfolded_because=unfolded_because,
-        baseline=_baseline(plain, samples, metric, progress),
+        baseline=baseline,
+        warnings=tuple(warnings),
         options=options,
         build=build,
         scratch=scratch,

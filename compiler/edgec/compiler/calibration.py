@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.external_data_helper import ExternalDataInfo
 
 from edgec.artifact import TensorSpec
 from edgec.compiler.model import real_inputs
@@ -23,8 +24,9 @@ from edgec.errors import CalibrationError
 Sample = Mapping[str, NDArray[Any]]
 
 CHUNK_BYTES = 256 << 20  # inner tensors held at once; half of the 512 MB promised over the model's size
+_BLOCK_BYTES = 1 << 20  # of weights read at a time
 _FEW_SAMPLES = 16
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class CalibrationTable:
         inputs: Names of the graph inputs among them.
         samples: How many samples were seen.
         data_sha256: Digest of the samples: names, dtypes, shapes and values, in their order.
+        model_sha256: Digest of the model that they went through, its weights included: see `model_digest`.
         warnings: What looks wrong with the samples, in plain sentences.
     """
 
@@ -43,6 +46,7 @@ class CalibrationTable:
     inputs: tuple[str, ...]
     samples: int
     data_sha256: str
+    model_sha256: str
     warnings: tuple[str, ...] = ()
 
     def range(self, tensor: str, method: str = "minmax", *, symmetric: bool = False) -> tuple[float, float]:
@@ -58,6 +62,20 @@ class CalibrationTable:
             )
         return self.tensors[tensor].range(method, symmetric=symmetric)
 
+    def require_model(self, model: onnx.ModelProto, weights_from: Path | None = None) -> None:
+        """Do nothing if this is the model that was calibrated: a retrained one needs ranges of its own.
+
+        Raises:
+            CalibrationError: It is another one, or has changed since.
+        """
+        found = model_digest(model, weights_from)
+        if found != self.model_sha256:
+            raise CalibrationError(
+                "the calibration table is of another model, or of this one before it was changed or trained "
+                f"again: it was made for {self.model_sha256[:12]}, this is {found[:12]} (SHA-256 of nodes "
+                "and weights); calibrate again"
+            )
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the table's canonical JSON, in lower-case hex."""
@@ -70,6 +88,7 @@ class CalibrationTable:
             "samples": self.samples,
             "inputs": list(self.inputs),
             "data_sha256": self.data_sha256,
+            "model_sha256": self.model_sha256,
             "warnings": list(self.warnings),
             "tensors": {
                 name: {
@@ -87,11 +106,19 @@ class CalibrationTable:
         return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> CalibrationTable:
+    def from_json(
+        cls, text: str, model: onnx.ModelProto, *, weights_from: Path | None = None
+    ) -> CalibrationTable:
         """Read what `to_json` wrote.
 
+        Args:
+            text: The table.
+            model: That it is to be used for; one that was trained again has the same names of tensors and
+                other ranges.
+            weights_from: Directory of the model's external data, where it has any.
+
         Raises:
-            CalibrationError: It is something else.
+            CalibrationError: It is something else, or of another model.
         """
         try:
             content = json.loads(text)
@@ -104,15 +131,55 @@ class CalibrationTable:
                 str(name): TensorStatistics(**{**s, "counts": tuple(int(n) for n in s["counts"])})
                 for name, s in content["tensors"].items()
             }
-            return cls(
+            table = cls(
                 tensors=tensors,
                 inputs=tuple(content["inputs"]),
                 samples=int(content["samples"]),
                 data_sha256=str(content["data_sha256"]),
+                model_sha256=str(content["model_sha256"]),
                 warnings=tuple(content["warnings"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CalibrationError(f"not a calibration table ({e!r}): calibrate again") from e
+        table.require_model(model, weights_from)
+        return table
+
+
+def model_digest(model: onnx.ModelProto, weights_from: Path | None = None) -> str:
+    """Return the SHA-256 of what a model computes with: nodes, weights, inputs and outputs.
+
+    Names of the producer and other remarks do not count.
+
+    Args:
+        model: Whole, or with weights outside.
+        weights_from: Directory of its external data, whose content counts too.
+    """
+    digest = hashlib.sha256()
+    parts = (model.graph.node, model.graph.input, model.graph.output, model.functions, model.opset_import)
+    for part in parts:
+        for item in part:
+            digest.update(item.SerializeToString(deterministic=True))
+    for tensor in model.graph.initializer:
+        digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)};".encode())
+        for block in _content(tensor, weights_from):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _content(tensor: onnx.TensorProto, weights_from: Path | None) -> Iterator[bytes]:
+    """Yield the bytes of a tensor, wherever they are."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        yield from tensor.string_data
+    elif tensor.data_location != onnx.TensorProto.EXTERNAL:
+        yield onnx.numpy_helper.to_array(tensor).tobytes()
+    elif weights_from is not None:
+        info = ExternalDataInfo(tensor)
+        with (weights_from / info.location).open("rb") as file:
+            file.seek(info.offset or 0)
+            left = info.length if info.length is not None else -1
+            while left and (block := file.read(min(left, _BLOCK_BYTES) if left > 0 else _BLOCK_BYTES)):
+                yield block
+                left -= len(block) if left > 0 else 0
 
 
 def calibrate(
@@ -172,6 +239,7 @@ def calibrate(
         inputs=tuple(i.name for i in real_inputs(model) if i.name in tensors),
         samples=inspector.count,
         data_sha256=inspector.sha256,
+        model_sha256=model_digest(model, weights_from),
         warnings=tuple(warnings),
     )
 

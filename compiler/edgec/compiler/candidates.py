@@ -16,6 +16,7 @@ from edgec.artifact import Budgets, Manifest, TensorSpec, pack
 from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Converted, Converter, Prepared, Quantities, get_converter
+from edgec.compiler.drift import CLIPPED_SAMPLES, clipping_sentence
 from edgec.compiler.dynamic import quantize_dynamic
 from edgec.compiler.equalization import equalize_channels, shift_biases
 from edgec.compiler.explain import mean_shifts
@@ -149,6 +150,7 @@ class Shared:
     _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
         default_factory=dict
     )
+    _clipping: dict[str, str | None] = field(default_factory=dict)
     _rounded: dict[tuple[str, Recipe], tuple[onnx.ModelProto, Quantities, Reference]] = field(
         default_factory=dict
     )
@@ -170,7 +172,21 @@ class Shared:
             samples = variant.samples.inputs(variant.processor, variant.inputs)
             base = self.base(variant, equalized=equalized, smooth=smooth)
             self._tables[key] = calibrate(base, samples)
+            if base is variant.model:
+                self._clipping[variant.name] = self._clipped(variant, self._tables[key])
         return self._tables[key]
+
+    def notes(self, variant: str) -> tuple[str, ...]:
+        """Return what calibrating a variant showed of the data, in plain sentences."""
+        table, clipping = self.known_table(variant), self._clipping.get(variant)
+        warnings = table.warnings if table is not None else ()
+        return warnings if clipping is None else (*warnings, clipping)
+
+    def _clipped(self, variant: Variant, table: CalibrationTable) -> str | None:
+        if variant.samples.calibration is None or variant.samples.evaluation is None:
+            return None  # two parts of one data set are alike
+        inputs = variant.judged_inputs(CLIPPED_SAMPLES)
+        return clipping_sentence(variant.model, table, inputs, variant.weights_from)
 
     def base(
         self, variant: Variant, *, equalized: bool = False, smooth: float | None = None
@@ -290,8 +306,8 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
         raise
     except EdgecError as e:
         contender.status, contender.problem = "failed", str(e)
-        return Outcome(contender=contender, notes=_notes(candidate, shared))
-    return Outcome(contender=contender, made=made, notes=_notes(candidate, shared))
+        return Outcome(contender=contender, notes=shared.notes(candidate.variant))
+    return Outcome(contender=contender, made=made, notes=shared.notes(candidate.variant))
 
 
 def manifest_of(
@@ -396,14 +412,8 @@ def _where(made: Made, target: Target, shared: Shared) -> str:
     return f"; first diverging tensor: {tensor!r}" if tensor else "; no inner tensor diverges by itself"
 
 
-def _notes(candidate: Candidate, shared: Shared) -> tuple[str, ...]:
-    table = shared.known_table(candidate.variant)
-    return table.warnings if table is not None else ()
-
-
 def _source_snr_db(run: Run, variant: Variant) -> float | None:
     """Return the SNR of the worst output against the source in fp32; None where all are identical."""
-    source = variant.float_reference("fp32")
     tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
     with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
         for sample in variant.judged_inputs(_SNR_SAMPLES):

@@ -65,6 +65,7 @@ class Bench:
         folded: The source with its pre-processing in the graph; None where nothing can be folded.
         unfolded_because: Why `folded` is None, where that is worth a word.
         baseline: Of accuracy; None without labels.
+        warnings: What is wrong with the data, in plain sentences.
         options: How to compile.
         build: The report so far.
         scratch: Directory for what is made on the way.
@@ -75,6 +76,7 @@ class Bench:
     folded: Variant | None
     unfolded_because: str | None
     baseline: Baseline | None
+    warnings: tuple[str, ...] = ()
     options: CompileOptions
     build: Build
     scratch: Path
@@ -549,6 +551,7 @@ def _info(
     mine = next(i for i in infos if i["status"] == "winner")
     notes = dict.fromkeys(note for o in outcomes for note in o.notes)
     synthetic = bench.build.get("data", {}).get("synthetic")
+    divided = variant.samples.split_sentence()
     return {
         "target": target.name,
         "target_title": target.title,
@@ -567,8 +570,8 @@ def _info(
         "measured_on": _estimated(winner.contender) or measured,
         "placement": dict(made.facts.placement),
         "candidates": infos,
-        "decisions": [*variant.notes, *plan.decisions],
-        "warnings": [*([synthetic] if synthetic else []), *notes, *made.converted.notes],
+        "decisions": [*variant.notes, *([divided] if divided else []), *plan.decisions],
+        "warnings": [*([synthetic] if synthetic else []), *bench.warnings, *notes, *made.converted.notes],
         "not_run": [*made.converted.not_run, *_saturation(target, made.candidate.precision)],
         "pipeline": variant.pipeline.to_dict() if variant.pipeline is not None else None,
         "inputs": tensor_infos(variant.inputs),
