@@ -35,7 +35,7 @@ def test_the_list_shows_every_target_and_alias() -> None:
     assert sorted(rows) == target_names()
     assert "tensorrt GPU" in rows["jetson-orin-nano-jp6"]
     assert "4 GiB" in rows["jetson-orin-nano-jp6"]
-    assert "fp32 fp16 bf16 int8 mixed" in rows["intel-cpu"]
+    assert "fp32 fp16 bf16 int8 int8-weights int4-weights mixed" in rows["intel-cpu"]
     aliases = "\n".join(lines[len(rows) :])
     assert all(alias in aliases for alias in alias_names())
 

@@ -68,7 +68,7 @@ def test_gemm_with_transposed_weights_and_bias() -> None:
     model = model_of([gemm], {"x": [4, 16]}, ["y"], {"w": w, "b": b})
     assert snr(model, quantize_dynamic(model)) > 38
     scaled = onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], "dense", transB=1, alpha=0.5)
-    with pytest.raises(ConversionError, match="no MatMul or Gemm"):
+    with pytest.raises(ConversionError, match="no MatMul, Gemm or LSTM"):
         quantize_dynamic(model_of([scaled], {"x": [4, 16]}, ["y"], {"w": w, "b": b}))
 
 
@@ -95,10 +95,54 @@ def test_same_arguments_same_bytes() -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.parametrize("model", [cnn(), lstm()], ids=["cnn", "lstm"])
-def test_a_model_of_other_layers_is_refused(model: onnx.ModelProto) -> None:
+def test_a_model_of_other_layers_is_refused() -> None:
     with pytest.raises(ConversionError, match="of the weights, and dynamic int8 speeds up nothing else"):
-        quantize_dynamic(model)
+        quantize_dynamic(cnn())
+
+
+def test_an_lstm_keeps_its_outputs() -> None:
+    model = lstm()
+    quantized = quantize_dynamic(model)
+    assert kinds(quantized)["DynamicQuantizeLSTM"] == 1
+    assert kinds(quantized)["LSTM"] == 0
+    assert snr(model, quantized) > 35
+    integers = next(numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name == "w/gates_int8")
+    scales = next(numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name == "w/gates_scale")
+    source = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "w")
+    assert integers.shape == (1, 8, 24)
+    assert np.all(
+        np.abs(integers * scales[:, None] - source.transpose(0, 2, 1)) <= scales[:, None] / 2 * 1.001
+    )
+
+
+def test_states_bias_and_directions_of_an_lstm_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "w": rng.normal(size=(2, 24, 8)).astype(np.float32) / 3,
+        "r": rng.normal(size=(2, 24, 6)).astype(np.float32) / 3,
+        "b": rng.normal(size=(2, 48)).astype(np.float32),
+    }
+    node = onnx.helper.make_node(
+        "LSTM",
+        ["x", "w", "r", "b", "", "h0", "c0"],
+        ["y", "h", "c"],
+        direction="bidirectional",
+        hidden_size=6,
+    )
+    model = model_of([node], {"x": [5, 1, 8], "h0": [2, 1, 6], "c0": [2, 1, 6]}, ["y", "h", "c"], weights)
+    sample = samples(model, 1)[0]
+    assert snr_db(run(model, sample), run(quantize_dynamic(model), sample)) > 30
+
+
+def test_a_gru_is_refused_for_want_of_a_kernel() -> None:
+    rng = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "w": rng.normal(size=(1, 18, 8)).astype(np.float32),
+        "r": rng.normal(size=(1, 18, 6)).astype(np.float32),
+    }
+    node = onnx.helper.make_node("GRU", ["x", "w", "r"], ["", "h"], hidden_size=6)
+    with pytest.raises(ConversionError, match="no MatMul, Gemm or LSTM"):
+        quantize_dynamic(model_of([node], {"x": [5, 1, 8]}, ["h"], weights))
 
 
 def test_parity_passes_the_optimized_graph_and_finds_faults() -> None:

@@ -39,6 +39,7 @@ from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.tournament import Contender
 from edgec.compiler.variants import Variant
+from edgec.compiler.weight_only import BITS, compressed_reference
 from edgec.errors import EdgecError, OutputError
 from edgec.evaluation import OutputTally
 from edgec.runtime import Session, load
@@ -381,6 +382,9 @@ def _prepare(
         if quantizes(converter):
             quantities = Quantities(exclude=candidate.recipe.exclude)
             return Prepared(model=variant.model, precision=precision, quantities=quantities), reference
+    elif precision in BITS:
+        model = converter.prepare(variant.model, precision, target)
+        reference = compressed_reference(variant.model, BITS[precision], variant.parity_inputs)
     else:
         model = converter.prepare(variant.model, precision, target)
         reference = variant.float_reference(precision)
@@ -393,7 +397,7 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
         return f"{parity_sentence(parity)}{_where(made, target, shared)}"
     promised, facts = made.candidate.precision, made.facts
     expected = {promised}
-    if promised in ("int8", "int8-dynamic", "bf16"):
+    if promised in ("int8", "int8-dynamic", "bf16", *BITS):
         expected.add("mixed")  # some layers stay in float; the placement says which
     if promised in made.candidate.engine.storage_only or shared.variants[made.candidate.variant].quantized:
         # Engines have no integer kernels for some of what authors quantize, uint8 weights for one: such a

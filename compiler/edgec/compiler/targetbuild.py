@@ -34,6 +34,7 @@ from edgec.compiler.repair import Repaired, RepairOrder, needs_repair, perform
 from edgec.compiler.report import ArtifactInfo, Build
 from edgec.compiler.tournament import Aim, Choice, Contender, choose
 from edgec.compiler.variants import Variant
+from edgec.compiler.weight_only import BITS, unsuitable
 from edgec.compiler.workers import CONTEXT, Failure, Job, Workers
 from edgec.errors import (
     BackendUnavailableError,
@@ -427,6 +428,8 @@ def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candida
         elif precision not in here:
             reason = f"this machine's CPU has no {precision}, so nothing can be proven about it here"
             yield _contender(candidate, "skipped", reason)
+        elif wanted != precision and precision in BITS and (why := unsuitable(variant.model)) is not None:
+            yield _contender(candidate, "skipped", why)
         else:
             yield candidate
 

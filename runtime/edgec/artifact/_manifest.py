@@ -10,7 +10,7 @@ from edgec.artifact._pipeline import Pipeline
 from edgec.artifact._tensor import TensorSpec
 
 FORMAT_VERSION = 1
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "mixed")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True)

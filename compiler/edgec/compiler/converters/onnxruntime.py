@@ -11,16 +11,19 @@ from edgec.compiler.converters import Converted, Prepared
 from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
 from edgec.compiler.passes.fit_limits import fit_limits
 from edgec.compiler.precision import to_fp16
+from edgec.compiler.weight_only import BITS, compress_weights
 from edgec.targets import Engine, Target
 
 
 class OnnxRuntimeConverter:
     """Writes ``model.onnx`` and ``weights.bin``."""
 
-    precisions = ("fp32", "fp16", "int8", "int8-dynamic")
+    precisions = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
-        """Return the model itself, or its fp16 form with fp32 inputs and outputs."""
+        """Return the model itself, its fp16 form with fp32 inputs and outputs, or one with MatMulNBits."""
+        if precision in BITS:
+            return compress_weights(model, BITS[precision], "nbits")
         return to_fp16(model) if precision == "fp16" else model
 
     def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:

@@ -65,10 +65,12 @@ class OnnxFacts:
 
     Attributes:
         nodes: How many its main graph has.
+        packed_bits: Of weights that MatMulNBits unpacks: how many each has, from the fewest to the most.
         external: Every tensor that lies in another file.
     """
 
     nodes: int
+    packed_bits: tuple[int, ...]
     external: tuple[ExternalTensor, ...]
 
 
@@ -80,12 +82,31 @@ def read_facts(model: memoryview) -> OnnxFacts:
     """
     try:
         graphs = [g for number, g in _read_fields(model) if number == 7 and isinstance(g, memoryview)]
-        nodes = sum(number == 1 for graph in graphs for number, _ in _read_fields(graph))
-        return OnnxFacts(nodes, tuple(_walk(model, "ModelProto", 0)))
+        nodes = [n for graph in graphs for number, n in _read_fields(graph) if number == 1]
+        bits = {b for n in nodes if isinstance(n, memoryview) and (b := _packed_bits(n)) is not None}
+        return OnnxFacts(len(nodes), tuple(sorted(bits)), tuple(_walk(model, "ModelProto", 0)))
     except IndexError as e:
         raise ArtifactError("the model in the artifact is not valid ONNX: it is cut off") from e
     except ValueError as e:
         raise ArtifactError(f"the model in the artifact is not valid ONNX: {e}") from e
+
+
+def _packed_bits(node: memoryview) -> int | None:
+    """Return the attribute ``bits`` of a MatMulNBits, 4 where it has none; None for any other node."""
+    fields = list(_read_fields(node))
+    if not any(number == 4 and _is_text(value, b"MatMulNBits") for number, value in fields):
+        return None
+    for number, value in fields:
+        if number == 5 and isinstance(value, memoryview):
+            attribute = dict(_read_fields(value))
+            bits = attribute.get(3)
+            if _is_text(attribute.get(1), b"bits") and isinstance(bits, int):
+                return bits
+    return 4
+
+
+def _is_text(value: int | memoryview | None, text: bytes) -> bool:
+    return isinstance(value, memoryview) and bytes(value) == text
 
 
 def _walk(message: memoryview, kind: str, depth: int) -> Iterator[ExternalTensor]:

@@ -115,6 +115,7 @@ class _Model:
         self._threads = options.threads
         facts = read_facts(payload.view(self._entry))
         self.nodes = facts.nodes
+        self.packed_bits = facts.packed_bits
         self._external = facts.external
         for tensor in self._external:
             if tensor.location not in data:
@@ -221,7 +222,7 @@ class OnnxRuntimeProgram:
                 session = self._model.open(profile_prefix=f"{directory}/profile")
                 # Exactly what runs in production: the outputs decide which nodes do.
                 session.run(self._names, {i.name: _zeros(i) for i in self._inputs})
-                return _precisions(Path(session.end_profiling()))
+                return _precisions(Path(session.end_profiling()), self._model.packed_bits)
         except (*_FAILURES, OSError):
             return {}
 
@@ -352,42 +353,35 @@ def _placement(session: ort.InferenceSession, nodes: int) -> dict[str, int]:
     return {name.removesuffix("ExecutionProvider"): nodes for name in session.get_providers()}
 
 
-def _precisions(profile: Path) -> dict[str, int]:
+def _precisions(profile: Path, packed_bits: tuple[int, ...]) -> dict[str, int]:
     """Count the kernels that do arithmetic in a profile, by precision; all kernels where none does."""
     kernels = [
-        (_kernel(event["args"]), [next(iter(t)) for t in event["args"]["input_type_shape"] if t])
+        (event["args"]["op_name"], [next(iter(t)) for t in event["args"]["input_type_shape"] if t])
         for event in json.loads(profile.read_text())
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     ]
     dynamic = any(kernel == "DynamicQuantizeLinear" for kernel, _ in kernels)
-    known = [(kernel, p) for kernel, types in kernels if (p := _precision_of(kernel, types, dynamic))]
+    known = [
+        (kernel, p) for kernel, types in kernels if (p := _precision_of(kernel, types, dynamic, packed_bits))
+    ]
     arithmetic = [p for kernel, p in known if any(word.lower() in kernel.lower() for word in _ARITHMETIC)]
     return dict(Counter(arithmetic or [p for _, p in known]))
 
 
-def _kernel(args: dict[str, Any]) -> str:
-    """Return the name of a kernel; of one that unpacks its weights, with how many bits they have."""
-    name: str = args["op_name"]
-    if name != "MatMulNBits":
-        return name
-    (activation, *_), (packed, *_) = (list(t.values()) for t in args["input_type_shape"][:2])
-    # Bytes of a column: as many as it has rows, or half as many.
-    return f"{name}/{8 if packed[1] * packed[2] >= activation[-1] else 4}"
-
-
-def _precision_of(kernel: str, types: list[str], dynamic: bool) -> str | None:
+def _precision_of(kernel: str, types: list[str], dynamic: bool, packed_bits: tuple[int, ...]) -> str | None:
     """Return what a kernel computes in; None where that is no number.
 
     Args:
         kernel: Its operator.
         types: Element types of its inputs.
         dynamic: Whether activations are quantized anew in each call.
+        packed_bits: Of the weights that MatMulNBits unpacks, the fewest first: its profile does not tell.
     """
     # ConvInteger, MatMulInteger and MatMulIntegerToFloat serve static quantization as well.
     if "DynamicQuantize" in kernel or (dynamic and "Integer" in kernel):
         return "int8-dynamic"
-    if kernel.startswith("MatMulNBits/"):
-        return f"int{kernel[-1]}-weights"
+    if kernel == "MatMulNBits" and packed_bits:
+        return f"int{packed_bits[0]}-weights"
     return next((_PRECISIONS[t] for t in types if t in _PRECISIONS), None)
 
 
