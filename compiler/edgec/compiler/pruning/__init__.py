@@ -1,0 +1,14 @@
+"""Structured pruning: channels that a model can do without are removed from a plain ONNX graph.
+
+`Pruner` follows channels through the graph (`trace`, with the rules of `layers`, `rules` and `shapes`),
+finds which of them go together (`groups`), measures on real inputs what each is worth (`energy`), chooses
+those that cost least per multiply-accumulate saved (`allocation`), cuts them out (`shrink`), and has the rest
+take over by least squares (`refit`). Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from edgec.compiler.pruning.pruner import Pruned, Pruner
+from edgec.compiler.pruning.refit import Refit
+
+__all__ = ["Pruned", "Pruner", "Refit"]

@@ -1,0 +1,301 @@
+"""Closed-form refit: what is left of each layer takes over what is gone, by least squares on real inputs.
+
+For a layer that computes W x + b, x now comes from the pruned network and y from the original one at the same
+place. The change D of the weights and d of the bias minimize |y - (W + D) x - (b + d)|^2 + c |D|^2, summed
+over samples and positions: D = R X' (X X' + c I)^-1 with the residuals R = Y - W X, all centred where there
+is a bias to absorb the means. The penalty pulls towards the weights there are, not towards zero, so that
+directions that the samples do not show stay as they were. Like ThiNet (Luo et al., ICCV 2017) and the layer
+problem of SparseGPT (Frantar and Alistarh, ICML 2023), but for whole graphs: layers are refitted in order,
+each on what those before it, refitted already, give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edgec.compiler.onnxruntime import ReferenceProgram, with_outputs
+from edgec.compiler.pruning.energy import picked_positions
+from edgec.compiler.pruning.linear import Linear, linear_layers
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean diagonal of X X'
+_HELD_OUT = 4  # every fourth sample judges the penalties
+_MOST_PASSES = 24  # over the samples; layers beyond that share a pass
+_MOST_BYTES = 1 << 30  # of the statistics of one pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """What a refit did to a layer.
+
+    Attributes:
+        layer: Name of its node, or of what it gives.
+        before: Error of its output on the calibration samples after pruning, as a share of its energy.
+        after: The same after the refit; never more.
+    """
+
+    layer: str
+    before: float
+    after: float
+
+
+def refit_layers(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    given: Mapping[str, NDArray[np.bool_]],
+    changed: Sequence[str],
+    samples: Sequence[Arrays],
+    seed: int = 0,
+) -> tuple[onnx.ModelProto, tuple[Refit, ...]]:
+    """Refit the layers of a pruned graph.
+
+    Args:
+        original: The graph before pruning.
+        pruned: After it, with the same names; left as it is.
+        given: Which channels of the outputs of layers are left, by name of the output; others have all.
+        changed: Outputs of the layers to refit, in the order of the graph.
+        samples: Inputs; all of them are used.
+        seed: Of the positions that are looked at.
+
+    Returns:
+        The refitted graph, and what was done to each layer.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(pruned)
+    done: list[Refit] = []
+    pending = [name for name in changed if name in linear_layers(copy)]
+    while pending:
+        layers = linear_layers(copy)
+        fits: list[_Fit] = []
+        share = -(-len(changed) // _MOST_PASSES)
+        used = 0
+        while pending and len(fits) < share:
+            layer = layers[pending[0]]
+            size = _Fit.bytes_of(layer)
+            if size > _MOST_BYTES:
+                pending.pop(0)  # too wide to solve: it stays as pruning left it
+                continue
+            if fits and used + size > _MOST_BYTES:
+                break
+            used += size
+            name = pending.pop(0)
+            fits.append(_Fit(layer, _bias_of(copy, layer), given.get(name)))
+        if fits:
+            _collect(original, copy, fits, samples, seed)
+            done += [report for fit in fits if (report := _apply(copy, fit)) is not None]
+    return copy, tuple(done)
+
+
+class _Sums:
+    """What least squares needs to know of a set of rows."""
+
+    def __init__(self, parts: int, width: int, outputs: int) -> None:
+        self.rows = 0
+        self.x, self.r = np.zeros((parts, width)), np.zeros((parts, outputs))
+        self.xx, self.xr = np.zeros((parts, width, width)), np.zeros((parts, width, outputs))
+        self.rr = np.zeros((parts, outputs))
+
+    def add(self, x: NDArray[np.float64], r: NDArray[np.float64]) -> None:
+        self.rows += len(x)
+        self.x += x.sum(axis=0)
+        self.r += r.sum(axis=0)
+        by_part, residuals = x.transpose(1, 0, 2), r.transpose(1, 0, 2)
+        self.xx += by_part.transpose(0, 2, 1) @ by_part
+        self.xr += by_part.transpose(0, 2, 1) @ residuals
+        self.rr += np.square(r).sum(axis=0)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        total = _Sums(self.x.shape[0], self.x.shape[1], self.r.shape[1])
+        total.rows = self.rows + other.rows
+        for name in ("x", "r", "xx", "xr", "rr"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def solve(self, penalty: float, shift: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the change of the weights, [parts, outputs, width], and of the bias, [parts, outputs]."""
+        xx, xr, n = self.xx, self.xr, max(1, self.rows)
+        if shift:
+            xx = xx - self.x[:, :, None] * self.x[:, None, :] / n
+            xr = xr - self.x[:, :, None] * self.r[:, None, :] / n
+        width = xx.shape[1]
+        scale = np.trace(xx, axis1=1, axis2=2) / width
+        ridge = penalty * np.where(scale > 0, scale, 1.0)
+        change = np.linalg.solve(xx + ridge[:, None, None] * np.eye(width), xr).transpose(0, 2, 1)
+        bias = (self.r - np.einsum("pow,pw->po", change, self.x)) / n if shift else np.zeros_like(self.r)
+        return np.asarray(change, np.float64), np.asarray(bias, np.float64)
+
+    def error(self, change: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
+        """Return what is left of the squared residuals after a change."""
+        fitted = 2 * change * self.xr.swapaxes(1, 2) - change * (change @ self.xx)
+        moved = np.einsum("pow,pw->po", change, self.x)
+        shifted = 2 * bias * (self.r - moved) - self.rows * bias**2
+        return float(self.rr.sum() - fitted.sum() - shifted.sum())
+
+
+class _Fit:
+    """One layer's least-squares problem.
+
+    Args:
+        layer: As pruning left it.
+        bias: What it adds, ``float64[outputs]``.
+        kept: Which channels of the original's output are left; None for all.
+    """
+
+    def __init__(self, layer: Linear, bias: NDArray[np.float64], kept: NDArray[np.bool_] | None) -> None:
+        self.layer, self.kept = layer, kept
+        self._matrix = layer.matrix()
+        parts, outputs, width = self._matrix.shape
+        # A MatMul's bias is added after the output that is compared; it takes the change all the same.
+        own = layer.bias_name is not None and layer.node.op_type != "MatMul"
+        self._bias = (bias if own else np.zeros(parts * outputs)).reshape(parts, outputs)
+        self.fitting, self.judging = _Sums(parts, width, outputs), _Sums(parts, width, outputs)
+        self._wanted = _Sums(parts, 0, outputs)
+
+    @staticmethod
+    def bytes_of(layer: Linear) -> int:
+        """Return what the statistics of a layer take, and the solving."""
+        parts, outputs, width = layer.matrix().shape
+        return int(8 * parts * width * (4 * width + 3 * outputs))
+
+    def add(self, x: NDArray[Any], y: NDArray[Any], number: int, seed: int) -> None:
+        """Take in one sample: x of the pruned network, y of the original one."""
+        picked = picked_positions(self.layer.positions(y), number, seed)
+        if self.kept is not None:
+            y = np.compress(
+                self.kept, y, axis=y.ndim - 1 if self.layer.node.op_type in ("Gemm", "MatMul") else 1
+            )
+        rows, wanted = self.layer.inputs(x, picked), self.layer.outputs(y, picked)
+        self._wanted.add(wanted[:, :, :0], wanted)
+        found = (rows.transpose(1, 0, 2) @ self._matrix.transpose(0, 2, 1)).transpose(1, 0, 2) + self._bias
+        (self.judging if number % _HELD_OUT == _HELD_OUT - 1 else self.fitting).add(rows, wanted - found)
+
+    def solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
+        """Return the change of weights and bias, which may be none, and squared errors before and after."""
+        shift, nothing = self.layer.can_shift, (np.zeros_like(self._matrix), np.zeros_like(self._bias))
+        total = self.fitting + self.judging
+        before = total.error(*nothing)
+        penalty = self._penalty(shift)
+        if penalty is None:
+            return *nothing, before, before
+        change, bias = total.solve(penalty, shift)
+        after = total.error(change, bias)
+        return (change, bias, before, after) if after < before else (*nothing, before, before)
+
+    def _penalty(self, shift: bool) -> float | None:
+        """Return the penalty that does best on samples that it was not fitted to; None where none helps."""
+        if not self.judging.rows:
+            return _PENALTIES[-2]
+        found = {p: self.judging.error(*self.fitting.solve(p, shift)) for p in _PENALTIES}
+        best = min(found, key=lambda p: found[p])
+        unchanged = float(self.judging.rr.sum())
+        return best if found[best] < unchanged else None
+
+    @property
+    def energy(self) -> float:
+        """Squared deviations of the original's outputs from their mean."""
+        wanted = self._wanted
+        return float((wanted.rr - np.square(wanted.r) / max(1, wanted.rows)).sum())
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """The weights as pruning left them."""
+        return self._matrix
+
+
+def _collect(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    fits: Sequence[_Fit],
+    samples: Sequence[Arrays],
+    seed: int,
+) -> None:
+    takes = list(dict.fromkeys(f.layer.node.input[0] for f in fits))
+    gives = list(dict.fromkeys(f.layer.node.output[0] for f in fits))
+    graph_inputs = {i.name for i in pruned.graph.input}
+    first = ReferenceProgram(_up_to(original, gives), optimize=True)
+    inner = [n for n in takes if n not in graph_inputs]
+    second = ReferenceProgram(_up_to(pruned, inner), optimize=True) if inner else None
+    with first:
+        for number, sample in enumerate(samples):
+            wanted = first.run(sample)
+            found = {**sample, **(second.run(sample) if second is not None else {})}
+            for fit in fits:
+                fit.add(found[fit.layer.node.input[0]], wanted[fit.layer.node.output[0]], number, seed)
+    if second is not None:
+        second.close()
+
+
+def _up_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return what a model does to compute some tensors; inputs that they do not need stay inputs."""
+    cut = with_outputs(model, names)
+    needed, nodes = set(names), []
+    for node in reversed(cut.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= _taken(node)
+    kept = list(reversed(nodes))
+    weights = [t for t in cut.graph.initializer if t.name in needed]
+    outputs = [o for o in cut.graph.output if o.name in set(names)]
+    graph = onnx.GraphProto(
+        name=cut.graph.name, node=kept, input=cut.graph.input, initializer=weights, output=outputs
+    )
+    return onnx.ModelProto(
+        ir_version=cut.ir_version, opset_import=cut.opset_import, functions=cut.functions, graph=graph
+    )
+
+
+def _taken(node: onnx.NodeProto) -> set[str]:
+    names = set(node.input)
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                names |= _taken(inner)
+    return names
+
+
+def _bias_of(model: onnx.ModelProto, layer: Linear) -> NDArray[np.float64]:
+    tensor = next((t for t in model.graph.initializer if t.name == layer.bias_name), None)
+    if tensor is None:
+        return np.zeros(int(np.prod(layer.matrix().shape[:2])))
+    return numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def _apply(model: onnx.ModelProto, fit: _Fit) -> Refit | None:
+    """Write a fit's change into the graph, and return what it did."""
+    change, bias, before, after = fit.solve()
+    layer, energy = fit.layer, max(fit.energy, 1e-30)
+    name = layer.node.name or layer.node.output[0]
+    if after < before:
+        weights = {t.name: t for t in model.graph.initializer}
+        _write(weights[layer.node.input[1]], layer.unmatrix(fit.matrix + change))
+        _shift(model, layer, bias.ravel(), weights)
+    return Refit(layer=name, before=before / energy, after=max(0.0, after) / energy)
+
+
+def _shift(
+    model: onnx.ModelProto, layer: Linear, shift: NDArray[np.float64], weights: Mapping[str, onnx.TensorProto]
+) -> None:
+    if not layer.can_shift or not np.any(shift):
+        return
+    if layer.bias_name is not None:
+        tensor = weights[layer.bias_name]
+        array = numpy_helper.to_array(tensor)
+        _write(tensor, (array.astype(np.float64) + shift).astype(array.dtype))
+        return
+    name = f"{layer.node.output[0]}/refitted_bias"
+    model.graph.initializer.append(numpy_helper.from_array(shift.astype(layer.weight.dtype), name))
+    node = next(n for n in model.graph.node if layer.node.output[0] in n.output)
+    del node.input[2:]
+    node.input.append(name)
+
+
+def _write(tensor: onnx.TensorProto, array: NDArray[Any]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
