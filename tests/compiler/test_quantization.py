@@ -281,6 +281,39 @@ def test_an_excluded_node_stays_in_float(scheme: str, exclude: str) -> None:
     assert is_dequantized(result, node_named(result, "conv1").input[1])
 
 
+def test_what_an_excluded_layer_gives_is_not_rounded_to_be_added() -> None:
+    result = quantized(networks.residual(), exclude=["conv2"])
+    assert not any(is_dequantized(result, n) for n in node_named(result, "conv2").input[1:])
+    assert "c2" in node_named(result, "add1").input
+    assert is_dequantized(result, node_named(result, "conv3").input[0])
+    assert all(is_dequantized(result, n) for n in node_named(result, "add2").input)
+
+
+def test_an_average_is_scaled_by_its_own_range() -> None:
+    rng = np.random.default_rng(5)
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"], "conv"),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("AveragePool", ["r"], ["p"], "pool", kernel_shape=[16, 16]),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "head"], ["y"], "head"),
+    ]
+    weights = {
+        "w": rng.normal(size=(8, 3, 1, 1)).astype(np.float32),
+        "head": rng.normal(size=(8, 4)).astype(np.float32),
+    }
+    model = networks.model_of(nodes, {"image": [1, 3, 16, 16]}, ["y"], weights)
+    table, result = table_of(model), quantized(model)
+    for layer in ("pool", "flatten"):
+        taken = producer(result, f"{node_named(result, layer).output[0]}")
+        assert taken is not None
+    pair = producer(result, node_named(result, "head").input[0])
+    assert pair is not None
+    low, high = table.range("f")
+    assert float(constant(result, pair.input[1])) == pytest.approx((high - low) / 255)
+    assert high < table.range("r")[1] / 2
+
+
 def test_an_excluded_matmul_is_found_by_its_own_name() -> None:
     result = quantized(networks.mlp(), exclude=["dense1"])
     assert not any(is_dequantized(result, n) for n in node_named(result, "dense1").input)

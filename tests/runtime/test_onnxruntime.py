@@ -94,3 +94,28 @@ def test_measuring_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     assert program([Node("Neg", ["x"], ["y"])]).precisions == {"fp32": 1}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_a_build_left_in_float_is_not_rounded_to_int8() -> None:
+    # Left to itself, ONNX Runtime would give the weights one int8 scale, and lose the second column.
+    weights = np.stack([np.full(64, 1.0), np.full(64, 1e-3)], axis=1).astype(np.float32)
+    between = program(
+        [
+            Node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+            Node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+            Node("Gemm", ["xd", "narrow"], ["h"]),
+            Node("QuantizeLinear", ["h", "fine", "zero"], ["hq"]),
+            Node("DequantizeLinear", ["hq", "fine", "zero"], ["hd"]),
+            Node("MatMul", ["hd", "widen"], ["y"]),
+        ],
+        {
+            "narrow": weights,
+            "widen": np.eye(2, 64, dtype=np.float32),
+            "fine": np.array(1e-3, np.float32),
+            **{name: value for name, value in SCALARS.items() if name in ("scale", "zero")},
+        },
+        promised="mixed",
+    )
+    assert between.precisions == {"fp32": 2}
+    given = between.run({"x": np.full((4, 64), 1.0, np.float32)})["y"]
+    np.testing.assert_allclose(given[:, 1], 0.064, atol=1e-3)

@@ -275,8 +275,9 @@ def quantizes(converter: Converter) -> bool:
 
 def usual_recipe(variant: Variant, precision: str) -> Recipe:
     """Return how a variant is made ready for a precision before anything is known of what that costs."""
-    smooth = precision == "int8" and not variant.quantized and normalizes_products(variant.model)
-    return Recipe(precision=precision, smooth=_SMOOTH if smooth else None)
+    if precision == "int8" and not variant.quantized and normalizes_products(variant.model):
+        return Recipe(precision=precision, smooth=_SMOOTH, method="minmax", correct_bias=False)
+    return Recipe(precision=precision)
 
 
 def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callable[[str], None]) -> Outcome:

@@ -27,6 +27,9 @@ _STRUCTURAL_INPUTS = {
     "DequantizeLinear": (1,),
 }
 
+# As in the runtime: weights that a Q/DQ graph leaves in float stay in float.
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -49,7 +52,9 @@ class ReferenceProgram:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session: Any = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session: Any = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
+            )
         except Exception as e:  # the binding's exception classes share no base but Exception
             raise UnsupportedModelError(
                 f"ONNX Runtime {ort.__version__} cannot run the model, so nothing can be proven about it: "

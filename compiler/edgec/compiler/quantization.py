@@ -188,14 +188,24 @@ def _choose(
         if node.op_type in weighted:
             fits = _has_plain_weights(graph, node)
         elif node.op_type in passing:
-            fed = (graph.producers.get(name) for name in graph.float_inputs(node))
-            fits = any(p is not None and p.name in chosen for p in fed) and _passes_int8(graph, node)
+            fed = [p for name in graph.float_inputs(node) if (p := graph.producers.get(name)) is not None]
+            # What a layer that is kept in float gives must not be rounded only to be added to int8.
+            apart = any(_is_excluded(graph, p, exclude) for p in fed)
+            fits = not apart and any(p.name in chosen for p in fed) and _passes_int8(graph, node)
         else:
             continue
         touched = [n for n in (*node.input, *node.output) if n and n not in graph.initializers]
         if fits and all(graph.is_known(n) for n in touched if graph.is_float(n)):
             chosen.add(node.name)
     return chosen
+
+
+def _is_excluded(graph: _View, node: onnx.NodeProto, exclude: frozenset[str]) -> bool:
+    """Whether a node is to stay in float, or is a Relu of one that is."""
+    if exclude & {node.name, *node.output}:
+        return True
+    producer = graph.producers.get(node.input[0]) if node.op_type == "Relu" else None
+    return producer is not None and bool(exclude & {producer.name, *producer.output})
 
 
 def _has_plain_weights(graph: _View, node: onnx.NodeProto) -> bool:
@@ -453,9 +463,27 @@ def _quantize_with_ort(
                 "AddQDQPairToWeight": scheme.weight_qdq,
             },
         )
+        _scale_averages_apart(quantizer, {n.name for n in model.graph.node if n.op_type == "AveragePool"})
         result: onnx.ModelProto = quantizer.quantize_model()
     _leave_float_results(result.graph, chosen)
     return result
+
+
+def _scale_averages_apart(quantizer: Any, averages: Collection[str]) -> None:
+    """Have ONNX Runtime's quantizer scale averages by their own range.
+
+    It gives the output of an AveragePool the scale of its input, as that of operators that only move values;
+    but an average over a whole picture spans a fraction of what its pixels do, and would lose bits.
+    """
+    same_as_input = quantizer.quantize_output_same_as_input
+
+    def scale(output: str, source: str, node: str) -> None:
+        if node in averages:
+            quantizer.quantize_activation_tensor(output)
+        else:
+            same_as_input(output, source, node)
+
+    quantizer.quantize_output_same_as_input = scale
 
 
 def _leave_float_results(graph: onnx.GraphProto, chosen: set[str]) -> None:

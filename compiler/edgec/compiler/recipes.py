@@ -21,22 +21,24 @@ class Recipe:
     """
 
     precision: str
-    method: str = "minmax"
+    method: str = "mse"
     smooth: float | None = None
     equalize: bool = False
-    correct_bias: bool = False
+    correct_bias: bool = True
     exclude: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The precision, and what differs from its usual recipe: ``int8 (percentile, 2 in float)``."""
-        extras = [] if self.method == "minmax" else [self.method]
+        # Transformers have outliers that must not be clipped, and no biases of their own after products.
+        method, correct_bias = ("mse", True) if self.smooth is None else ("minmax", False)
+        extras = [] if self.method == method else [self.method]
         if self.smooth is not None:
             extras.append(f"smooth {self.smooth:g}")
         if self.equalize:
             extras.append("equalized")
-        if self.correct_bias:
-            extras.append("bias corrected")
+        if self.correct_bias != correct_bias:
+            extras.append("bias corrected" if self.correct_bias else "biases as they are")
         if self.exclude:
             extras.append(f"{len(self.exclude)} in float")
         return f"{self.precision} ({', '.join(extras)})" if extras else self.precision

@@ -28,6 +28,9 @@ from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._versions import check_version
 
 _PROVIDERS = ["CPUExecutionProvider"]
+# Between Q/DQ pairs it rounds the weights of layers that a build left in float to int8, with one scale for
+# all of them; where weights are in int8 already it has nothing to do.
+_DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 # What the binding raises: classes of its own with no base but Exception, and for some failures
 # inside of numpy or the standard library of C++ the built-in ones.
 _FAILURES = (
@@ -147,7 +150,10 @@ class _Model:
         try:
             # bytes(): the binding takes no memoryview. It is the graph only, without its weights.
             session = ort.InferenceSession(
-                bytes(self._payload.view(self._entry)), options, providers=_PROVIDERS
+                bytes(self._payload.view(self._entry)),
+                options,
+                providers=_PROVIDERS,
+                disabled_optimizers=_DISABLED_OPTIMIZERS,
             )
         except _FAILURES as e:
             raise InferenceError(
