@@ -73,7 +73,7 @@ def rebuild(
         output: Directory for the new one, which has the name that `compile_model` gives.
         source: The model; None to look for it.
         calibration: The representative data; None to look for it.
-        evaluation: The labelled data; None to look for it. Of an artifact that was built without, it
+        evaluation: The data to judge on; None to look for it. Of an artifact that was built without, it
             serves to compare only.
         metric: What to score; None for the artifact's own.
         compare: Whether to compare the two afterwards.
@@ -113,7 +113,7 @@ def rebuild(
             pipeline=_pipeline(opened, lock, Path(folder)),
             calibration=data,
             evaluation=labelled if lock.evaluation is not None else None,
-            metric=scored if lock.evaluation is not None else None,
+            metric=lock.metric,
             options=replace(lock.options, workers=workers),
             progress=progress,
             command=command,
@@ -183,7 +183,7 @@ class _Finder:
                     f"the {what} data is not at {spec or 'a known place'}: say with --{what} where it is "
                     f"({lock.samples} samples, SHA-256 {lock.sha256})"
                 )
-        found = self._open(spec, labelled=what == "evaluation")
+        found = self._open(spec, labelled=what == "evaluation" and self._lock.metric is not None)
         if found.digest != lock.sha256:
             raise DataError(
                 f"{found.source} is not the {what} data of the artifact: its SHA-256 is {found.digest}, not "
@@ -208,6 +208,12 @@ class _Finder:
 def _metric(lock: Lock, metric: str | None, labelled: Dataset | None) -> str | None:
     if lock.metric is not None and metric not in (None, lock.metric):
         raise DataError(f"the artifact was held to {lock.metric}, not {metric}: leave out --metric")
+    if lock.metric is None and lock.evaluation is not None:
+        if metric is not None:
+            raise DataError(
+                f"the artifact was held to its source's outputs, not to {metric}: leave out --metric"
+            )
+        return None
     found = lock.metric or metric
     if (labelled is None) != (found is None):
         raise DataError("--evaluation and --metric belong together: give both, or none")

@@ -15,7 +15,6 @@ from edgec.artifact import TensorSpec
 from edgec.compiler.likeness import (
     ENOUGH_AGREEMENT,
     ENOUGH_SNR_DB,
-    SHOWN_AGREEMENT,
     Kind,
     Likeness,
     LikenessTally,
@@ -120,6 +119,16 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
     )
 
 
+def judge_graph(
+    graph: onnx.ModelProto, variant: Variant, baseline: Baseline | None, options: CompileOptions
+) -> Gate:
+    """Judge a graph that takes what a variant takes, in ONNX Runtime."""
+    with ReferenceProgram(graph, optimize=True, threads=0) as program:
+        if baseline is not None:
+            return judge_labelled(_SourcePredictor(variant.processor, program.run), baseline, options)
+        return judge_unlabelled(program.run, variant, options)
+
+
 def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gate:
     """Hold a candidate's outputs against the source's where there are no labels.
 
@@ -141,18 +150,20 @@ def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gat
     if verdicts == {"pass"}:
         return gate
     if "fail" in verdicts:
-        return replace(gate, verdict="fail", short=True, reason=f"{figures}; {_asked(found)} is asked for")
-    needed = max((f.needed or 0 for f in found if f.verdict == "inconclusive"), default=0)
-    remedy = f"about {needed} would show it" if needed else "more would tell"
+        asked = _asked([f for f in found if f.verdict == "fail"])
+        return replace(gate, verdict="fail", short=True, reason=f"{figures}; {asked} is asked for")
+    undecided = [f for f in found if f.verdict == "inconclusive"]
+    short = any(f.short for f in undecided)
+    what = "too few samples to show that this is enough"
+    if short:
+        what = f"less than the {_asked(undecided)} asked for, on too few samples to be sure"
+    needed = max((f.needed or 0 for f in undecided), default=0)
+    remedy = f"about {needed} would do" if needed and not short else "more would tell"
     if options.accept_inconclusive:
-        reason = f"{figures}: inconclusive, accepted by --accept-inconclusive; {remedy}"
-        return replace(gate, reason=reason)
-    reason = (
-        f"{figures}: too few samples to show {SHOWN_AGREEMENT:.0%} agreement or {ENOUGH_SNR_DB:g} dB; "
-        f"{remedy}: give --evaluation with more (they need no labels), or --accept-inconclusive"
-    )
-    short = any(f.short for f in found if f.verdict == "inconclusive")
-    return replace(gate, verdict="inconclusive", short=short, reason=reason)
+        reason = f"{figures}: {what}, accepted by --accept-inconclusive; {remedy}"
+        return replace(gate, short=short, reason=reason)
+    remedy += ": give --evaluation with more (they need no labels), or --accept-inconclusive"
+    return replace(gate, verdict="inconclusive", short=short, reason=f"{figures}: {what}; {remedy}")
 
 
 def compare_unlabelled(run: Run, variant: Variant) -> list[Likeness]:
@@ -168,7 +179,7 @@ def compare_unlabelled(run: Run, variant: Variant) -> list[Likeness]:
         for name, tally in tallies.items():
             tally.add(expected[name], actual[name])
 
-    with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
+    with ReferenceProgram(variant.source, optimize=True, threads=0) as program:
         first = next(variant.judged_inputs(1), None)
         if first is None:
             raise DataError("the data holds no samples to judge on: give at least one")
@@ -196,8 +207,8 @@ def _on_what(variant: Variant, found: Sequence[Likeness]) -> str:
 
 
 def _asked(found: Sequence[Likeness]) -> str:
-    """Return what is asked of the outputs that fail, in words."""
-    kinds = {f.kind for f in found if f.verdict == "fail"}
+    """Return what is asked of outputs, in words."""
+    kinds = {f.kind for f in found}
     wanted = [f"agreement of {ENOUGH_AGREEMENT:.0%}"] if kinds - {"values"} else []
     wanted += [f"{ENOUGH_SNR_DB:g} dB"] if kinds - {"classes"} else []
     return " or ".join(wanted)
