@@ -65,7 +65,7 @@ def run_onnx(model: onnx.ModelProto, sample: Arrays) -> list[NDArray[Any]]:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, sample))
+    return [np.asarray(a) for a in session.run(None, sample)]
 
 
 def run_tflite(model: TfliteModel, sample: Arrays, *, reference: bool = False) -> list[NDArray[Any]]:

@@ -14,8 +14,9 @@ from edgec.compiler.tflite.layout import channels_last
 from edgec.compiler.tflite.lowering import NONE, Lowering
 from edgec.compiler.tflite.modes import Mode
 from edgec.compiler.tflite.registry import Refused, operator
-from edgec.compiler.tflite.spatial import VALID, Window, padded_image, read_window
+from edgec.compiler.tflite.spatial import VALID, Window, pad_image, padded_image, read_window
 
+_LARGEST_STRIDE = 3  # of a convolution that every NPU takes
 _EPSILON = 1e-5  # ONNX's default of BatchNormalization
 
 
@@ -84,9 +85,41 @@ def lower_conv(lowering: Lowering, node: Node) -> None:
     if bias is None:
         bias = np.zeros(weights.shape[0], np.float32)
     output, activation = lowering.fuse_activation(node.outputs[0])
+    if groups == 1 and lowering.rank(node.inputs[0]) == 3 and window.strides[1] > _LARGEST_STRIDE:
+        folded = _fold_stride(lowering, node, weights, window)
+        if folded is not None:
+            image, weights, window = folded
+            _emit_conv(lowering, node, image, weights, bias, False, VALID, window, output, activation)
+            return
     image, padding = padded_image(lowering, node.inputs[0], window)
     depthwise = groups > 1 and weights.shape[1] == 1
     _emit_conv(lowering, node, image, weights, bias, depthwise, padding, window, output, activation)
+
+
+def _fold_stride(
+    lowering: Lowering, node: Node, weights: NDArray[np.float32], window: Window
+) -> tuple[int, NDArray[np.float32], Window] | None:
+    """Return a 1-D convolution of a long stride as one of stride 1: its image, weights and window.
+
+    [1, q * s, c] lies in memory as [1, q, s * c]. None where the input has a rest that no window reaches.
+    """
+    stride, extent, steps = window.strides[1], window.extent[1], window.output[1]
+    taps = -(-extent // stride)
+    right = (steps + taps - 1) * stride - window.sizes[1] - window.begins[1]
+    if right < 0:
+        return None
+    image = lowering.take(node.inputs[0], channels_last(3))
+    if window.begins[1] or right:
+        image = pad_image(lowering, image, (0, window.begins[1]), (0, right), node.inputs[0])
+    batch, _, width, channels = lowering.file.tensors[image].shape
+    image = lowering.reshape(image, (batch, 1, width // stride, stride * channels), node.inputs[0])
+    outputs, inputs = weights.shape[:2]
+    filled = np.zeros((outputs, inputs, taps * stride), np.float32)
+    filled[:, :, : extent : window.dilations[1]] = weights[:, :, 0]
+    parts = filled.reshape(outputs, inputs, taps, stride).transpose(0, 3, 1, 2)
+    folded = parts.reshape(outputs, stride * inputs, 1, taps)
+    sizes = (1, width // stride)
+    return image, folded, Window((1, taps), (1, 1), (1, 1), (0, 0), (0, 0), sizes, window.output)
 
 
 def _emit_conv(
@@ -145,9 +178,9 @@ def lower_batch_normalization(lowering: Lowering, node: Node) -> None:
 
 @operator(
     "ConvTranspose",
-    tflite=("TRANSPOSE_CONV", "SLICE"),
+    tflite=("TRANSPOSE_CONV", "CONV_2D", "SLICE"),
     limits="1-D and 2-D; weights and bias constant; output_padding below the stride",
-    note="groups and dilations are written as a dense kernel with zeros",
+    note="groups and dilations: a dense kernel with zeros; 1-D with a stride: CONV_2D and RESHAPE",
 )
 def lower_conv_transpose(lowering: Lowering, node: Node) -> None:
     """Write the whole transposed convolution, then cut off what ONNX's pads remove."""
@@ -172,10 +205,13 @@ def lower_conv_transpose(lowering: Lowering, node: Node) -> None:
         raise Refused("its output_padding reaches the stride", "pad the output with a Pad instead")
     if bias is None:
         bias = np.zeros(weights.shape[1], np.float32)
+    if count == 1 and strides[1] > 1:
+        _subpixel(lowering, node, image, weights[:, :, 0], bias, strides[1], begins[1])
+        return
     cut = list(wide) != list(final)
     output, activation = lowering.fuse_activation(node.outputs[0])
-    # Kernels before version 4 have no activation: it is an operator of its own.
-    separate = activation if activation != NONE else NONE
+    # Older kernels have no activation: it is an operator of its own, or the end of the integers' range.
+    separate = NONE if lowering.integer and lowering.activation_dtype == "int8" else activation
     w, b = add_weights(lowering, node, weights.transpose(1, 2, 3, 0), bias, image, 0, hybrid=False)
     shape = [batch, *wide, weights.shape[1]]
     options = S.TransposeConvOptionsT()
@@ -195,6 +231,54 @@ def lower_conv_transpose(lowering: Lowering, node: Node) -> None:
         begin = lowering.int32([0, *begins, 0], f"{output}/begin")
         cut_out = lowering.give(output, layout, quant)
         lowering.emit(B.SLICE, [made, begin, ends], [cut_out], S.SliceOptionsT())
+
+
+def _subpixel(
+    lowering: Lowering,
+    node: Node,
+    image: int,
+    weights: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    stride: int,
+    begin: int,
+) -> None:
+    """Write a 1-D transposed convolution as a convolution that gives `stride` pixels as channels.
+
+    With o = q * stride + r, ``y[o] = sum_j x[q - j] w[j * stride + r]``; [1, q, r * c] is [1, q * r, c] as it
+    lies in memory (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016).
+    It computes as much as TRANSPOSE_CONV, and NPUs have it for every stride.
+    """
+    inputs, outputs, kernel = weights.shape
+    taps = -(-kernel // stride)
+    filled = np.zeros((inputs, outputs, taps * stride), np.float32)
+    filled[:, :, :kernel] = weights
+    parts = filled.reshape(inputs, outputs, taps, stride)[:, :, ::-1]
+    dense = parts.transpose(3, 1, 2, 0).reshape(stride * outputs, 1, taps, inputs)
+    batch, _, width, _ = lowering.file.tensors[image].shape
+    final = lowering.shape(node.outputs[0])[2]
+    left = max(taps - 1 - begin // stride, 0)
+    right = max(-(-(begin + final) // stride) - width, 0)
+    output, activation = lowering.fuse_activation(node.outputs[0])
+    if left or right:
+        image = pad_image(lowering, image, (0, left), (0, right), output)
+    steps = left + width + right - taps + 1
+    offset = begin - (taps - 1 - left) * stride
+    quant = lowering.calibrated(output) if lowering.integer else None
+    dtype = lowering.graph.dtype(output) if quant is None else quant.dtype
+    made = lowering.file.add_tensor(f"{output}/steps", (batch, 1, steps, stride * outputs), dtype, quant)
+    options = S.Conv2DOptionsT()
+    options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1
+    options.padding, options.fusedActivationFunction = VALID, activation
+    w, b = add_weights(lowering, node, dense, np.tile(bias, stride), image, 0)
+    lowering.emit(B.CONV_2D, [image, w, b], [made], options)
+    made = lowering.reshape(made, (batch, 1, steps * stride, outputs), output)
+    layout = channels_last(3)
+    if steps * stride == final:
+        lowering.hold(output, made, layout, quant)
+        return
+    ends = lowering.int32([batch, 1, final, outputs], f"{output}/size")
+    begins = lowering.int32([0, 0, offset, 0], f"{output}/begin")
+    lowering.emit(B.SLICE, [made, begins, ends], [lowering.give(output, layout, quant)], S.SliceOptionsT())
 
 
 def _activate(

@@ -16,6 +16,7 @@ from edgec.compiler.tflite.layout import (
     significant,
     tensor_shape,
     transposed,
+    without_axes,
 )
 from edgec.compiler.tflite.lowering import Lowering
 from edgec.compiler.tflite.registry import Refused, operator
@@ -274,12 +275,18 @@ def lower_tile(lowering: Lowering, node: Node) -> None:
     lowering.emit(B.TILE, [tensor, times], [made], S.TileOptionsT())
 
 
-@operator("Gather", tflite=("GATHER",), limits="indices not negative where they are computed at run time")
+@operator(
+    "Gather", tflite=("GATHER", "SLICE"), limits="indices not negative where they are computed at run time"
+)
 def lower_gather(lowering: Lowering, node: Node) -> None:
     """Write a selection of rows; indices that count from the end are made to count from the start."""
     x, indices, output = node.inputs[0], node.inputs[1], node.outputs[0]
     axis = int(node.attributes.get("axis", 0)) % lowering.rank(x)
     layout = full_layout(lowering, x)
+    begin = _run_start(lowering, indices, lowering.shape(x)[axis])
+    if begin is not None and not lowering.is_constant(x):
+        _gather_run(lowering, x, output, axis, begin, lowering.rank(indices))
+        return
     if lowering.rank(indices) != 1:
         layout = identity(lowering.rank(x))
     quant: Quant | None = lowering.quant(x) if lowering.is_constant(x) else lowering.present_quant(x)
@@ -289,6 +296,33 @@ def lower_gather(lowering: Lowering, node: Node) -> None:
     after = layout if lowering.rank(indices) == 1 else identity(lowering.rank(output))
     made = lowering.give(output, after, quant)
     lowering.emit(B.GATHER, [tensor, _indices(lowering, indices, lowering.shape(x)[axis])], [made], options)
+
+
+def _run_start(lowering: Lowering, name: str, size: int) -> int | None:
+    """Return where constant indices start that follow each other, as a Slice would take them."""
+    array = lowering.graph.constants.get(name)
+    if array is None or array.ndim > 1 or array.size == 0:
+        return None
+    flat = np.where(array < 0, array + size, array).reshape(-1)
+    return int(flat[0]) if np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)) else None
+
+
+def _gather_run(lowering: Lowering, x: str, output: str, axis: int, begin: int, rank: int) -> None:
+    """Write the rows from `begin` on as a SLICE, which NPUs have; a single index drops its axis."""
+    layout = full_layout(lowering, x)
+    tensor = lowering.take(x, layout, lowering.present_quant(x))
+    source = lowering.file.tensors[tensor]
+    length = lowering.shape(output)[axis] if rank else 1
+    begins = [begin if a == axis else 0 for a in layout]
+    sizes = [length if a == axis else d for a, d in zip(layout, source.shape, strict=True)]
+    made = lowering.file.add_tensor(f"{output}/rows", sizes, source.dtype, source.quant)
+    constants = [lowering.int32(begins, f"{output}/begin"), lowering.int32(sizes, f"{output}/size")]
+    lowering.emit(B.SLICE, [tensor, *constants], [made], S.SliceOptionsT())
+    after = layout
+    if rank == 0:
+        after = without_axes(layout, (axis,))
+        made = lowering.reshape(made, tensor_shape(lowering.shape(output), after), output)
+    lowering.hold(output, made, after, source.quant)
 
 
 def _indices(lowering: Lowering, name: str, size: int) -> int:
