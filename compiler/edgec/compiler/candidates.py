@@ -20,7 +20,7 @@ from edgec.compiler.drift import CLIPPED_SAMPLES, clipping_sentence
 from edgec.compiler.dynamic import quantize_dynamic
 from edgec.compiler.equalization import equalize_channels, shift_biases
 from edgec.compiler.explain import mean_shifts
-from edgec.compiler.fake_quantization import fake_quantized
+from edgec.compiler.fake_quantization import ROUNDED, fake_quantized
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.parity import (
@@ -30,7 +30,6 @@ from edgec.compiler.parity import (
     check_parity,
     dynamic_reference,
     first_divergence,
-    integer_reference,
     parity_sentence,
     quantized_reference,
 )
@@ -250,7 +249,8 @@ class Shared:
                 shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
                 base, _ = shift_biases(base, shifts)
                 made = fake_quantized(base, quantities)
-            self._rounded[key] = base, quantities, integer_reference(made, variant.parity_inputs)
+            reference = quantized_reference(made, variant.parity_inputs, ROUNDED)
+            self._rounded[key] = base, quantities, reference
         return self._rounded[key]
 
     def forget(self, recipe: Recipe) -> None:

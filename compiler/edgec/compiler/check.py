@@ -22,6 +22,8 @@ from edgec.compiler.engines import Judge, find_judge
 from edgec.compiler.lint import Finding, lint_limits, lint_tensorrt
 from edgec.compiler.model import SourceModel, load_model, opset_of, real_inputs
 from edgec.compiler.passes.fit_limits import fit_limits
+from edgec.compiler.passes.fold_constant_dequantize import is_quantized
+from edgec.compiler.passes.normalize_qdq import normalize_qdq
 from edgec.compiler.passes.simplify import simplify
 from edgec.compiler.places import Place, Tensor, find_places
 from edgec.errors import PassError, UnsupportedModelError
@@ -29,7 +31,7 @@ from edgec.targets import Target
 
 MODEL = "(model)"
 # What this version builds: from the model, by a converter of its own.
-_BUILT_FAMILIES = ("onnxruntime", "openvino", "tensorrt")
+_BUILT_FAMILIES = ("onnxruntime", "openvino", "tensorrt", "litert")
 _REFERENCE = "onnxruntime"
 _SHAPES = re.compile(r"rank|shape|dimension|dynamic", re.IGNORECASE)
 _LARGEST_CONSTANT = 1 << 20  # bytes of one input; a larger one is declared and not given
@@ -182,7 +184,11 @@ def check_model(
         simpler = simplify(proto)
     except PassError:
         return report
-    after = _check_form(simpler, None, target, ("judged after simplification, as it would be compiled",))
+    note = "judged after simplification, as it would be compiled"
+    if target.quantization is not None and is_quantized(simpler):
+        simpler = normalize_qdq(simpler, target.quantization)[0]
+        note = "judged after simplification, its quantization in the form that the target takes, as compiled"
+    after = _check_form(simpler, None, target, (note,))
     return after if len(after.refused) < len(report.refused) else report
 
 
@@ -245,6 +251,10 @@ def _unbuilt(
 def _rules(model: onnx.ModelProto, target: Target) -> list[Finding]:
     if target.family == "tensorrt":
         return lint_tensorrt(model, target)
+    if target.family == "litert":
+        from edgec.compiler.lint_litert import lint_litert  # here, because the writer has an extra of its own
+
+        return lint_litert(model, target)
     return lint_limits(model, target.limits)
 
 

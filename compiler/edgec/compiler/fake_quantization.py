@@ -18,6 +18,7 @@ from edgec.compiler.converters import Quantities
 from edgec.compiler.quantization import raise_opset
 from edgec.errors import CalibrationError
 
+ROUNDED = "the source with every activation and weight rounded to int8"
 _OPSET = 13
 # What alone computes in integers in a transformer.
 PRODUCTS = ("Conv", "Gemm", "MatMul")

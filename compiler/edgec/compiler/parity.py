@@ -213,7 +213,9 @@ def _weights_are_attributes(model: onnx.ModelProto) -> bool:
     return any(node.domain == "ai.onnx.ml" for node in model.graph.node)
 
 
-def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Reference:
+def quantized_reference(
+    model: onnx.ModelProto, inputs: Sequence[Arrays], what: str = "its own Q/DQ graph"
+) -> Reference:
     """Run a Q/DQ graph as it is written; an artifact made from it may be two quantization steps off.
 
     Engines fuse Q/DQ pairs into integer kernels, whose results may round to the neighbouring step.
@@ -226,6 +228,7 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
     Args:
         model: With explicit Q/DQ, weights inside.
         inputs: Samples.
+        what: What the graph is to the artifact, in words.
     """
     steps = output_steps(model)
     roundoff = _MARGIN * ROUNDOFF["fp32"]  # of what stays in float
@@ -240,41 +243,9 @@ def quantized_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Ref
             _QUANTIZATION_STEPS * steps.get(name, 0.0) + _MARGIN * ROUNDOFF["fp32"] * largest
         ),
         description=(
-            "its own Q/DQ graph in ONNX Runtime, optimizations off; tolerance "
+            f"{what} in ONNX Runtime, optimizations off; tolerance "
             f"{_QUANTIZATION_STEPS:g} quantization steps of the output over the "
             f"deviation in {_RUNS} runs with activations misrounded by 1/16 step, of the largest error "
-            f"{_QUANTIZED_PEAK_MARGIN:g} x that"
-        ),
-    )
-
-
-def integer_reference(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> Reference:
-    """Run a graph in which every activation is rounded; a file in integers may round otherwise everywhere.
-
-    An engine's file fuses what the graph rounds twice, and has its own scales where its specification fixes
-    them. So each activation may be half a step off, which is as much as rounding does; otherwise this is
-    `quantized_reference`.
-
-    Args:
-        model: As `fake_quantized` gives it.
-        inputs: Samples.
-    """
-    steps = output_steps(model)
-    roundoff = _MARGIN * ROUNDOFF["fp32"]
-    return _reference(
-        model,
-        inputs,
-        noisy=_Misrounding(roundoff, _ROUNDING_STEPS),
-        input_roundoff=roundoff,
-        margin=1.0,
-        peak_margin=_QUANTIZED_PEAK_MARGIN,
-        least=lambda name, largest: (
-            _QUANTIZATION_STEPS * steps.get(name, 0.0) + _MARGIN * ROUNDOFF["fp32"] * largest
-        ),
-        description=(
-            "the source with every activation and weight rounded to int8, in ONNX Runtime, optimizations "
-            f"off; tolerance {_QUANTIZATION_STEPS:g} quantization steps of the output over the deviation in "
-            f"{_RUNS} runs with activations off by up to half a step, of the largest error "
             f"{_QUANTIZED_PEAK_MARGIN:g} x that"
         ),
     )
@@ -289,7 +260,7 @@ def dynamic_reference(
         model: With explicit DynamicQuantizeLinear, weights inside.
         inputs: Samples.
         rounds_alike: Whether the artifact is made of this graph, and rounds where it does. Otherwise each
-            activation may be half a step off, as in `integer_reference`.
+            activation may be half a step off, which is as much as rounding does.
     """
     steps = _MISROUNDING_STEPS if rounds_alike else _ROUNDING_STEPS
     roundoff = _MARGIN * ROUNDOFF["fp32"]  # of what stays in float

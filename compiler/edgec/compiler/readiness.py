@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from shutil import which
 
 from edgec.errors import ConversionError
-from edgec.runtime.installation import EngineState
+from edgec.runtime.installation import EngineState, find_package
 from edgec.targets import Engine, Target, host_arch, host_features
 
 
@@ -45,6 +46,8 @@ def readiness(target: Target, engines: Mapping[str, EngineState]) -> Readiness:
     buildable, backend = _buildable(engine, missing)
     proven_on = _runner(target, engine, backend, engines, missing) if buildable else None
     measured = proven_on == backend and target.measured_on(host_arch(), host_features())
+    if buildable:
+        missing += _toolchain(engine)
     if buildable and not measured:
         missing.append(f"to measure it: {target.stand_in.rule}")
     return Readiness(
@@ -74,6 +77,18 @@ def _buildable(engine: Engine, missing: list[str]) -> tuple[tuple[str, ...], str
         # Another package's converter may make a payload for a backend of another name.
         return converter.precisions, getattr(converter, "backend", engine.name)
     return (), engine.name
+
+
+def _toolchain(engine: Engine) -> list[str]:
+    """Return what is missing of the vendor's own compiler for an NPU."""
+    if engine.device == "ethos-u" and find_package("ethos-u-vela") is None:
+        return ["to build for it: Arm's compiler Vela: run  pip install 'edgec[ethos-u]'"]
+    if engine.device == "edgetpu" and which("edgetpu_compiler") is None:
+        return [
+            "to map it to the Edge TPU: edgetpu_compiler, from Google's apt repository; without it, "
+            "an artifact holds the int8 file that it takes"
+        ]
+    return []
 
 
 def _judge(backend: str) -> str | None:
