@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -403,6 +404,41 @@ def test_tensorrt_gets_symmetric_pairs_float_biases_and_opset_19() -> None:
         assert quantizer is not None
         assert constant(result, quantizer.input[0]).dtype == np.float32
         assert constant(result, node.input[2]).dtype == np.float32
+
+
+def bottleneck(*, relu: bool = False, pads: int = 0) -> onnx.ModelProto:
+    """A residual Add that a convolution takes."""
+    rng = np.random.default_rng(5)
+    weights = {name: rng.standard_normal((4, 4, 1, 1)).astype(np.float32) for name in ("w0", "w1", "w2")}
+    nodes = [
+        helper.make_node("Conv", ["image", "w0"], ["c0"], "stem"),
+        helper.make_node("Relu", ["c0"], ["r0"], "relu"),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], "project"),
+        helper.make_node("Add", ["c1", "r0"], ["a1"], "add"),
+        *([helper.make_node("Relu", ["a1"], ["r1"], "relu1")] if relu else []),
+        helper.make_node("Conv", ["r1" if relu else "a1", "w2"], ["features"], "head", pads=[pads] * 4),
+    ]
+    return networks.model_of(nodes, {"image": [1, 4, 8, 8]}, ["features"], weights)
+
+
+@pytest.mark.parametrize(
+    ("model", "operands"),
+    [
+        (bottleneck(), [False, True]),
+        (bottleneck(relu=True), [True, True]),  # the sum has no sign, so no zero point
+        (bottleneck(pads=1), [True, True]),  # zeros beside the sum
+    ],
+)
+def test_the_branch_that_ends_in_a_residual_add_stays_in_float_where_a_zero_point_goes(
+    model: onnx.ModelProto, operands: list[bool]
+) -> None:
+    result = quantized(model, replace(X86, residual_one_input=True))
+    assert [is_dequantized(result, i) for i in node_named(result, "add").input] == operands
+    plain = quantized(model, X86)
+    assert all(is_dequantized(plain, i) for i in node_named(plain, "add").input)
+    onnx.checker.check_model(result, full_check=True)
+    sample = networks.samples(model, 1, seed=9)[0]
+    assert networks.snr_db(networks.run(model, sample), networks.run(result, sample)) > 25
 
 
 def test_a_residual_add_has_one_dequantized_input_the_skip_branch() -> None:

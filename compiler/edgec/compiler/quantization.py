@@ -90,7 +90,7 @@ def quantize_static(
     """
     if scheme.full_integer:
         raise ConversionError("full-integer models are not quantized as ONNX: this version builds none")
-    explicit = scheme.residual_one_input
+    explicit = scheme.weight_qdq
     ready = _prepare(model, _TENSORRT_OPSET if explicit else _MIN_OPSET, frozenset(exclude))
     graph = _View(ready, table)
     if table.inputs and not set(table.inputs) <= {i.name for i in model.graph.input}:
@@ -113,6 +113,8 @@ def quantize_static(
         result = _Inserter(graph, table, scheme, method).insert(chosen)
     else:
         result = _quantize_with_ort(graph, table, scheme, method, chosen, narrow_weights)
+        if scheme.residual_one_input:
+            _leave_float_branches(result.graph, graph, table, method, chosen)
         if not pass_on:
             _keep_biases_apart(result.graph, graph, chosen)
     del result.graph.value_info[:]  # it speaks of tensors that are gone
@@ -183,7 +185,7 @@ def _choose(
     """Return the names of the nodes to quantize, decided in the order of computation."""
     chosen: set[str] = set()
     for node in graph.model.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.name in exclude or set(node.output) & exclude:
+        if node.domain not in ("", "ai.onnx") or exclude & {node.name, *node.output}:
             continue
         if node.op_type in weighted:
             fits = _has_plain_weights(graph, node)
@@ -520,6 +522,59 @@ def _leave_float_results(graph: onnx.GraphProto, chosen: set[str]) -> None:
     if len(initializers) < len(graph.initializer):
         del graph.initializer[:]
         graph.initializer.extend(initializers)
+
+
+def _leave_float_branches(
+    graph: onnx.GraphProto, before: _View, table: CalibrationTable, method: str, chosen: set[str]
+) -> None:
+    """Drop the pair between a layer and the residual Add that alone takes its result.
+
+    An engine that makes the Add the last step of that layer's kernel has no integers there; the other operand
+    and the sum keep their pairs. Only where the sum has both signs and its takers pad nothing with zeros, so
+    that its zero point can go into biases (`edgec.compiler.passes.fold_zero_points`): for its own sake it
+    gains no speed. Where two layers meet, the one computed last is left in float.
+    """
+    ends = {
+        name: index
+        for index, node in enumerate(before.model.graph.node)
+        if node.op_type in _WEIGHTED and node.name in chosen
+        for name in node.output
+        if len(before.consumers.get(name, ())) == 1 and name not in before.outputs
+    }
+    adds = (n for n in before.model.graph.node if n.op_type == "Add" and n.name in chosen)
+    shifted = (a for a in adds if table.range(a.output[0], method)[0] < 0 and _may_shift(before, a, chosen))
+    operands = (set(a.input) & set(ends) for a in shifted if a.input[0] != a.input[1])
+    branches = {max(given, key=ends.__getitem__) for given in operands if given}
+    producers = {name: node for node in graph.node for name in node.output}
+    pairs: set[str] = set()
+    for add in graph.node:
+        if add.op_type != "Add":
+            continue
+        for index, name in enumerate(add.input):
+            dq = producers.get(name)
+            q = producers.get(dq.input[0]) if dq is not None and dq.op_type == "DequantizeLinear" else None
+            if dq is not None and q is not None and q.op_type == "QuantizeLinear" and q.input[0] in branches:
+                add.input[index] = q.input[0]
+                pairs |= {q.name, dq.name}
+    kept = [_copied(n) for n in graph.node if n.name not in pairs]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _may_shift(graph: _View, node: onnx.NodeProto, chosen: set[str]) -> bool:
+    """Whether everything that takes a node's result can take it with a constant added."""
+    takers = graph.consumers.get(node.output[0], [])
+    if not takers or node.output[0] in graph.outputs:
+        return False
+    return all(
+        t.name in chosen and t.op_type in ("Add", "Conv", "Gemm") and not _pads(_attributes(t))
+        for t in takers
+    )
+
+
+def _pads(attributes: dict[str, object]) -> bool:
+    explicit = np.asarray(attributes.get("pads", 0)).any()
+    return bool(explicit) or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
 
 
 def _keep_biases_apart(graph: onnx.GraphProto, before: _View, chosen: set[str]) -> None:
