@@ -19,6 +19,7 @@ from edgec.compiler.figures import build_info
 from edgec.compiler.ingest import load_source
 from edgec.compiler.model import SourceModel
 from edgec.compiler.options import CompileOptions
+from edgec.compiler.pruned import pruned_forms
 from edgec.compiler.report import Build
 from edgec.compiler.samples import Samples
 from edgec.compiler.targetbuild import Bench, Plan, build_targets
@@ -171,6 +172,7 @@ def _bench(
         folded=folded,
         unfolded_because=unfolded_because,
         baseline=baseline,
+        pruned=pruned_forms(plain, folded, baseline, options, progress),
         warnings=tuple(warnings),
         options=options,
         build=build,

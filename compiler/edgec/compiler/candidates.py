@@ -61,7 +61,7 @@ class Candidate:
     Attributes:
         engine: Of the target.
         recipe: How the model is made ready; its precision is one of the engine's.
-        variant: Name of the form of the source: ``plain`` or ``folded``.
+        variant: Name of the form of the source: ``plain``, ``folded``, or a pruned form of one of them.
     """
 
     engine: Engine
@@ -70,8 +70,9 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Unique in a tournament: ``openvino int8``."""
-        return f"{self.engine.name} {self.recipe.name}"
+        """Unique in a tournament: ``openvino int8``, or ``openvino int8, 30 % pruned``."""
+        _, comma, pruned = self.variant.partition(", ")
+        return f"{self.engine.name} {self.recipe.name}{comma}{pruned}"
 
     @property
     def precision(self) -> str:
@@ -420,7 +421,7 @@ def _where(made: Made, target: Target, shared: Shared) -> str:
 def _source_snr_db(run: Run, variant: Variant) -> float | None:
     """Return the SNR of the worst output against the source in fp32; None where all are identical."""
     tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
-    with ReferenceProgram(variant.runnable, optimize=True, threads=0) as program:
+    with ReferenceProgram(variant.source, optimize=True, threads=0) as program:
         for sample in variant.judged_inputs(_SNR_SAMPLES):
             expected, actual = program.run(sample), run(sample)
             for name, tally in tallies.items():

@@ -16,6 +16,7 @@ from edgec.compiler.candidates import Shared
 from edgec.compiler.explain import Flip, LayerError, Score, flips
 from edgec.compiler.ingest import load_source
 from edgec.compiler.lock import Lock, read_lock
+from edgec.compiler.pruned import pruned_forms
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.repair import analyse
 from edgec.compiler.samples import Samples
@@ -210,12 +211,17 @@ def _variant(path: Path, lock: Lock, manifest: Manifest, samples: Samples) -> Va
             f"the source's was {lock.source_sha256[:12]}..."
         )
     plain = plain_variant(source, lock.pipeline, samples)
-    if manifest.provenance is None or manifest.provenance.get("variant") != "folded":
-        return plain
-    folded = folded_variant(plain)
-    if folded is None:
+    name = str((manifest.provenance or {}).get("variant", "plain"))
+    form, _, pruned = name.partition(", ")
+    folded = folded_variant(plain) if form == "folded" else None
+    if form == "folded" and folded is None:
         raise CompileError("the artifact's pre-processing was folded into its graph, and cannot be again")
-    return folded
+    if not pruned:
+        return folded or plain
+    # What `auto` chose is in the name.
+    ratio = lock.options.prune if isinstance(lock.options.prune, float) else float(pruned.split()[0]) / 100
+    forms = pruned_forms(plain, folded, None, replace(lock.options, prune=ratio), lambda _: None)
+    return next(v for v in forms.variants if v.name == name)
 
 
 def _own_graph(path: str | Path, manifest: Manifest, scratch: Path) -> onnx.ModelProto | None:

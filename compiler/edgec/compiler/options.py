@@ -31,6 +31,9 @@ class CompileOptions:
         budget_memory_mib: Largest peak memory of a process that loads the artifact and runs one inference.
         fold: Whether pre-processing goes into the graph: ``auto`` where it is measurably faster,
             ``on`` where it can be, ``off``.
+        prune: Share of the multiply-accumulates to remove in pruned forms of the model, which compete with
+            the whole one: between 0 and 1, or ``auto`` for the largest step within the accuracy budget. None
+            for no pruned forms.
         repair: Whether int8 that loses too much accuracy is repaired, as far as that is possible.
         threads: Threads of one inference while candidates are measured.
         measure_s: Seconds to measure per candidate.
@@ -51,6 +54,7 @@ class CompileOptions:
     budget_size_bytes: int | None = None
     budget_memory_mib: float | None = None
     fold: str = "auto"
+    prune: float | Literal["auto"] | None = None
     repair: bool = True
     threads: int = 1
     measure_s: float = 1.0
@@ -70,6 +74,7 @@ class CompileOptions:
             "budget_size_bytes": self.budget_size_bytes,
             "budget_memory_mib": self.budget_memory_mib,
             "fold": self.fold,
+            "prune": self.prune,
             "repair": self.repair,
             "threads": self.threads,
             "measure_s": self.measure_s,
@@ -102,8 +107,9 @@ def _decoded(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
             return None
-        (kind,) = (a for a in arguments if a is not NoneType)
-        return _decoded(value, kind)
+        kinds = [a for a in arguments if a is not NoneType]
+        named = [a for a in kinds if get_origin(a) is Literal and value in get_args(a)]
+        return _decoded(value, named[0] if named else kinds[0])
     if origin is Literal and value in arguments:
         return value
     if origin is tuple and isinstance(value, list):

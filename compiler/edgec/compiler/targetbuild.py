@@ -29,6 +29,7 @@ from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_q
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
+from edgec.compiler.pruned import PrunedForms, refuse_slower
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.repair import Repaired, RepairOrder, needs_repair, perform
 from edgec.compiler.report import ArtifactInfo, Build
@@ -66,6 +67,7 @@ class Bench:
         folded: The source with its pre-processing in the graph; None where nothing can be folded.
         unfolded_because: Why `folded` is None, where that is worth a word.
         baseline: Of accuracy; None without labels.
+        pruned: Forms of the source with fewer channels.
         warnings: What is wrong with the data, in plain sentences.
         options: How to compile.
         build: The report so far.
@@ -77,6 +79,7 @@ class Bench:
     folded: Variant | None
     unfolded_because: str | None
     baseline: Baseline | None
+    pruned: PrunedForms = field(default_factory=PrunedForms)
     warnings: tuple[str, ...] = ()
     options: CompileOptions
     build: Build
@@ -86,7 +89,7 @@ class Bench:
     @property
     def variants(self) -> dict[str, Variant]:
         """Forms of the source, by name."""
-        return {v.name: v for v in (self.plain, self.folded) if v is not None}
+        return {v.name: v for v in (self.plain, self.folded, *self.pruned.variants) if v is not None}
 
 
 @dataclass(kw_only=True)
@@ -400,6 +403,16 @@ def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
         raise CompileError(f"{target.name} does not run {wanted}: {has} there")
     for engine in target.engines:
         yield from _candidates_of(bench, plan, engine)
+    plan.decisions += bench.pruned.decisions
+    for engine in target.engines:
+        for candidate in _candidates_of(bench, plan, engine):
+            if isinstance(candidate, Candidate):
+                yield from (replace(candidate, variant=v) for v in _pruned_from(bench, candidate.variant))
+
+
+def _pruned_from(bench: Bench, variant: str) -> list[str]:
+    """Return the names of the pruned forms of a form of the source."""
+    return [v.name for v in bench.pruned.variants if v.name.startswith(f"{variant}, ")]
 
 
 def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candidate | Contender]:
@@ -458,6 +471,7 @@ def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
     else:
         measured = _measure(bench, plan, outcomes)
         _measure_memory(bench, target, outcomes)
+    refuse_slower(_pruned_pairs(outcomes), bench.options.objective, measured)
     contenders = [o.contender for o in outcomes]
     rule = (
         "the build was interrupted, and precisions are ranked by the target's rule" if interrupted else None
@@ -471,6 +485,20 @@ def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
     info = _info(bench, plan, winner, outcomes, measured)
     _pack(bench, plan, winner, info)
     plan.info = info
+
+
+def _pruned_pairs(outcomes: Sequence[Outcome]) -> list[tuple[Contender, Contender]]:
+    """Pair the pruned candidates that may be shipped so far with what they were pruned from."""
+    named = {o.contender.name: o.contender for o in outcomes}
+    found = []
+    for outcome in outcomes:
+        if outcome.made is None or not outcome.contender.admissible:
+            continue
+        candidate = outcome.made.candidate
+        whole = named.get(replace(candidate, variant=candidate.variant.partition(", ")[0]).name)
+        if whole is not None and whole is not outcome.contender:
+            found.append((outcome.contender, whole))
+    return found
 
 
 def _measure(bench: Bench, plan: Plan, outcomes: Sequence[Outcome]) -> str:
@@ -548,7 +576,7 @@ def _info(
 ) -> ArtifactInfo:
     made, target = winner.made, plan.target
     assert made is not None
-    variant = bench.variants[plan.variant]
+    variant = bench.variants[made.candidate.variant]
     fp32 = next((o.contender.latency for o in outcomes if o.contender.precision == "fp32"), None)
     infos = [candidate_info(o.contender, _reason(o.contender), fp32, bench.baseline) for o in outcomes]
     mine = next(i for i in infos if i["status"] == "winner")
@@ -613,7 +641,7 @@ def _pack(bench: Bench, plan: Plan, winner: Outcome, info: ArtifactInfo) -> None
     made, path = winner.made, plan.path
     assert made is not None
     bench.progress(f"{info['target']}: packing {path.name} and running its self-test")
-    variant = bench.variants[plan.variant]
+    variant = bench.variants[made.candidate.variant]
     with Artifact.open(made.path) as candidate:
         manifest = _final_manifest(bench, plan.target, made, variant, candidate.manifest)
     members = {**members_of(made.converted, variant), GOLDEN: golden_bytes(made.reference)}

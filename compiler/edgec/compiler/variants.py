@@ -32,7 +32,8 @@ class Variant:
     """One form of the source.
 
     Attributes:
-        name: ``plain``, or ``folded`` where pre-processing is in the graph.
+        name: ``plain``, or ``folded`` where pre-processing is in the graph; ``plain, 30 % pruned`` and the
+            like where channels are gone.
         reference: What its author wrote, but for the folded head; defines what is right. A path where the
             weights are too large for one protobuf message.
         model: The same, simplified: what is converted.
@@ -42,6 +43,8 @@ class Variant:
         samples: Where its inputs come from.
         notes: What was done to it, in plain sentences.
         weights_from: Directory of the external data of a model above 2 GB; None otherwise.
+        original: What accuracy is held against, where this form is not the source itself but computes
+            something else: a pruned one. None otherwise.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Variant:
     samples: Samples
     notes: tuple[str, ...] = ()
     weights_from: Path | None = None
+    original: onnx.ModelProto | None = None
     _references: dict[str, Reference] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,6 +67,11 @@ class Variant:
     def runnable(self) -> onnx.ModelProto | Path:
         """What ONNX Runtime can be given: the model, or where it lies if its weights are not in it."""
         return self.model if self.weights_from is None else self.reference
+
+    @property
+    def source(self) -> onnx.ModelProto | Path:
+        """What ONNX Runtime can be given to learn what the source computes, from the same inputs."""
+        return self.runnable if self.original is None else self.original
 
     @property
     def quantized(self) -> bool:

@@ -52,6 +52,22 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
     return drop
 
 
+def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> float | Literal["auto"] | None:
+    """Turn ``0.3`` or ``30%`` into 0.3; ``auto`` stays."""
+    if value is None:
+        return None
+    text = value.strip().lower()
+    if text == "auto":
+        return "auto"
+    try:
+        ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio < 1:
+        raise click.BadParameter(f"expected auto, or a share between 0 and 1 such as 30%; got {value!r}")
+    return ratio
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
@@ -81,7 +97,10 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
     help="Representative samples: .npz, folder, .jsonl, .csv or module:function.",
 )
 @click.option(
-    "--evaluation", "-e", metavar="DATA", help="Labelled samples, of the same forms; needs --metric."
+    "--evaluation",
+    "-e",
+    metavar="DATA",
+    help="Samples to judge on, of the same forms: labelled, for --metric; or to compare with the source on.",
 )
 @click.option("--metric", "-m", type=click.Choice(METRICS), help="What to score.")
 @click.option(
@@ -131,6 +150,15 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
     default="auto",
     show_default=True,
     help="Put pre-processing into the graph: where measurably faster, always, or never.",
+)
+@click.option(
+    "--prune",
+    callback=parse_prune,
+    metavar="auto|RATIO",
+    help="Let forms with fewer channels compete. RATIO is the share of the multiply-accumulates of one "
+    "inference (of Conv, ConvTranspose, Gemm and MatMul) to remove: 0.3 or 30%; a little more goes, because "
+    "channels go in steps. auto takes the largest of 10% to 70% within --max-drop. Needs --calibration or "
+    "--evaluation.",
 )
 @click.option(
     "--repair/--no-repair",
@@ -192,6 +220,7 @@ def command(
     budget_memory_mb: float | None,
     shapes: dict[str, tuple[int, ...]],
     fold: str,
+    prune: float | Literal["auto"] | None,
     repair: bool,
     name: str | None,
     model_version: str,
@@ -219,6 +248,7 @@ def command(
         --pipeline pipeline.toml --calibration calibration.npz \\
         --evaluation evaluation.npz --metric top1
     edgec compile model.onnx --target intel-cpu --shape image=1,3,224,224 --json
+    edgec compile model.onnx -t cpu --calibration calibration.npz --prune 0.3
 
     Ctrl-C ends the tournament early and ships the best of the candidates that are finished.
 
@@ -249,6 +279,7 @@ def command(
             budget_memory_mib=budget_memory_mb,
             shapes=shapes,
             fold=fold,
+            prune=prune,
             repair=repair,
             name=name,
             version=model_version,

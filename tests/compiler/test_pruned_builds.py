@@ -1,0 +1,123 @@
+"""Whole builds with pruned forms of a tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+from tests.compiler.networks import cnn, model_of
+
+from edgec.artifact import Artifact
+from edgec.compiler import CompileOptions, compile_model
+from edgec.compiler.lock import read_lock
+from edgec.compiler.pruned import refuse_slower
+from edgec.compiler.tournament import Contender
+from edgec.errors import CalibrationError, CompileError, UnsupportedModelError
+from edgec.runtime import load
+from edgec.runtime.measurement import LatencySamples
+
+PRUNE = CompileOptions(measure_s=0.05, workers=0, precision="fp32", max_drop=None, prune=0.3)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "cnn.onnx"
+    path.write_bytes(cnn().SerializeToString())
+    return path
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    path = tmp_path / "calibration.npz"
+    np.savez(path, image=rng.standard_normal((24, 1, 3, 16, 16)).astype(np.float32))
+    return path
+
+
+@pytest.mark.slow
+def test_a_pruned_form_can_ship_and_is_smaller(model: Path, calibration: Path, tmp_path: Path) -> None:
+    options = replace(PRUNE, objective="size")
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
+    (info,) = result.report["artifacts"]
+    assert any("million multiply-accumulates" in d for d in info["decisions"])
+    sizes = {c["name"]: c["size_bytes"] or 0 for c in info["candidates"]}
+    assert sizes["onnxruntime fp32, 30 % pruned"] < sizes["onnxruntime fp32"]
+    winner = next(c["name"] for c in info["candidates"] if c["status"] == "winner")
+    assert winner == "onnxruntime fp32, 30 % pruned"
+    with load(result.artifacts[0]) as session:
+        assert session.self_test().passed
+    with Artifact.open(result.artifacts[0]) as artifact:
+        assert read_lock(artifact.manifest).options.prune == 0.3
+
+
+@pytest.mark.slow
+def test_a_pruned_form_is_judged_against_the_source(model: Path, calibration: Path, tmp_path: Path) -> None:
+    options = replace(PRUNE, max_drop=0.01, prune=0.7)
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
+    (info,) = result.report["artifacts"]
+    (pruned,) = (c for c in info["candidates"] if c["name"] == "onnxruntime fp32, 70 % pruned")
+    assert pruned["status"] == "refused"
+    parity = pruned["parity"]
+    assert parity is not None
+    assert parity["passed"]
+    assert any(d.startswith("onnxruntime fp32, 70 % pruned is out: no labels") for d in info["decisions"])
+
+
+@pytest.mark.slow
+def test_auto_takes_what_the_budget_allows_or_says_why_not(
+    model: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = replace(PRUNE, max_drop=0.01, prune="auto")
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
+    (info,) = result.report["artifacts"]
+    assert any("--prune auto" in d for d in info["decisions"])
+
+
+def test_pruning_without_data_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="--prune needs real inputs"):
+        compile_model(model, ["cpu-x86_64"], tmp_path / "out", options=PRUNE)
+
+
+def test_auto_needs_a_budget(model: Path, calibration: Path, tmp_path: Path) -> None:
+    options = replace(PRUNE, prune="auto")
+    with pytest.raises(CompileError, match="--max-drop none is no budget"):
+        compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
+
+
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"], "only")], {"x": [1, 4]}, ["y"])
+    path = tmp_path / "relu.onnx"
+    path.write_bytes(model.SerializeToString())
+    np.savez(tmp_path / "c.npz", x=np.ones((40, 1, 4), np.float32))
+    with pytest.raises(UnsupportedModelError, match="no Conv, ConvTranspose, Gemm or MatMul"):
+        compile_model(path, ["cpu-x86_64"], tmp_path / "out", calibration=tmp_path / "c.npz", options=PRUNE)
+
+
+def test_options_survive_json() -> None:
+    for prune in (None, "auto", 0.25):
+        options = replace(PRUNE, prune=prune)
+        assert CompileOptions.from_dict(options.to_dict()).prune == prune
+    with pytest.raises(CompileError):
+        CompileOptions.from_dict({"prune": "sometimes"})
+
+
+def contender(name: str, median_ms: float | None) -> Contender:
+    latency = None
+    if median_ms is not None:
+        latency = LatencySamples(median_ms + np.linspace(-0.01, 0.01, 101))
+    return Contender(name=name, engine="onnxruntime", precision="fp32", latency=latency)
+
+
+def test_only_what_is_measurably_faster_stays() -> None:
+    whole, slow, fast = contender("a", 1.0), contender("b", 1.0), contender("c", 0.7)
+    refuse_slower([(slow, whole), (fast, whole)], "latency", "")
+    assert slow.problem is not None
+    assert "not make it measurably faster: 1 ms against 1 ms" in slow.problem
+    assert fast.problem is None
+    unmeasured = contender("d", None)
+    refuse_slower([(unmeasured, contender("a", None))], "latency", "no host stands in")
+    assert unmeasured.problem is not None
+    assert "no host stands in" in unmeasured.problem
