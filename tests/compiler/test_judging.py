@@ -34,6 +34,10 @@ def built(folder: Path, **arguments: Any) -> ArtifactInfo:
     return result.report["artifacts"][0]
 
 
+def warnings(info: ArtifactInfo) -> list[str]:
+    return info.get("warnings", [])
+
+
 def reason(info: ArtifactInfo, name: str) -> str:
     [found] = [c for c in info["candidates"] if c["name"] == name]
     return found.get("reason") or ""
@@ -44,26 +48,28 @@ def test_part_of_the_calibration_data_judges(tmp_path: Path) -> None:
     assert "no labels; on 32 samples against the source in fp32" in reason(info, "onnxruntime fp32")
     assert (
         "of the 64 samples, ranges are taken from 32, and candidates are judged on the other 32"
-        in info["decisions"]
+        in info.get("decisions", [])
     )
-    assert info["warnings"] == []
+    assert warnings(info) == []
 
 
+@pytest.mark.slow
 def test_too_few_samples_to_hold_some_out_is_a_warning(tmp_path: Path) -> None:
     info = built(tmp_path, calibration=images(tmp_path, "calibration", 20))
     assert "on 20 samples that it was calibrated with" in reason(info, "onnxruntime fp32")
     assert any(
-        "20 samples are too few to hold some out" in w and "300 are wanted" in w for w in info["warnings"]
+        "20 samples are too few to hold some out" in w and "300 are wanted" in w for w in warnings(info)
     )
 
 
+@pytest.mark.slow
 def test_evaluation_data_without_labels_judges_and_can_be_built_with_again(tmp_path: Path) -> None:
     calibration = images(tmp_path, "calibration", 20)
     evaluation = images(tmp_path, "evaluation", 70, 1)
     info = built(tmp_path, calibration=calibration, evaluation=evaluation)
     assert "no labels; on 70 samples against the source in fp32" in reason(info, "onnxruntime fp32")
     assert info["accuracy"] is None
-    assert info["warnings"] == []
+    assert warnings(info) == []
     path = tmp_path / "out" / "cnn-cpu-x86_64.edgec"
     again = rebuild(path, tmp_path / "again", compare=True, workers=0)
     assert again.same_content
@@ -73,11 +79,12 @@ def test_evaluation_data_without_labels_judges_and_can_be_built_with_again(tmp_p
         rebuild(path, tmp_path / "scored", metric="top1", workers=0)
 
 
+@pytest.mark.slow
 def test_labels_that_nothing_is_scored_with_are_mentioned(tmp_path: Path) -> None:
     calibration = images(tmp_path, "calibration", 20)
     evaluation = images(tmp_path, "evaluation", 40, 1, labels=np.zeros(40, np.int64))
     info = built(tmp_path, calibration=calibration, evaluation=evaluation)
-    assert any("has labels that nothing is scored with: give --metric" in w for w in info["warnings"])
+    assert any("has labels that nothing is scored with: give --metric" in w for w in warnings(info))
 
 
 def test_wrong_labels_and_other_data_are_in_the_report(tmp_path: Path) -> None:
@@ -95,13 +102,14 @@ def test_wrong_labels_and_other_data_are_in_the_report(tmp_path: Path) -> None:
     )
     with Artifact.open(tmp_path / "out" / "cnn-cpu-x86_64.edgec") as artifact:
         assert artifact.report is not None
-        assert artifact.report["artifacts"][0]["warnings"] == info["warnings"]
-    chance, scale = info["warnings"]
+        assert artifact.report["artifacts"][0]["warnings"] == warnings(info)
+    chance, scale = warnings(info)
     assert "no better than chance" in chance
     assert "on another scale than the evaluation set" in scale
     assert f"warning: {chance}" in said
 
 
+@pytest.mark.slow
 def test_labelled_data_alone_calibrates_with_some_and_judges_on_the_rest(tmp_path: Path) -> None:
     evaluation = images(tmp_path, "evaluation", 80, 1)
     with np.load(evaluation) as data, ReferenceProgram(cnn(), optimize=True) as program:
@@ -109,8 +117,8 @@ def test_labelled_data_alone_calibrates_with_some_and_judges_on_the_rest(tmp_pat
         np.savez(evaluation, image=data["image"], labels=labels)
     info = built(tmp_path, evaluation=evaluation, metric="top1")
     assert info["accuracy"] is not None
-    assert info["accuracy"]["n"] == 60
-    assert any("all 60 labels of" in warning for warning in info["warnings"])
+    assert info["accuracy"].get("n") == 60
+    assert any("all 60 labels of" in warning for warning in warnings(info))
 
 
 @pytest.mark.slow

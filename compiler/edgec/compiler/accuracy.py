@@ -92,7 +92,8 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
     )
     if difference.verdict != "inconclusive":
         return Gate(verdict=difference.verdict, reason=figures, score=score, difference=difference)
-    if difference.agreement >= ENOUGH_AGREEMENT:
+    short = difference.difference < -options.max_drop
+    if difference.agreement >= max(ENOUGH_AGREEMENT, 1 - options.max_drop) and not short:
         reason = (
             f"{figures}: too few samples to prove, "
             f"accepted because {difference.agreement:.1%} of predictions agree"
@@ -115,7 +116,7 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
         reason=f"{figures}: inconclusive; {needed}, or give --accept-inconclusive",
         score=score,
         difference=difference,
-        short=difference.difference < -options.max_drop,
+        short=short,
     )
 
 
