@@ -33,6 +33,7 @@ from edgec.compiler.parity import (
     parity_sentence,
     quantized_reference,
 )
+from edgec.compiler.passes.normalize_qdq import normalize_qdq
 from edgec.compiler.passes.smooth_quant import normalizes_products, smooth_activations
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
@@ -206,7 +207,7 @@ class Shared:
     def graph(self, variant: Variant, scheme: QuantizationScheme, recipe: Recipe) -> onnx.ModelProto:
         """Return the Q/DQ graph of a variant under a scheme; made anew."""
         if variant.quantized:
-            return variant.model
+            return normalize_qdq(variant.model, scheme)[0]
         base = self.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
         table = self.table(variant, equalized=recipe.equalize, smooth=recipe.smooth)
         quantize = partial(

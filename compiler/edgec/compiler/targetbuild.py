@@ -30,6 +30,7 @@ from edgec.compiler.figures import candidate_info, latency_info, parity_info, pr
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.pruned import PrunedForms, refuse_slower
+from edgec.compiler.passes.normalize_qdq import normalize_qdq
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.repair import Repaired, RepairOrder, needs_repair, perform
 from edgec.compiler.report import ArtifactInfo, Build
@@ -393,7 +394,8 @@ def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
     target, wanted = plan.target, bench.options.precision
     variant = bench.variants[plan.variant]
     if variant.quantized:
-        plan.decisions.append("the source is quantized already, and built as it is")
+        plan.decisions.append("the source is quantized already: its scales are its author's")
+        plan.decisions += _normalized(variant, target)
         if wanted not in ("auto", "int8"):
             raise CompileError(
                 f"the source is quantized already: it cannot be built in {wanted}; compile its fp32 form"
@@ -459,6 +461,11 @@ def _unusable(engine: Engine, variant: Variant) -> str | None:
     if quantizes(converter) and not all(spec.is_static for spec in variant.inputs):
         return f"a file for {engine.name} has fixed shapes, and the source has free dimensions"
     return None
+
+
+def _normalized(variant: Variant, target: Target) -> tuple[str, ...]:
+    """Return what becomes of an author's quantization on a target."""
+    return () if target.quantization is None else normalize_qdq(variant.model, target.quantization)[1]
 
 
 def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
