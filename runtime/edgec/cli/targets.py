@@ -141,7 +141,8 @@ def _quantization(scheme: QuantizationScheme | None) -> list[str]:
     if scheme.full_integer:
         lines.append("every operator must be quantized")
     if scheme.residual_one_input:
-        lines.append("a residual Add has one dequantized input only")
+        when = "only" if scheme.weight_qdq else "where that spares a zero point"
+        lines.append(f"a residual Add has one dequantized input {when}")
     if scheme.weight_qdq:
         lines.append("weights stay float32 behind an explicit Q and DQ")
     if scheme.saturates_without:

@@ -49,7 +49,8 @@ class QuantizationScheme:
         per_channel: Whether weights have one scale per output channel.
         bias_dtype: ``int32`` (quantized) or ``float32``.
         io_dtype: dtype of graph inputs and outputs: ``float32``, or ``int8`` for full-integer engines.
-        residual_one_input: Whether a residual Add may have one dequantized input only (TensorRT).
+        residual_one_input: Whether a residual Add has one dequantized input: always where `weight_qdq` is set
+            (TensorRT), otherwise where that spares a zero point (OpenVINO).
         full_integer: Whether every operator must be quantized.
         weight_qdq: Whether weights stay float32 in the file, behind an explicit Q and DQ (TensorRT).
         saturates_without: CPU features of which a device must have at least one, or products of
