@@ -73,3 +73,20 @@ def test_each_output_of_each_vector_is_held_to_its_tolerance() -> None:
 def test_without_vectors_nothing_fails_and_nothing_is_claimed() -> None:
     result = run_golden_vectors(model, [], {"y": {"max_abs_error": 0}})
     assert (result.passed, result.vectors, result.outputs, result.worst) == (True, 0, (), None)
+
+
+def test_a_systematic_error_within_the_largest_is_told_by_the_root_mean_square() -> None:
+    exact = [GoldenVector(inputs={"x": np.zeros(100, np.float32)}, outputs={"y": np.zeros(100, np.float32)})]
+
+    def off(by: float, share: int) -> bool:
+        def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            y = inputs["x"].copy()
+            y[:share] += np.float32(by)
+            return {"y": y}
+
+        return run_golden_vectors(run, exact * 3, {"y": {"max_abs_error": 1.0, "rms_error": 0.2}}).passed
+
+    assert off(0.9, 4)
+    assert not off(0.9, 100)
+    assert not off(1.1, 1)
+    assert not off(np.nan, 1)

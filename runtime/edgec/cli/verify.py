@@ -87,6 +87,8 @@ def _output(test: OutputTest) -> dict[str, Any]:
         # JSON has no infinity, which stands for another dtype or shape.
         "max_abs_error": test.max_abs_error if isfinite(test.max_abs_error) else None,
         "tolerance": test.tolerance,
+        "rms_error": test.rms_error if isfinite(test.rms_error) else None,
+        "rms_tolerance": test.rms_tolerance,
         "passed": test.passed,
     }
 
@@ -125,6 +127,9 @@ def _worst(name: str, tests: list[dict[str, Any]]) -> str:
     errors = [test["max_abs_error"] for test in failed or tests]
     error = "another dtype, shape, or not finite" if None in errors else f"max abs error {max(errors):.3g}"
     verdict = f"{len(failed)} of {len(tests)} vectors outside" if failed else f"{len(tests)} vectors within"
+    rms, allowed = tests[0]["rms_error"], tests[0]["rms_tolerance"]
+    if rms is not None and allowed is not None:
+        error = f"{error}, root mean square {rms:.3g} of {allowed:.3g}"
     return f"{name}: {verdict} the tolerance of {tests[0]['tolerance']:.3g}, {error}"
 
 

@@ -292,9 +292,12 @@ def _worst(tested: _Tested) -> str:
     worst = tested.result.worst
     if worst is None:
         return "nothing was compared"
+    rms = ""
+    if worst.rms_tolerance is not None:
+        rms = f"; by {worst.rms_error:.3g} in the root mean square, {worst.rms_tolerance:.3g} is allowed"
     return (
         f"{worst.output} is off by {worst.max_abs_error:.3g} in vector {worst.vector}, "
-        f"{worst.tolerance:.3g} is allowed"
+        f"{worst.tolerance:.3g} is allowed{rms}"
     )
 
 
