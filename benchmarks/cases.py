@@ -26,7 +26,12 @@ MINILM = ROOT / "build" / "minilm"
 
 CROPS, CROP_CALIBRATION = 600, 100
 STSB_CALIBRATION, STSB_EVALUATION = 64, 400
-_SPEECH_BLOCKS = 64
+_SPEECH_BLOCKS, _SPEECH_JUDGED = 64, 190
+
+_SPEECH = (
+    f"{_SPEECH_BLOCKS} blocks of a noisy sentence with their states calibrate, {_SPEECH_JUDGED} others are "
+    "compared with fp32"
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -278,6 +283,12 @@ def _thinned(samples: list[Arrays], count: int) -> Arrays:
     return {name: np.stack([s[name] for s in chosen]) for name in chosen[0]}
 
 
+def _judged(samples: list[Arrays]) -> Arrays:
+    """Return samples between those of `_thinned`, as many as judge."""
+    step = max(1, len(samples) // _SPEECH_BLOCKS)
+    return _thinned([s for i, s in enumerate(samples) if i % step], _SPEECH_JUDGED)
+
+
 def _unbatched(arrays: Arrays) -> Arrays:
     return {n: a[:, 0] if a.ndim > 1 and a.shape[1] == 1 else a for n, a in arrays.items()}
 
@@ -316,7 +327,8 @@ def _dtln(number: int) -> Maker:
             model=models / "dtln_denoise" / f"model_{number}.onnx",
             shapes=shapes,
             calibration=_save(work / "calibration.npz", **_unbatched(_thinned(samples, _SPEECH_BLOCKS))),
-            data=f"{_SPEECH_BLOCKS} blocks of a noisy sentence with their states, compared with fp32",
+            evaluation=_save(work / "evaluation.npz", **_unbatched(_judged(samples))),
+            data=_SPEECH,
         )
 
     return make
@@ -334,13 +346,14 @@ def _silero(name: str, file: str, rate: bool) -> Maker:
             inputs: Arrays = {"input": audio[None, start : start + 576], "state": state}
             return inputs | ({"sr": np.array(16_000, np.int64)} if rate else {})
 
-        arrays = _thinned(_recorded(model, feeds), _SPEECH_BLOCKS)
+        samples = _recorded(model, feeds)
         return Case(
             name=name,
             model=model,
             shapes={"input": (1, 576), "state": (2, 1, 128)},
-            calibration=_save(work / "calibration.npz", **arrays),
-            data=f"{_SPEECH_BLOCKS} blocks of a noisy sentence with their states, compared with fp32",
+            calibration=_save(work / "calibration.npz", **_thinned(samples, _SPEECH_BLOCKS)),
+            evaluation=_save(work / "evaluation.npz", **_judged(samples)),
+            data=_SPEECH,
         )
 
     return make
