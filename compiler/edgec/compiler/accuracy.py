@@ -38,8 +38,10 @@ from edgec.runtime.pipeline import Processor
 
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
-_MOST_JUDGED, _FEWEST_JUDGED = 1000, 64
-_JUDGE_S = 30.0  # for all samples of one candidate, the source's own runs included
+# However slow the model: enough to show agreement with one difference among them.
+_MOST_JUDGED, _FEWEST_JUDGED = 1000, 222
+_JUDGE_S = 20.0  # for all samples of one candidate, the source's own runs included
+_FOR_FIGURES = 16  # where nothing depends on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gat
     It is judged on samples that ranges were not taken from, as many as there are and time allows, up to a
     thousand. What is asked of each output is in `edgec.compiler.likeness`.
     """
-    found = compare_unlabelled(run, variant)
+    found = compare_unlabelled(run, variant, None if options.max_drop is not None else _FOR_FIGURES)
     figures = f"no labels; {_on_what(variant, found)}: {', '.join(map(str, found))}"
     gate = Gate(
         verdict="pass",
@@ -167,8 +169,13 @@ def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gat
     return replace(gate, verdict="inconclusive", short=short, reason=f"{figures}: {what}; {remedy}")
 
 
-def compare_unlabelled(run: Run, variant: Variant) -> list[Likeness]:
+def compare_unlabelled(run: Run, variant: Variant, limit: int | None = None) -> list[Likeness]:
     """Compare every output of a candidate with the source's, on the samples to judge on.
+
+    Args:
+        run: The candidate.
+        variant: What it was made from.
+        limit: Largest number of samples; None for as many as time allows.
 
     Raises:
         DataError: The data is empty.
@@ -189,7 +196,8 @@ def compare_unlabelled(run: Run, variant: Variant) -> list[Likeness]:
         begun = time.monotonic()
         add(first)
         each_s = max(time.monotonic() - begun, 1e-6)
-        limit = max(_FEWEST_JUDGED, min(_MOST_JUDGED, int(_JUDGE_S / each_s)))
+        if limit is None:
+            limit = max(_FEWEST_JUDGED, min(_MOST_JUDGED, int(_JUDGE_S / each_s)))
         # The first of any number of spread samples is the first of all.
         for sample in islice(variant.judged_inputs(limit), 1, None):
             add(sample)
