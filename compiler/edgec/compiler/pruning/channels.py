@@ -46,9 +46,9 @@ class Channels:
         for channel in ids.tolist():
             self._frozen.setdefault(channel, reason)
 
-    def roots(self, ids: Ids) -> Ids:
-        """Return the numbers that stand for the groups of channels."""
-        return np.array([self.find(i) for i in ids.tolist()], np.int64)
+    def all_roots(self) -> Ids:
+        """Return for every number the one that stands for its group."""
+        return np.array([self.find(i) for i in range(len(self._parent))], np.int64)
 
     def frozen(self) -> dict[int, str]:
         """Return the groups that must stay, by the number that stands for them, with the reason."""

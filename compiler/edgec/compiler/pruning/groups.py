@@ -63,13 +63,15 @@ class Groups:
         costs: Of all layers that multiply and accumulate.
         clusters: In the order of the graph.
         frozen: Why channels stay, each reason once, in the order of the graph.
+        table: Group of every channel; -1 for those that must stay.
+        trace: Of the graph.
     """
 
     count: int
     costs: tuple[Cost, ...]
     clusters: tuple[Cluster, ...]
     frozen: tuple[str, ...]
-    numbers: dict[int, int]
+    table: Members
     trace: Trace
 
     @property
@@ -79,7 +81,7 @@ class Groups:
 
     def of(self, ids: Ids) -> Members:
         """Return the groups of the channels of an axis."""
-        return _members(self.trace, self.numbers, ids)
+        return np.asarray(self.table[ids])
 
 
 # A layer keeps at least this share of its channels: fewer is another model, not a pruned one.
@@ -94,22 +96,23 @@ def find_groups(trace: Trace, align: int) -> Groups:
         align: Multiples of how many channels an engine likes; layers of few channels go in smaller steps.
     """
     frozen = trace.channels.frozen()
+    roots = trace.channels.all_roots()
     numbers: dict[int, int] = {}
     for contraction in trace.contractions:
         for ids in contraction.axes:
-            for root in trace.channels.roots(ids).tolist():
+            for root in roots[ids].tolist():
                 if root not in frozen:
                     numbers.setdefault(root, len(numbers))
-    signatures = _signatures(trace, numbers)
+    table = np.array([numbers.get(root, -1) for root in roots.tolist()], np.int64)
+    signatures = _signatures(trace, table, len(numbers))
     together: dict[tuple[int, ...], list[int]] = {}
     for group, axes in enumerate(signatures):
         together.setdefault(tuple(axes), []).append(group)
     costs = tuple(
-        Cost(name=c.name, macs=c.macs, axes=tuple(_members(trace, numbers, ids) for ids in c.axes))
-        for c in trace.contractions
+        Cost(name=c.name, macs=c.macs, axes=tuple(table[ids] for ids in c.axes)) for c in trace.contractions
     )
     clusters = [
-        _cluster(trace.contractions, numbers, trace, np.array(members, np.int64), align)
+        _cluster(trace.contractions, table, np.array(members, np.int64), align)
         for members in together.values()
         if len(members) > 1
     ]
@@ -118,24 +121,20 @@ def find_groups(trace: Trace, align: int) -> Groups:
         costs=costs,
         clusters=tuple(clusters),
         frozen=tuple(dict.fromkeys(frozen.values())),
-        numbers=numbers,
+        table=table,
         trace=trace,
     )
 
 
-def _members(trace: Trace, numbers: dict[int, int], ids: Ids) -> Members:
-    return np.array([numbers.get(root, -1) for root in trace.channels.roots(ids).tolist()], np.int64)
-
-
-def _signatures(trace: Trace, numbers: dict[int, int]) -> list[list[int]]:
+def _signatures(trace: Trace, table: Members, count: int) -> list[list[int]]:
     """Return for each group the axes that it runs through: the same axes, the same kind of channel."""
-    found: list[list[int]] = [[] for _ in numbers]
+    found: list[list[int]] = [[] for _ in range(count)]
     known: dict[bytes, int] = {}
     for axes in trace.axes.values():
         for ids in axes:
             if ids is None:
                 continue
-            members = _members(trace, numbers, ids)
+            members = table[ids]
             key = members.tobytes()
             if key in known:
                 continue
@@ -145,20 +144,14 @@ def _signatures(trace: Trace, numbers: dict[int, int]) -> list[list[int]]:
     return found
 
 
-def _cluster(
-    contractions: Sequence[Contraction], numbers: dict[int, int], trace: Trace, members: Members, align: int
-) -> Cluster:
-    givers = [
-        c
-        for c in contractions
-        if c.given is not None and np.isin(members[0], _members(trace, numbers, c.given)).any()
-    ]
+def _cluster(contractions: Sequence[Contraction], table: Members, members: Members, align: int) -> Cluster:
+    givers = [c for c in contractions if c.given is not None and np.any(table[c.given] == members[0])]
     name = givers[0].name if givers else "a tensor of weights"
     if len(givers) > 1:
         name += f" and {len(givers) - 1} others"
     count = len(members)
     # Heads are large already; only single channels are taken in steps.
-    alone = not givers or int(np.sum(_members(trace, numbers, _given(givers[0])) == members[0])) == 1
+    alone = not givers or int(np.sum(table[_given(givers[0])] == members[0])) == 1
     unit = _unit(count, align) if alone else 1
     return Cluster(name=name, members=members, unit=unit, least=max(1, int(np.ceil(count * _LEAST_SHARE))))
 
