@@ -57,11 +57,16 @@ class SourceProgram:
         self.close()
 
 
-def open_source(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceProgram:
+def open_source(
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    home: Path | None = None,
+) -> SourceProgram:
     """Open a model to compare with: ONNX, or of another framework as ONNX.
 
     Raises:
         ModelError: It cannot be read, or is not valid ONNX.
         UnsupportedModelError: ONNX Runtime refuses it.
     """
-    return SourceProgram(load_source(Path(path), shapes))
+    return SourceProgram(load_source(Path(path), shapes, home=home))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli.compile import default_home
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from edgec.runtime.pipeline import Processor
 
     Arrays = Mapping[str, NDArray[Any]]
+
+
+_SOURCES = (".onnx", ".tflite", ".keras", ".h5", ".pt2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,8 @@ class OpenModel:
 
 
 def is_source(path: Path) -> bool:
-    """Whether a path names an ONNX model, and not an artifact."""
-    return path.suffix.lower() == ".onnx"
+    """Whether a path names a model, ONNX or of another framework, and not an artifact."""
+    return path.suffix.lower() in _SOURCES or (path / "saved_model.pb").is_file()
 
 
 @contextmanager
@@ -133,7 +138,7 @@ def _open_source(path: Path, pipeline: Path | None) -> Iterator[OpenModel]:
     from edgec.runtime.pipeline import Processor
 
     declared = None if pipeline is None else read_pipeline(pipeline)
-    with open_source(path) as program:
+    with open_source(path, home=default_home()) as program:
         files = None if declared is None else declared.read_source
         yield OpenModel(
             path=path,

@@ -320,7 +320,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def default_home() -> Path:
-    """Return where edgec keeps what it can make again: ``edgec`` in the user's cache directory."""
+    """Return where edgec keeps what it can make again: ``EDGEC_HOME``, or in the user's cache directory."""
+    if home := os.environ.get("EDGEC_HOME"):
+        return Path(home)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "edgec"
 

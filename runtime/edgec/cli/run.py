@@ -53,6 +53,11 @@ def _check_suffix(_: click.Context, __: click.Parameter, value: Path | None) -> 
 )
 @click.option("--raw", is_flag=True, help="Bare tensors in and out, without pre- and post-processing.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the engine keeps what it compiles; for TensorRT, where edgec finish put it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,
@@ -61,6 +66,7 @@ def command(
     output: Path | None,
     raw: bool,
     threads: int | None,
+    cache_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Run an artifact on inputs, one sample at a time, through its whole pipeline.
@@ -77,7 +83,7 @@ def command(
         raise click.UsageError("nothing to run on: give --input DATA or --text TEXT")
     if raw and texts:
         raise click.UsageError("--raw takes tensors: give them as --input tensors.npz")
-    with load(artifact, threads=threads) as session:
+    with load(artifact, threads=threads, cache_dir=cache_dir) as session:
         sources = [(f"{spec}: ", _open(session, spec, raw)) for spec in inputs]
         if texts:
             sources.append(("text: ", [Sample(text, name=text[:40]) for text in texts]))
