@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
 from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
+from edgec.compiler.autocast import kept_in_fp32, sensitive_layers
 from edgec.compiler.calibration import CalibrationTable, calibrate
-from edgec.compiler.converters import Converted, Converter, Prepared, Quantities, get_converter
+from edgec.compiler.converters import Casting, Converted, Converter, Prepared, Quantities, get_converter
 from edgec.compiler.drift import CLIPPED_SAMPLES, clipping_sentence
 from edgec.compiler.dynamic import quantize_dynamic
 from edgec.compiler.equalization import equalize_channels, shift_biases
@@ -40,7 +41,7 @@ from edgec.compiler.recipes import Recipe
 from edgec.compiler.tournament import Contender
 from edgec.compiler.variants import Variant
 from edgec.compiler.weight_only import BITS, compressed_reference
-from edgec.errors import EdgecError, OutputError
+from edgec.errors import ConversionError, EdgecError, OutputError
 from edgec.evaluation import OutputTally
 from edgec.runtime import Session, load
 from edgec.targets import Engine, QuantizationScheme, Target
@@ -275,9 +276,14 @@ def quantizes(converter: Converter) -> bool:
     return bool(getattr(converter, "quantizes", False))
 
 
+def mixed_with(converter: Converter) -> str:
+    """Return what the arithmetic beside int8 is in a converter's mixed precision: fp32, fp16 or bf16."""
+    return str(getattr(converter, "mixes", "fp32"))
+
+
 def usual_recipe(variant: Variant, precision: str) -> Recipe:
     """Return how a variant is made ready for a precision before anything is known of what that costs."""
-    if precision == "int8" and not variant.quantized and normalizes_products(variant.model):
+    if precision in ("int8", "mixed") and not variant.quantized and normalizes_products(variant.model):
         return Recipe(precision=precision, smooth=_SMOOTH, method="minmax", correct_bias=False)
     return Recipe(precision=precision)
 
@@ -388,10 +394,40 @@ def _prepare(
     elif precision in BITS:
         model = converter.prepare(variant.model, precision, target)
         reference = compressed_reference(variant.model, BITS[precision], variant.parity_inputs)
+    elif precision == "mixed":
+        model, reference = _mixed(candidate, target, converter, shared)
+    elif precision == "fp16" and isinstance(converter, Casting):
+        # Where fp16 is a matter of storage, ranges of activations do not matter.
+        table = None if precision in candidate.engine.storage_only else shared.table(variant)
+        model = converter.to_half(variant.model, target, kept_in_fp32(variant.model, table))
+        reference = variant.float_reference(precision)
     else:
         model = converter.prepare(variant.model, precision, target)
         reference = variant.float_reference(precision)
     return Prepared(model=model, precision=precision, weights_from=variant.weights_from), reference
+
+
+def _mixed(
+    candidate: Candidate, target: Target, converter: Converter, shared: Shared
+) -> tuple[onnx.ModelProto, Reference]:
+    """Return int8 with the rest in what the converter mixes it with, and what it is held against."""
+    variant, scheme = shared.variants[candidate.variant], target.quantization
+    assert scheme is not None
+    recipe, rest = candidate.recipe, mixed_with(converter)
+    if rest == "bf16" and candidate.engine.device != "CPU":
+        raise ConversionError(f"int8 with bf16 beside it is for CPUs: for {candidate.engine.device} use int8")
+    base = shared.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+    table = shared.table(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+    if rest == "fp32":
+        layers = sensitive_layers(base, table, recipe.method)
+        if not layers:
+            raise ConversionError("no layer takes what eight bits cannot hold: mixed would be int8")
+        recipe = replace(recipe, exclude=tuple(sorted({*recipe.exclude, *layers})))
+    model = shared.graph(variant, scheme, recipe)
+    reference = quantized_reference(model, variant.parity_inputs, arithmetic=rest)
+    if isinstance(converter, Casting) and rest == "fp16":
+        model = converter.to_half(model, target, kept_in_fp32(base, table))
+    return model, reference
 
 
 def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str | None:
@@ -402,6 +438,8 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
     expected = {promised}
     if promised in ("int8", "int8-dynamic", "bf16", *BITS):
         expected.add("mixed")  # some layers stay in float; the placement says which
+    if promised == "mixed":
+        expected.add("int8")  # where what is beside int8 is none of the layers that do the arithmetic
     if promised in made.candidate.engine.storage_only or shared.variants[made.candidate.variant].quantized:
         # Engines have no integer kernels for some of what authors quantize, uint8 weights for one: such a
         # model runs in float, its report says so, and there is no other form of it to build.
@@ -449,7 +487,7 @@ def _diverging_tensor(made: Made, target: Target, shared: Shared) -> str | None:
 def _run_traced(graph: onnx.ModelProto, made: Made, target: Target, shared: Shared) -> Run:
     candidate, variant = made.candidate, shared.variants[made.candidate.variant]
     converter = get_converter(candidate.engine.name)
-    quantized = candidate.precision in ("int8", "int8-dynamic")
+    quantized = candidate.precision in ("int8", "int8-dynamic", "mixed")
     model = graph if quantized else converter.prepare(graph, candidate.precision, target)
     directory = shared.directory()
     prepared = Prepared(model=model, precision=candidate.precision, weights_from=variant.weights_from)

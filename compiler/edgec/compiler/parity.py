@@ -214,7 +214,10 @@ def _weights_are_attributes(model: onnx.ModelProto) -> bool:
 
 
 def quantized_reference(
-    model: onnx.ModelProto, inputs: Sequence[Arrays], what: str = "its own Q/DQ graph"
+    model: onnx.ModelProto,
+    inputs: Sequence[Arrays],
+    what: str = "its own Q/DQ graph",
+    arithmetic: str = "fp32",
 ) -> Reference:
     """Run a Q/DQ graph as it is written; an artifact made from it may be two quantization steps off.
 
@@ -229,9 +232,10 @@ def quantized_reference(
         model: With explicit Q/DQ, weights inside.
         inputs: Samples.
         what: What the graph is to the artifact, in words.
+        arithmetic: Of what is not in integers: ``fp32``, ``fp16`` or ``bf16``.
     """
     steps = output_steps(model)
-    roundoff = _MARGIN * ROUNDOFF["fp32"]  # of what stays in float
+    roundoff = _MARGIN * ROUNDOFF[arithmetic]  # of what stays in float
     return _reference(
         model,
         inputs,
@@ -239,14 +243,13 @@ def quantized_reference(
         input_roundoff=roundoff,
         margin=1.0,
         peak_margin=_QUANTIZED_PEAK_MARGIN,
-        least=lambda name, largest: (
-            _QUANTIZATION_STEPS * steps.get(name, 0.0) + _MARGIN * ROUNDOFF["fp32"] * largest
-        ),
+        least=lambda name, largest: _QUANTIZATION_STEPS * steps.get(name, 0.0) + roundoff * largest,
         description=(
             f"{what} in ONNX Runtime, optimizations off; tolerance "
             f"{_QUANTIZATION_STEPS:g} quantization steps of the output over the "
             f"deviation in {_RUNS} runs with activations misrounded by 1/16 step, of the largest error "
             f"{_QUANTIZED_PEAK_MARGIN:g} x that"
+            + ("" if arithmetic == "fp32" else f"; the rest in {arithmetic}")
         ),
     )
 

@@ -7,12 +7,12 @@ To add one: write ``converters/<engine>.py`` with a class that satisfies `Conver
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import onnx
 
@@ -134,6 +134,24 @@ class Converter(Protocol):
 
     def version(self) -> str:
         """Return the version of the toolchain that converts."""
+        ...
+
+
+@runtime_checkable
+class Casting(Protocol):
+    """A converter whose models are typed: fp16 is in the graph, and some operators can stay in fp32."""
+
+    def to_half(self, model: onnx.ModelProto, target: Target, keep_fp32: Collection[str]) -> onnx.ModelProto:
+        """Return a model typed float16, with or without explicit Q/DQ.
+
+        Args:
+            model: In fp32.
+            target: What it is for.
+            keep_fp32: Names of nodes that stay in float32, between casts.
+
+        Raises:
+            ConversionError: It cannot be typed.
+        """
         ...
 
 

@@ -32,7 +32,8 @@ class OpenVinoConverter:
     when it loads, for otherwise a CPU with bf16 would run an fp32 model in bf16 without a word.
     """
 
-    precisions = ("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights")
+    precisions = ("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "mixed")
+    mixes = "bf16"
 
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
         """Return the model itself, or one with DequantizeLinear before its products.

@@ -39,11 +39,16 @@ NOT_BUILT = (
 class TensorRtConverter:
     """Writes ``model.onnx`` and ``weights.bin``, typed as the network is to be, and the recipe."""
 
-    precisions = ("fp32", "fp16", "int8")
+    precisions = ("fp32", "fp16", "int8", "mixed")
+    mixes = "fp16"
 
     def prepare(self, model: onnx.ModelProto, precision: str, target: Target) -> onnx.ModelProto:
         """Return the model typed fp32 or fp16, in an opset that the target's TensorRT takes."""
         return build_typed_onnx(model, target, precision, None)
+
+    def to_half(self, model: onnx.ModelProto, target: Target, keep_fp32: Collection[str]) -> onnx.ModelProto:
+        """Return the model typed float16, but for nodes that are to stay in fp32."""
+        return to_fp16(_fitted(model, target), keep_fp32=keep_fp32)
 
     def convert(self, prepared: Prepared, engine: Engine, target: Target, directory: Path) -> Converted:
         """Hold the model against TensorRT's rules, and write the members.

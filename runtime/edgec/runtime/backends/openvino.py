@@ -207,6 +207,9 @@ def _hint(core: ov.Core, spec: EngineSpec) -> str:
     """
     if spec.precision == "fp16" and "FP16" not in core.get_property(spec.device, "OPTIMIZATION_CAPABILITIES"):
         return "f32"
+    if spec.precision == "mixed" and spec.device == "CPU":
+        # Finer where the CPU has no bf16, as promised.
+        return "bf16" if "BF16" in core.get_property(spec.device, "OPTIMIZATION_CAPABILITIES") else "f32"
     return _HINTS[spec.precision]
 
 
@@ -263,8 +266,10 @@ def _layer_precision(op: ov.Node) -> str:
     """Return what a layer computes in: compressed weights alone where what they meet stays in float."""
     said = str(op.get_rt_info()["runtimePrecision"].astype(str))
     if said in _COMPRESSED and op.get_input_size():
-        source = op.input_value(0).get_node().get_rt_info()
-        if "runtimePrecision" in source and source["runtimePrecision"].astype(str) in ("f32", "f16", "bf16"):
+        taken = op.input_value(0)
+        given = taken.get_node().get_rt_info()
+        outputs = str(given["outputPrecisions"].astype(str)).split(",") if "outputPrecisions" in given else []
+        if taken.get_index() < len(outputs) and outputs[taken.get_index()] in ("f32", "f16", "bf16"):
             return _COMPRESSED[said]
     return _PRECISIONS.get(said, "")
 
