@@ -115,6 +115,18 @@ def reshaped(shape: Sequence[int], target: Sequence[int], layout: Layout) -> Lay
     return tuple(result)
 
 
+def gathered(shape: Sequence[int], target: Sequence[int], layout: Layout) -> Layout:
+    """Return the nearest layout in which a value can be reshaped to `target` without moving a byte.
+
+    Axes that merge come together, in the value's order, where the first of them is.
+    """
+    blocks = {axis: old for old, _ in _blocks(shape, target) for axis in old}
+    result: list[int] = []
+    for axis in significant(shape, layout):
+        result += [a for a in blocks[axis] if a not in result]
+    return (*(a for a in range(len(shape)) if shape[a] == 1), *result)
+
+
 def _blocks(shape: Sequence[int], target: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """Yield the shortest runs of axes longer than one of both shapes that hold as many elements."""
     old = [a for a, size in enumerate(shape) if size != 1]

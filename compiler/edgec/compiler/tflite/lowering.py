@@ -141,6 +141,11 @@ class Lowering:
         """Dtype of quantized activations."""
         return "int16" if self.mode is Mode.INT16X8 else "int8"
 
+    @property
+    def saturates(self) -> bool:
+        """Whether integers end where the calibrated range does; those of int16 are symmetric instead."""
+        return self.integer and self.activation_dtype == "int8"
+
     def quant_of_array(self, array: NDArray[Any]) -> Quant:
         """Return parameters that span a constant."""
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
@@ -353,8 +358,8 @@ class Lowering:
     def fuse_activation(self, name: str) -> tuple[str, int]:
         """Return what a node's output is after the activation that follows, and that activation's code.
 
-        The activation's node is marked as done. In integers every Clip around zero fuses: its output's range
-        lies within its bounds, and the integers saturate there.
+        The activation's node is marked as done. In int8 every Clip around zero fuses: its output's range lies
+        within its bounds, and the integers saturate there.
         """
         taker = self.follow(name, "Relu", "Clip")
         if taker is None:
@@ -364,7 +369,7 @@ class Lowering:
         else:
             bounds = self.clip_bounds(taker)
             found = {(0.0, 6.0): RELU6, (-1.0, 1.0): RELU_N1_TO_1, (0.0, np.inf): RELU}.get(bounds)
-            if found is None and not (self.integer and bounds[0] <= 0.0 <= bounds[1]):
+            if found is None and not (self.saturates and bounds[0] <= 0.0 <= bounds[1]):
                 return name, NONE
             code = NONE if found is None else found
         self.done.add(taker.name)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgec.compiler.tflite.flatbuffer import Tensor
 
 _ALWAYS_FIRST = frozenset(
-    {"RESHAPE", "ELU", "HARD_SWISH", "PRELU", "SQUEEZE", "EXPAND_DIMS", "CAST", "NEG", "POW", "DIV"}
+    {"RESHAPE", "ELU", "HARD_SWISH", "PRELU", "SQUEEZE", "EXPAND_DIMS", "CAST", "NEG", "POW", "DIV", "TILE"}
 )
 _NO_INT16 = frozenset({"RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE"})
 
@@ -62,6 +62,9 @@ def _fully_connected(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tenso
     if dtypes[0] == "int16":
         return 7
     if dtypes[1] == "int8" and dtypes[0] == "float32":
+        # Runtimes before version 12 compute it with the first row's scale for all, without a word.
+        if inputs[1] is not None and inputs[1].quant is not None and len(inputs[1].quant.scale) > 1:
+            return 12
         return 9 if options.asymmetricQuantizeInputs else max(3, shape)
     return max(shape, 4 if dtypes[0] == "int8" else 1)
 
@@ -114,10 +117,6 @@ def _binary(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], optio
     return {"int8": 2, "int16": 4}.get(dtypes[0], 1)
 
 
-def _tile(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], options: Any) -> int:
-    return 3 if dtypes[0] in ("int8", "int16") else 1
-
-
 def _gather(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], options: Any) -> int:
     return {"int8": 2, "bool": 3, "int16": 4}.get(dtypes[0], 1)
 
@@ -148,7 +147,6 @@ _SPECIAL = {
     "ADD": _binary,
     "SUB": _binary,
     "MUL": _binary,
-    "TILE": _tile,
     "GATHER": _gather,
     "SELECT_V2": _select,
     "BROADCAST_TO": _broadcast,

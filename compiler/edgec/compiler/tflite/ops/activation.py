@@ -45,7 +45,7 @@ def lower_clip(lowering: Lowering, node: Node) -> None:
     low, high = lowering.clip_bounds(node)
     x, output = node.inputs[0], node.outputs[0]
     layout = lowering.layout(x)
-    if lowering.integer and lowering.is_float(x) and low <= 0.0 <= high:
+    if lowering.saturates and lowering.is_float(x) and low <= 0.0 <= high:
         bounded = lowering.calibrated(output)
         lowering.hold(output, lowering.take(x, layout, bounded), layout, bounded)
         return
@@ -144,7 +144,7 @@ def lower_hard_swish(lowering: Lowering, node: Node) -> None:
     _simple(lowering, node, B.HARD_SWISH, S.HardSwishOptionsT())
 
 
-@operator("HardSigmoid", tflite=("ADD", "MUL", "MAXIMUM", "MINIMUM"), limits="alpha positive")
+@operator("HardSigmoid", tflite=("ADD", "MUL", "MAXIMUM", "MINIMUM"), limits="alpha > 0", modes=NOT_INT16)
 def lower_hard_sigmoid(lowering: Lowering, node: Node) -> None:
     """Write ``clip(alpha x + beta, 0, 1)`` as ``alpha * clip(x + beta / alpha, 0, 1 / alpha)``."""
     alpha = float(node.attributes.get("alpha", 0.2))

@@ -211,7 +211,7 @@ def lower_conv_transpose(lowering: Lowering, node: Node) -> None:
     cut = list(wide) != list(final)
     output, activation = lowering.fuse_activation(node.outputs[0])
     # Older kernels have no activation: it is an operator of its own, or the end of the integers' range.
-    separate = NONE if lowering.integer and lowering.activation_dtype == "int8" else activation
+    separate = NONE if lowering.saturates else activation
     w, b = add_weights(lowering, node, weights.transpose(1, 2, 3, 0), bias, image, 0, hybrid=False)
     shape = [batch, *wide, weights.shape[1]]
     options = S.TransposeConvOptionsT()

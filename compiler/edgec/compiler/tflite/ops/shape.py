@@ -10,6 +10,7 @@ from edgec.compiler.tflite.flatbuffer import B, Quant, S
 from edgec.compiler.tflite.graph import Node
 from edgec.compiler.tflite.layout import (
     Layout,
+    gathered,
     identity,
     padded,
     reshaped,
@@ -19,6 +20,7 @@ from edgec.compiler.tflite.layout import (
     without_axes,
 )
 from edgec.compiler.tflite.lowering import Lowering
+from edgec.compiler.tflite.modes import NOT_INT16
 from edgec.compiler.tflite.registry import Refused, operator
 
 _SLICE_FOREVER = np.iinfo(np.int32).max
@@ -75,7 +77,9 @@ def lower_reshape(lowering: Lowering, node: Node) -> None:
         tensor, after = lowering.take(x, layout, quant), identity(len(target))
         lowering.column_order[output] = _columns(source, layout)
     else:
-        tensor, after = lowering.take_flat(x, quant), identity(len(target))
+        moved = gathered(source, target, layout)
+        tensor, after = lowering.take(x, moved, quant), reshaped(source, target, moved)
+        assert after is not None
     shape = tensor_shape(target, after)
     if lowering.file.tensors[tensor].shape != shape:
         tensor = lowering.reshape(tensor, shape, output)
@@ -332,7 +336,12 @@ def _indices(lowering: Lowering, name: str, size: int) -> int:
     return lowering.int32(np.where(array < 0, array + size, array), name)
 
 
-@operator("DepthToSpace", tflite=("DEPTH_TO_SPACE", "GATHER"), note="mode CRD: with a GATHER of channels")
+@operator(
+    "DepthToSpace",
+    tflite=("DEPTH_TO_SPACE", "GATHER"),
+    modes=NOT_INT16,
+    note="mode CRD: with a GATHER of channels",
+)
 def lower_depth_to_space(lowering: Lowering, node: Node) -> None:
     """Write channels as blocks of pixels."""
     x, output = node.inputs[0], node.outputs[0]
@@ -354,7 +363,7 @@ def lower_depth_to_space(lowering: Lowering, node: Node) -> None:
     lowering.emit(B.DEPTH_TO_SPACE, [tensor], [made], options)
 
 
-@operator("SpaceToDepth", tflite=("SPACE_TO_DEPTH",))
+@operator("SpaceToDepth", tflite=("SPACE_TO_DEPTH",), modes=NOT_INT16)
 def lower_space_to_depth(lowering: Lowering, node: Node) -> None:
     """Write blocks of pixels as channels."""
     x = node.inputs[0]
