@@ -195,7 +195,9 @@ def test_verify_tells_machines(path: Path) -> None:
     assert shape["passed"] is shape["self_test"]["passed"] is True
     assert shape["self_test"]["state"] == "ready"
     first = shape["self_test"]["outputs"][0]
-    assert list(first) == ["vector", "output", "max_abs_error", "tolerance", "passed"]
+    assert list(first) == [
+        *("vector", "output", "max_abs_error", "tolerance", "rms_error", "rms_tolerance", "passed")
+    ]
     assert 0 <= first["max_abs_error"] <= first["tolerance"] == 1e-5
 
 
@@ -221,7 +223,15 @@ def test_verify_tells_machines_what_failed(path: Path) -> None:
     shape = json.loads(result.stdout)
     assert shape["passed"] is shape["self_test"]["passed"] is False
     assert shape["self_test"]["outputs"] == [
-        {"vector": 0, "output": "y", "max_abs_error": None, "tolerance": 1e-5, "passed": False}
+        {
+            "vector": 0,
+            "output": "y",
+            "max_abs_error": None,
+            "tolerance": 1e-5,
+            "rms_error": None,
+            "rms_tolerance": None,
+            "passed": False,
+        }
     ]
 
 

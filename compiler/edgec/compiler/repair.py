@@ -10,25 +10,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx
 
 from edgec.compiler.accuracy import score_graph
-from edgec.compiler.candidates import Candidate, Outcome, Shared, judge
+from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, judge
 from edgec.compiler.explain import Flip, LayerError, Score, by_harm, flips, isolate, layer_errors
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.tournament import Contender
 from edgec.errors import EdgecError, OutputError
-from edgec.targets import Target
+from edgec.runtime import load
+from edgec.runtime.measurement import measure_interleaved, median_ratio
+from edgec.targets import Target, host_arch, host_features
 
 MOST_EVALUATIONS = 12
 _ANALYSIS_SAMPLES = 4
-_METHODS = ("percentile", "mse", "entropy")
+_METHODS = ("mse", "percentile", "minmax", "entropy")
 _TIME_SHARE = 0.8  # of the time-out, after which no trial is begun
 _NAMED = 4  # layers in a sentence
 # Smaller differences between two trials are chance, and no reason to do more than the simplest.
 _SAME_BOUND, _SAME_DB = 1e-3, 1.0
+_ROUNDS = 50  # at least, to time what layers in float cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,12 @@ class RepairOrder:
     Attributes:
         candidate: In int8.
         contender: What the gate says of it.
+        made: What was made of it, to be timed; None where nothing can be timed.
     """
 
     candidate: Candidate
     contender: Contender
+    made: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,7 @@ class _Trial:
     recipe: Recipe
     contender: Contender
     outcome: Outcome | None = None
+    made: Made | None = None
 
     @property
     def passed(self) -> bool:
@@ -129,11 +137,11 @@ class _Trial:
 
     @property
     def _merit(self) -> tuple[float, float]:
-        """Lower bound of the difference to fp32, and SNR in dB."""
+        """Lower bound of the difference to fp32, or without labels of agreement, and SNR in dB."""
         contender, gate = self.contender, self.contender.gate
         if gate is None or contender.problem is not None:
             return -1e9, -1e9
-        bound = gate.difference.lower_bound if gate.difference is not None else 0.0
+        bound = gate.difference.lower_bound if gate.difference is not None else (gate.agreement or 1.0) - 1.0
         return bound, _db(contender.source_snr_db)
 
 
@@ -156,7 +164,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         recipe = self.order.candidate.recipe
-        self.first = self.best = _Trial(recipe=recipe, contender=self.order.contender)
+        self.first = self.best = _Trial(recipe=recipe, contender=self.order.contender, made=self.order.made)
 
     def say(self, sentence: str) -> None:
         self.decisions.append(f"repair of {self.order.candidate.name}: {sentence}")
@@ -197,7 +205,7 @@ class _Search:
         self.layers = self._analysed(self.first.recipe)
         worst = by_harm(self.layers)[:3]
         if worst:
-            named = ", ".join(f"{e.name} ({_db_text(e.isolated_snr_db)} alone)" for e in worst)
+            named = ", ".join(f"{_listed([e.name])} ({_db_text(e.isolated_snr_db)} alone)" for e in worst)
             self.say(f"int8 harms these layers most: {named}")
         variant = self.shared.variants[self.order.candidate.variant]
         baseline, scheme = self.shared.baseline, self.target.quantization
@@ -212,9 +220,11 @@ class _Search:
         def step(method: str) -> Callable[[], None]:
             return lambda: self._change(replace(self.best.recipe, method=method), f"{method} ranges")
 
-        return [step(method) for method in _METHODS]
+        return [step(method) for method in _METHODS if method != self.first.recipe.method]
 
     def _bias(self) -> None:
+        if self.best.recipe.correct_bias:
+            return  # as it is by default
         self._change(replace(self.best.recipe, correct_bias=True), "corrected biases")
 
     def _equalization(self) -> None:
@@ -253,7 +263,7 @@ class _Search:
             fewer = [n for n in kept if n != name]
             if self._exclude(base, fewer).passed:
                 kept = fewer
-                self.say(f"{name} goes back to int8: fp32 gains nothing there")
+                self.say(f"{_listed([name])} goes back to int8: fp32 gains nothing there")
 
     def _account(self, base: _Trial) -> None:
         """Say what int8 costs in the layers that stay in float."""
@@ -261,8 +271,28 @@ class _Search:
         if not self.best.passed or not names:
             return
         together = "" if len(names) == 1 else " together"
-        cost = _cost(base.contender, self.best.contender)
-        self.say(f"{_listed(names)} kept in fp32: int8 costs {cost} there{together}")
+        cost, saving = _cost(base.contender, self.best.contender), self._saving(base)
+        self.say(f"{_listed(names)} kept in fp32: int8 costs {cost} there{together} and {saving}")
+
+    def _saving(self, base: _Trial) -> str:
+        """Return the time that the layers in float would save in int8, timed side by side, in words."""
+        options, made = self.shared.options, (base.made, self.best.made)
+        if not self.target.measured_on(host_arch(), host_features()) or any(
+            m is None or m.facts.state != "ready" for m in made
+        ):
+            return "what it would save cannot be measured on this machine"
+        with ExitStack() as stack:
+            calls = {}
+            for name, one in zip(("int8", "float"), made, strict=True):
+                assert one is not None
+                session = stack.enter_context(load(one.path, threads=options.threads))
+                calls[name] = partial(session.run, dict(one.reference.inputs[0]))
+            found = measure_interleaved(
+                calls, duration_s=2 * options.measure_s, min_rounds=_ROUNDS, seed=options.seed
+            )
+        if median_ratio(found["float"], found["int8"]).lower <= 1.0:
+            return "saves no time that can be told from noise"
+        return f"saves {found['float'].p50_ms - found['int8'].p50_ms:.2g} ms"
 
     # -- trials ----------------------------------------------------------------------------------------
 
@@ -284,7 +314,7 @@ class _Search:
         begun = time.monotonic()
         candidate = replace(self.order.candidate, recipe=recipe)
         outcome = judge(candidate, self.target, self.shared, self.progress)
-        trial = _Trial(recipe=recipe, contender=outcome.contender, outcome=outcome)
+        trial = _Trial(recipe=recipe, contender=outcome.contender, outcome=outcome, made=outcome.made)
         worse = trial
         if trial.better_than(self.best):
             worse, self.best = self.best, trial
@@ -339,6 +369,9 @@ def _cost(before: Contender, after: Contender) -> str:
     """Return what a candidate loses against another one, in words."""
     a, b = (c.gate.score if c.gate is not None else None for c in (before, after))
     if a is None or b is None:
+        agreed = [c.gate.agreement if c.gate is not None else None for c in (before, after)]
+        if agreed[0] is not None and agreed[1] is not None:
+            return f"{100 * (agreed[1] - agreed[0]):.1f} points of agreement"
         return f"{_db(after.source_snr_db) - _db(before.source_snr_db):.1f} dB of SNR"
     loss = (b.value - a.value) if b.higher_is_better else (a.value - b.value)
     return f"{100 * loss:.1f} points" if b.unit == "fraction" else f"{loss:.3g} of {b.unit}"
@@ -349,12 +382,14 @@ def _figures(contender: Contender) -> str:
     if contender.problem is not None or gate is None:
         return contender.problem or "not judged"
     if gate.score is None or gate.difference is None:
-        return f"SNR {_db_text(contender.source_snr_db)} against fp32"
+        agreement = "" if gate.agreement is None else f"agreement {gate.agreement:.1%}, "
+        return f"{agreement}SNR {_db_text(contender.source_snr_db)} against fp32"
     return f"score {gate.score.value:.4g} (at least {gate.difference.lower_bound:+.2%})"
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
+    # TensorFlow joins the names of all that it fused into a layer.
+    shown = ", ".join(name.rsplit(";", 1)[-1] for name in names[:_NAMED])
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 

@@ -245,7 +245,7 @@ def _repair(bench: Bench, plans: Sequence[Plan], workers: Workers) -> None:
         candidate = outcome.made.candidate
         key = f"{plan.target.name} {_outcome_name(candidate)}"
         owners[key] = plan, outcome, candidate
-        order = RepairOrder(candidate=candidate, contender=outcome.contender)
+        order = RepairOrder(candidate=candidate, contender=outcome.contender, made=outcome.made)
         jobs.append([Job(key=key, payload=(plan.target, order))])
         bench.progress(f"{plan.target.name}: {candidate.name} loses too much accuracy: repairing it")
 
