@@ -36,6 +36,7 @@ from edgec.compiler.parity import (
 )
 from edgec.compiler.passes.normalize_qdq import normalize_qdq
 from edgec.compiler.passes.smooth_quant import normalizes_products, smooth_activations
+from edgec.compiler.passes.split_biases import split_biases
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.tournament import Contender
@@ -197,7 +198,7 @@ class Shared:
         """Return what is quantized, in fp32."""
         key = (variant.name, equalized, smooth)
         if key not in self._bases:
-            model = variant.model
+            model = split_biases(variant.model)
             if equalized:
                 model, _ = equalize_channels(model, variant.spread_inputs(_STATISTICS_SAMPLES))
             if smooth is not None:
