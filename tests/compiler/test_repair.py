@@ -144,12 +144,6 @@ def candidate(build: BuildResult, name: str) -> CandidateInfo:
     return next(c for c in artifact(build)["candidates"] if c["name"] == name)
 
 
-def names_of(build: BuildResult) -> list[str]:
-    """Return the candidates of the engine that every installation has."""
-    found = [c["name"] for c in artifact(build)["candidates"]]
-    return [name for name in found if name.startswith("onnxruntime")]
-
-
 def artifact(build: BuildResult) -> ArtifactInfo:
     (only,) = build.report["artifacts"]
     return only
