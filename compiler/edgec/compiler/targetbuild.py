@@ -610,7 +610,7 @@ def _info(
         "candidates": infos,
         "decisions": [*variant.notes, *([divided] if divided else []), *plan.decisions],
         "warnings": [*([synthetic] if synthetic else []), *bench.warnings, *notes, *made.converted.notes],
-        "not_run": [*made.converted.not_run, *_saturation(target, made.candidate.precision)],
+        "not_run": [*made.converted.not_run, *_saturation(target, made.candidate)],
         "pipeline": variant.pipeline.to_dict() if variant.pipeline is not None else None,
         "inputs": tensor_infos(variant.inputs),
         "outputs": tensor_infos(variant.outputs),
@@ -629,10 +629,12 @@ def _reason(contender: Contender) -> str:
     return contender.gate.reason if contender.gate is not None else ""
 
 
-def _saturation(target: Target, precision: str) -> tuple[str, ...]:
+def _saturation(target: Target, candidate: Candidate) -> tuple[str, ...]:
     """Return the caution that this machine's integer arithmetic is better than some of the target's."""
     scheme = target.quantization
-    if precision not in ("int8", "int8-dynamic") or scheme is None or not scheme.saturates_without:
+    if candidate.precision not in ("int8", "int8-dynamic") or scheme is None or not scheme.saturates_without:
+        return ()
+    if quantizes(get_converter(candidate.engine.name)):  # its kernels widen before they multiply
         return ()
     if not any(feature in host_features() for feature in scheme.saturates_without):
         return ()
