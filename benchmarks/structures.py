@@ -31,7 +31,7 @@ class _Builder:
 
     def weight(self, value: NDArray[Any]) -> str:
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+        self.weights.append(numpy_helper.from_array(np.asarray(value, np.float32, order="C"), name))
         return name
 
     def node(self, op: str, inputs: list[str], **attributes: Any) -> str:
