@@ -33,8 +33,8 @@ ENGINES = {
     "ai_edge_litert": "litert",
     "tflite_runtime": "litert",
 }
-# Parts of an engine's package that rewrite models and run none.
-REWRITERS = ("onnxruntime.quantization", "onnxruntime.transformers")
+# Parts of an engine's package that rewrite or describe models and run none.
+REWRITERS = ("onnxruntime.quantization", "onnxruntime.transformers", "ai_edge_litert.schema_py_generated")
 # Heavy packages that what every device carries must not import on its own.
 HEAVY = {*ENGINES, "onnx", "onnx_ir", "onnxslim", "cv2", "tokenizers", "jinja2", "scipy", "sklearn", "torch"}
 
