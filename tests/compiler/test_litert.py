@@ -138,7 +138,7 @@ def test_targets_with_npus_are_built_and_their_numerics_proven(
     np.savez(data, image=np.stack([s["image"] for s in inputs]))
     names = ["npu-tflite", "ethos-u55-128", "ethos-u85-256", "coral-edgetpu"]
     result = compile_model(source, names, tmp_path / "out", calibration=data, options=FAST)
-    infos = {a["target"]: a for a in result.report["artifacts"]}
+    infos: dict[str, Any] = {a["target"]: a for a in result.report["artifacts"]}
     assert list(infos) == names
     assert {i["state"] for i in infos.values()} == {"fallback"}
     assert "estimated by Vela" in str(infos["ethos-u55-128"]["measured_on"])
