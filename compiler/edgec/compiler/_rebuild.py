@@ -60,6 +60,7 @@ def rebuild(
     compare: bool = False,
     max_slowdown: float = 0.05,
     workers: int | None = None,
+    home: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> Rebuilt:
@@ -79,6 +80,7 @@ def rebuild(
         compare: Whether to compare the two afterwards.
         max_slowdown: Share by which the new one may be slower.
         workers: See `CompileOptions`.
+        home: See `compile_model`.
         progress: Told what is going on.
         command: What the user typed, for the report.
 
@@ -92,7 +94,7 @@ def rebuild(
     with Artifact.open(path) as opened, tempfile.TemporaryDirectory(prefix="edgec-") as folder:
         opened.verify()
         lock, manifest = read_lock(opened.manifest), opened.manifest
-        finder = _Finder(path, opened.report or {}, manifest, lock)
+        finder = _Finder(path, opened.report or {}, manifest, lock, home)
         model = finder.model(source)
         data = finder.data("calibration", calibration, lock.calibration)
         labelled = finder.data("evaluation", evaluation, lock.evaluation)
@@ -115,6 +117,7 @@ def rebuild(
             evaluation=labelled if lock.evaluation is not None else None,
             metric=lock.metric,
             options=replace(lock.options, workers=workers),
+            home=home,
             progress=progress,
             command=command,
         )
@@ -149,7 +152,10 @@ def rebuild(
 class _Finder:
     """Finds the model and the data that an artifact was built from."""
 
-    def __init__(self, path: Path, report: Mapping[str, Any], manifest: Manifest, lock: Lock) -> None:
+    def __init__(
+        self, path: Path, report: Mapping[str, Any], manifest: Manifest, lock: Lock, home: Path | None
+    ) -> None:
+        self._home = home
         self._folder, self._report, self._manifest, self._lock = path.parent, report, manifest, lock
 
     def model(self, given: str | Path | None) -> Path:
@@ -159,7 +165,7 @@ class _Finder:
                 f"the model is not at {path or 'a known place'}: say with --source where it is (SHA-256 "
                 f"{self._lock.source_sha256})"
             )
-        found = load_source(path, self._lock.options.shapes).sha256
+        found = load_source(path, self._lock.options.shapes, home=self._home).sha256
         if found != self._lock.source_sha256:
             raise ModelError(
                 f"{path} is not the model of the artifact: its SHA-256 is {found}, not "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli._text import columns, size
-from edgec.cli.compile import parse_share, progress_lines
+from edgec.cli.compile import default_home, parse_share, progress_lines
 
 if TYPE_CHECKING:
     from edgec.compiler import Rebuilt
@@ -97,6 +97,7 @@ def command(
         compare=compare,
         max_slowdown=math.inf if max_slowdown is None else max_slowdown,
         workers=workers,
+        home=default_home(),
         progress=progress_lines(quiet),
         command=["edgec", *sys.argv[1:]],
     )
