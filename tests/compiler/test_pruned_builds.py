@@ -43,7 +43,7 @@ def test_a_pruned_form_can_ship_and_is_smaller(model: Path, calibration: Path, t
     result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
     (info,) = result.report["artifacts"]
     assert any("million multiply-accumulates" in d for d in info["decisions"])
-    sizes = {c["name"]: c["size_bytes"] or 0 for c in info["candidates"]}
+    sizes = {c["name"]: c.get("size_bytes") or 0 for c in info["candidates"]}
     assert sizes["onnxruntime fp32, 30 % pruned"] < sizes["onnxruntime fp32"]
     winner = next(c["name"] for c in info["candidates"] if c["status"] == "winner")
     assert winner == "onnxruntime fp32, 30 % pruned"
@@ -60,7 +60,7 @@ def test_a_pruned_form_is_judged_against_the_source(model: Path, calibration: Pa
     (info,) = result.report["artifacts"]
     (pruned,) = (c for c in info["candidates"] if c["name"] == "onnxruntime fp32, 70 % pruned")
     assert pruned["status"] == "refused"
-    parity = pruned["parity"]
+    parity = pruned.get("parity")
     assert parity is not None
     assert parity["passed"]
     assert any(d.startswith("onnxruntime fp32, 70 % pruned is out: no labels") for d in info["decisions"])
