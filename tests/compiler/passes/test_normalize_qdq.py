@@ -127,9 +127,19 @@ def _require_form(model: onnx.ModelProto, activations: str) -> None:
             assert not zero.any()
 
 
-def test_weights_that_do_not_fit_are_rounded_by_channel_and_biases_follow() -> None:
+def test_onnx_runtime_gets_weights_that_do_not_fit_with_a_zero_point() -> None:
     model = author_quantized("uint8", weights="uint8", zero=90, spread=165)
     scheme = load_target("cpu-x86_64").quantization
+    assert scheme is not None
+    normal, told = normalize_qdq(model, scheme)
+    assert "weights of 2 layers are int8 with a zero point, exactly as before" in " ".join(told)
+    np.testing.assert_array_equal(run(normal, "uint8"), run(model, "uint8"))
+    assert not any(numpy_helper.to_array(t).dtype == np.uint8 for t in normal.graph.initializer if t.dims)
+
+
+def test_weights_that_do_not_fit_are_rounded_by_channel_and_biases_follow() -> None:
+    model = author_quantized("uint8", weights="uint8", zero=90, spread=165)
+    scheme = load_target("intel-cpu").quantization
     assert scheme is not None
     normal, told = normalize_qdq(model, scheme)
     assert "weights of 2 layers are int8 around 0, rounded anew" in " ".join(told)

@@ -35,7 +35,9 @@ def normalize_qdq(
 
     1. Weights of Conv, ConvTranspose, Gemm and MatMul: int8 with the zero point 0. With the same scale where
        every integer fits, which changes nothing; else the channels where one does not get a scale of their
-       own, and are rounded anew. Behind an explicit Q and DQ where the scheme wants that.
+       own, and are rounded anew. ONNX Runtime, whose schemes have no rule for residual branches, multiplies
+       int8 weights with a zero point fast enough: there uint8 that does not fit is moved by 128. Behind an
+       explicit Q and DQ where the scheme wants that.
     2. Biases: int32 with the scale of input times weights, or float where the scheme has no quantized bias.
     3. Activations, asymmetric: int8 and uint8 become the scheme's dtype, the zero point moved by 128, which
        changes nothing. Symmetric: int8 with the zero point 0, over a range that holds the author's.
@@ -108,6 +110,7 @@ class _Rewriter:
         told = {
             "exact": "weights of {} layers are int8 around 0, exactly as before",
             "rounded": "weights of {} layers are int8 around 0, rounded anew in channels that did not fit",
+            "moved_weights": "weights of {} layers are int8 with a zero point, exactly as before",
             "shifted": "{} activations have the engine's dtype, exactly as before",
             "symmetric": "{} activations are symmetric int8 over the author's ranges",
             "bias": "biases of {} layers are as the engine takes them",
@@ -286,7 +289,11 @@ class _Rewriter:
         if fits and not explicit:
             return
         axis = _axis(node, values.ndim)
-        if np.abs(integers).max(initial=0) > _LARGEST:
+        large = np.abs(integers).max(initial=0) > _LARGEST
+        if large and not self.scheme.residual_one_input and not explicit:
+            self._shift_weights(node, scale, zero)
+            return
+        if large:
             axis = _output_axis(takers[0][0], values.ndim)
             others = tuple(i for i in range(values.ndim) if i != axis)
             largest = np.abs(integers).max(axis=others)
@@ -324,6 +331,23 @@ class _Rewriter:
                 ]
             )
         _set_axis(node, axis)
+
+    def _shift_weights(self, node: onnx.NodeProto, scale: NDArray[Any], zero: NDArray[Any]) -> None:
+        """Move uint8 weights and their zero point by 128, to int8."""
+        values = self._array(node.input[0])
+        if values.dtype != np.uint8:
+            return
+        stem = node.output[0]
+        moved = [(a.astype(np.int32) - 128).astype(np.int8) for a in (values, zero)]
+        del node.input[:]
+        node.input.extend(
+            [
+                self._constant(f"{stem}/int8", moved[0]),
+                self._constant(f"{stem}/scale", scale),
+                self._constant(f"{stem}/zero", moved[1]),
+            ]
+        )
+        self._count("moved_weights")
 
     def _bias(self, node: onnx.NodeProto) -> None:
         parameters = self._parameters(node)
