@@ -21,7 +21,16 @@ from edgec.evaluation import Dataset
 from edgec.runtime.benchmark import this_machine
 from edgec.runtime.measurement import LatencySamples
 
-_TOOLS = ("numpy", "onnx", "onnxruntime", "openvino", "onnxslim", "onnx-ir")
+_TOOLS = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "ai-edge-litert",
+    "ethos-u-vela",
+    "onnxslim",
+    "onnx-ir",
+)
 
 
 def build_info(
