@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compiler import networks
 
 from edgec.compiler.calibration import CalibrationTable, calibrate
+from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.ranges import METHODS
 from edgec.errors import CalibrationError, ConversionError
@@ -439,6 +440,18 @@ def test_the_branch_that_ends_in_a_residual_add_stays_in_float_where_a_zero_poin
     onnx.checker.check_model(result, full_check=True)
     sample = networks.samples(model, 1, seed=9)[0]
     assert networks.snr_db(networks.run(model, sample), networks.run(result, sample)) > 25
+
+
+def test_tensorrt_graphs_compute_the_same_with_optimizations() -> None:
+    # ONNX Runtime would round their float biases, were it not kept from it.
+    model = networks.cnn()
+    result, sample = quantized(model, TENSORRT), networks.samples(model, 1)[0]
+    found = []
+    for optimize in (False, True):
+        with ReferenceProgram(result, optimize=optimize) as program:
+            found.append(program.run(sample))
+    for name, exact in found[0].items():
+        np.testing.assert_allclose(found[1][name], exact, rtol=0, atol=1e-5)
 
 
 def test_a_residual_add_has_one_dequantized_input_the_skip_branch() -> None:
