@@ -191,6 +191,13 @@ def test_all_that_is_unsupported_is_said_at_once() -> None:
     assert unsupported(residual(), Mode.INT8) == []
 
 
+def test_quantized_weights_are_no_float_model() -> None:
+    constants = {"q": np.ones((3, 4), np.int8), "s": np.float32(0.1)}
+    nodes = [node("DequantizeLinear", ["q", "s"], ["w"], "weights"), node("MatMul", ["x", "w"], ["y"])]
+    model = model_of(nodes, {"x": [2, 3]}, ["y"], constants, opset=18)
+    assert "weights" in [u.node for u in unsupported(model)]
+
+
 def test_what_has_no_integer_kernel_is_refused_or_stays_in_float() -> None:
     nodes = [node("Abs", ["x"], ["a"]), node("Sqrt", ["a"], ["y"], "root")]
     model = model_of(nodes, {"x": [3, 4]}, ["y"])

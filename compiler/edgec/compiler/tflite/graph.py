@@ -205,8 +205,12 @@ def _fold(
             ],
             [helper.make_empty_tensor_value_info(n) for n in node.outputs if n],
         )
-        program = ReferenceEvaluator(helper.make_model(single, opset_imports=model.opset_import))
-        results = program.run(None, values)
+        try:
+            program = ReferenceEvaluator(helper.make_model(single, opset_imports=model.opset_import))
+            results = program.run(None, values)
+        except RuntimeError:  # it has no implementation of this operator and opset
+            kept.append(node)
+            continue
         constants.update(
             (n, np.asarray(v)) for n, v in zip([o for o in node.outputs if o], results, strict=True)
         )
