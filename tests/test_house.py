@@ -150,7 +150,10 @@ def test_every_package_of_an_extra_is_imported_somewhere() -> None:
         if not requirement.startswith("edgec[")
     }
     modules = {"opencv-python-headless": "cv2", "onnx-ir": "onnx_ir", "ai-edge-litert": "ai_edge_litert"}
-    assert {p for p in packages if modules.get(p, p) not in imported} == set()
+    # Run by `edgec.compiler.vela` in a process of its own.
+    programs = {"ethos-u-vela": "ethosu.vela"}
+    started = {p for p, name in programs.items() if any(f'"{name}"' in m.read_text() for m in MODULES)}
+    assert {p for p in packages - started if modules.get(p, p) not in imported} == set()
 
 
 def test_every_engine_that_pip_can_bring_has_an_extra() -> None:
