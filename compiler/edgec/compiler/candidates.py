@@ -218,6 +218,7 @@ class Shared:
             scheme=scheme,
             method=recipe.method,
             exclude=recipe.exclude,
+            narrow_weights=recipe.narrow_weights,
             pass_on=recipe.smooth is None,
         )
         made = quantize(base)
@@ -282,11 +283,20 @@ def mixed_with(converter: Converter) -> str:
     return str(getattr(converter, "mixes", "fp32"))
 
 
-def usual_recipe(variant: Variant, precision: str) -> Recipe:
-    """Return how a variant is made ready for a precision before anything is known of what that costs."""
+def usual_recipe(variant: Variant, precision: str, *, saturates: bool = False) -> Recipe:
+    """Return how a variant is made ready for a precision before anything is known of what that costs.
+
+    Args:
+        variant: That is compiled.
+        precision: One of ``edgec.artifact.PRECISIONS``.
+        saturates: Whether sums of products of full-range integers saturate on the CPU it is built for.
+    """
+    narrow = saturates and precision in ("int8", "mixed") and not variant.quantized
     if precision in ("int8", "mixed") and not variant.quantized and normalizes_products(variant.model):
-        return Recipe(precision=precision, smooth=_SMOOTH, method="minmax", correct_bias=False)
-    return Recipe(precision=precision)
+        return Recipe(
+            precision=precision, smooth=_SMOOTH, method="minmax", correct_bias=False, narrow_weights=narrow
+        )
+    return Recipe(precision=precision, narrow_weights=narrow)
 
 
 def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callable[[str], None]) -> Outcome:

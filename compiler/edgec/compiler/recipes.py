@@ -18,6 +18,7 @@ class Recipe:
         equalize: Whether channels between layers are brought to similar ranges first.
         correct_bias: Whether biases make up for what quantization shifts on average.
         exclude: Names of nodes that stay in higher precision, sorted.
+        narrow_weights: Whether weights use 7 bits, for CPUs on which sums of products saturate otherwise.
     """
 
     precision: str
@@ -26,6 +27,7 @@ class Recipe:
     equalize: bool = False
     correct_bias: bool = True
     exclude: tuple[str, ...] = ()
+    narrow_weights: bool = False
 
     @property
     def name(self) -> str:
@@ -39,6 +41,8 @@ class Recipe:
             extras.append("equalized")
         if self.correct_bias != correct_bias:
             extras.append("bias corrected" if self.correct_bias else "biases as they are")
+        if self.narrow_weights:
+            extras.append("7-bit weights")
         if self.exclude:
             extras.append(f"{len(self.exclude)} in float")
         return f"{self.precision} ({', '.join(extras)})" if extras else self.precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -424,14 +424,17 @@ def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candida
         recipe = Recipe(precision=engine.precisions[0])
         yield _contender(Candidate(engine=engine, recipe=recipe, variant=plan.variant), "skipped", problem)
         return
-    buildable = get_converter(engine.name).precisions
+    converter = get_converter(engine.name)
+    buildable = converter.precisions
+    saturates = plan.measured_here and saturates_on(plan.target, host_features())
     here = engine.precisions_on(host_features()) if plan.measured_here else engine.precisions
     for precision in engine.precisions:
         if wanted not in ("auto", precision) and precision != "fp32":
             continue
         if variant.quantized and precision != "int8":
             continue
-        candidate = Candidate(engine=engine, recipe=usual_recipe(variant, precision), variant=plan.variant)
+        recipe = usual_recipe(variant, precision, saturates=saturates and not quantizes(converter))
+        candidate = Candidate(engine=engine, recipe=recipe, variant=plan.variant)
         if precision not in buildable:
             reason = f"this version of edgec does not build {precision} for {engine.name}"
             if wanted == precision:
@@ -629,6 +632,16 @@ def _reason(contender: Contender) -> str:
     return contender.gate.reason if contender.gate is not None else ""
 
 
+def saturates_on(target: Target, features: Collection[str]) -> bool:
+    """Return whether sums of products in int8 saturate on a CPU of a target that has these features."""
+    scheme = target.quantization
+    return (
+        scheme is not None
+        and bool(scheme.saturates_without)
+        and not any(feature in features for feature in scheme.saturates_without)
+    )
+
+
 def _saturation(target: Target, candidate: Candidate) -> tuple[str, ...]:
     """Return the caution that this machine's integer arithmetic is better than some of the target's."""
     scheme = target.quantization
@@ -636,12 +649,12 @@ def _saturation(target: Target, candidate: Candidate) -> tuple[str, ...]:
         return ()
     if quantizes(get_converter(candidate.engine.name)):  # its kernels widen before they multiply
         return ()
-    if not any(feature in host_features() for feature in scheme.saturates_without):
-        return ()
+    if saturates_on(target, host_features()):
+        return ()  # weights have 7 bits then, or what saturates fails parity
     features = " or ".join(scheme.saturates_without)
     return (
         f"int8 was proven on a CPU with {features}; on one without, sums of products can saturate: "
-        "run  edgec verify  there",
+        "run  edgec verify  there, or compile there, where weights get 7 bits",
     )
 
 
