@@ -1,21 +1,24 @@
-"""Compile every model at hand for three targets, and say of each what ships and why, or what stops it.
+"""Compile every model at hand for several targets, and say of each what ships and why, or what stops it.
 
-    EDGEC_TEST_MODELS=DIR python -m benchmarks.zoo [CASE ...] [--measure-s 1] [--timeout-s 900]
+    EDGEC_TEST_MODELS=DIR python -m benchmarks.zoo [CASE ...] [--targets TARGET ...] [--measure-s 1]
 
-Each case runs in a process of its own and replaces its rows in `benchmarks/results/zoo.json`, so that it can
-be run again in pieces; `benchmarks/results/zoo.md` is the same as a table. MiniLM is left out until
-`benchmarks/export_minilm.py` has been run.
+Each build runs in a process of its own and replaces its row in `benchmarks/results/zoo.json`, so that it can
+be run again in pieces, and in several processes at a time where no latency is measured;
+`benchmarks/results/zoo.md` is the same as a table, and `--table` writes it anew without a build. MiniLM is
+left out until `benchmarks/export_minilm.py` has been run.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from edgec.errors import EdgecError
 from edgec.runtime import load
 from edgec.targets import resolve_target
 
-TARGETS = ("cpu-x86_64", "intel-cpu", "jetson")
+TARGETS = ("cpu-x86_64", "intel-cpu", "jetson", "rpi5", "npu-tflite", "ethos-u55-128", "ethos-u85-256")
 RESULTS = ROOT / "benchmarks" / "results"
 
 Row = dict[str, Any]
@@ -41,35 +44,46 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help="all by default")
+    parser.add_argument("--targets", nargs="+", metavar="TARGET", choices=TARGETS, default=TARGETS)
     parser.add_argument("--measure-s", type=float, default=1.0, help="seconds per candidate")
-    parser.add_argument("--timeout-s", type=float, default=900.0, help="for one case and all its targets")
+    parser.add_argument("--timeout-s", type=float, default=900.0, help="for one build")
     parser.add_argument("--output", type=Path, default=RESULTS / "zoo.json")
+    parser.add_argument("--table", action="store_true", help="only write the table anew")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.table:
+        write_table(asked.output, json.loads(asked.output.read_text()))
+        return
     if asked.one is not None:
-        print(json.dumps(case_rows(asked.one, asked.measure_s)))
+        print(json.dumps(case_row(asked.one, asked.targets[0], asked.measure_s)))
         return
     for name in asked.cases or case_names():
         if name == "minilm" and not (MINILM / "minilm.onnx").exists():
             print("minilm: left out: run benchmarks/export_minilm.py first", flush=True)
             continue
-        store(asked.output, name, run_case(name, asked.measure_s, asked.timeout_s))
+        for target in asked.targets:
+            store(asked.output, name, run_build(name, target, asked.measure_s, asked.timeout_s))
 
 
-def run_case(name: str, measure_s: float, timeout_s: float) -> list[Row]:
-    """Run a case in a process of its own; a crash or a hang is a row too."""
-    command = [sys.executable, "-m", "benchmarks.zoo", "--one", name, "--measure-s", str(measure_s)]
-    print(f"== {name}", flush=True)
+def run_build(name: str, target: str, measure_s: float, timeout_s: float) -> Row:
+    """Run a build in a process of its own; a crash or a hang is a row too."""
+    command = [sys.executable, "-m", "benchmarks.zoo", "--one", name, "--targets", target]
+    print(f"== {name} for {target}", flush=True)
     try:
         done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, timeout=timeout_s, check=False, text=True
+            [*command, "--measure-s", str(measure_s)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            timeout=timeout_s,
+            check=False,
+            text=True,
         )
     except subprocess.TimeoutExpired:
-        return [failed(name, target, f"not finished within {timeout_s:g} s") for target in TARGETS]
+        return failed(name, target, f"not finished within {timeout_s:g} s")
     if done.returncode:
-        return [failed(name, target, f"ended with exit code {done.returncode}") for target in TARGETS]
-    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
-    return rows
+        return failed(name, target, f"ended with exit code {done.returncode}")
+    made: Row = json.loads(done.stdout.splitlines()[-1])
+    return made
 
 
 def failed(name: str, target: str, reason: str) -> Row:
@@ -77,17 +91,15 @@ def failed(name: str, target: str, reason: str) -> Row:
     return {"model": name, "target": target, "built": False, "reason": reason}
 
 
-def case_rows(name: str, measure_s: float) -> list[Row]:
-    """Compile a case for each target in turn, each from nothing, and describe what came of it."""
+def case_row(name: str, target: str, measure_s: float) -> Row:
+    """Compile a case for a target from nothing, and describe what came of it."""
     with tempfile.TemporaryDirectory(prefix="edgec-zoo-") as scratch:
         case = make_case(name, Path(scratch, "data"))
-        rows = [row(case, target, Path(scratch, target), measure_s) for target in TARGETS]
-    machine = machine_info()
-    for each in rows:
-        each["load_1m"] = machine.get("load_1m")
-        each["data"] = case.data
-        show(each)
-    return rows
+        made = row(case, target, Path(scratch, target), measure_s)
+    made["load_1m"] = machine_info().get("load_1m")
+    made["data"] = case.data
+    show(made)
+    return made
 
 
 def row(case: Case, target: str, output: Path, measure_s: float) -> Row:
@@ -148,6 +160,7 @@ def described(case: Case, target: str, info: ArtifactInfo) -> Row:
         "latency_p50_ms": latency["p50"] if latency else None,
         "speedup_over_fp32": winner.get("speedup"),
         "latency_source": info.get("measured_on"),
+        "placement": placement(info),
         "reason": decisions[0] if decisions else winner.get("reason", ""),
         "candidates": [
             {
@@ -163,6 +176,15 @@ def described(case: Case, target: str, info: ArtifactInfo) -> Row:
         ],
         "warnings": list(info.get("warnings", [])),
     }
+
+
+def placement(info: ArtifactInfo) -> str | None:
+    """Return what Vela estimates, and where it puts operators; None where it was not asked."""
+    for said in info.get("not_run", []):
+        _, found, rest = said.partition("Vela estimates ")
+        if found:
+            return rest.rsplit(", estimated by", 1)[0]
+    return None
 
 
 def agreement(case: Case, artifact: Path) -> dict[str, Any] | None:
@@ -188,21 +210,34 @@ def first_class(outputs: Any) -> int:
     return int(np.argmax(scores))
 
 
-def store(path: Path, name: str, rows: Sequence[Row]) -> None:
-    """Replace the rows of a case in the results, and write the table anew."""
-    kept = json.loads(path.read_text())["rows"] if path.exists() else {}
-    kept[name] = rows
-    ordered = {n: kept[n] for n in case_names() if n in kept}
-    machine = machine_info()
-    content = {
-        "benchmark": "zoo",
-        "machine": machine,
-        "tools": tool_versions(),
-        "note": "latencies with one thread; load_1m of each row is the machine's when its case ended",
-        "rows": ordered,
-    }
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+def store(path: Path, name: str, made: Row) -> None:
+    """Replace a row in the results, and write the table anew."""
+    with locked(path):
+        kept = json.loads(path.read_text())["rows"] if path.exists() else {}
+        by_target = {r["target"]: r for r in kept.get(name, [])} | {made["target"]: made}
+        kept[name] = [by_target[t] for t in TARGETS if t in by_target]
+        content = {
+            "benchmark": "zoo",
+            "machine": machine_info(),
+            "tools": tool_versions(),
+            "note": "latencies with one thread; load_1m of each row is the machine's when its build ended",
+            "rows": {n: kept[n] for n in case_names() if n in kept},
+        }
+        with atomic_write(path) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+        write_table(path, content)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other runs that write the same results waiting."""
+    with Path(tempfile.gettempdir(), f"edgec-{path.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_table(path: Path, content: dict[str, Any]) -> None:
+    """Write the results as a table beside them."""
     with atomic_write(path.with_suffix(".md")) as file:
         file.write(markdown(content).encode())
 
@@ -213,7 +248,7 @@ def markdown(content: dict[str, Any]) -> str:
     rows = [r for group in content["rows"].values() for r in group]
     built = sum(r["built"] for r in rows)
     lines = [
-        "# Every model at hand, on three targets",
+        f"# Every model at hand, on {len({r['target'] for r in rows})} targets",
         "",
         "Written by `benchmarks/zoo.py`; all figures, and every candidate, are in `zoo.json`. "
         f"{machine['cpu']}, {machine['cores']} cores, one thread per inference. {built} of {len(rows)} "
@@ -246,6 +281,8 @@ def cells(r: Row) -> list[str]:
     latency = "not measured (ranked by the target's rule)"
     if r["latency_p50_ms"] is not None:
         latency = f"{r['latency_p50_ms']:.3g} ms (here)"
+    elif r.get("placement"):
+        latency = f"Vela estimates {r['placement']}"
     speedup = r["speedup_over_fp32"]
     return [
         r["model"],
