@@ -106,7 +106,10 @@ def test_one_target_as_json_has_the_documented_shape() -> None:
         "weight_qdq",
         "saturates_without",
     }
-    assert shape_of("intel-cpu")["target"]["engines"][0]["needs"] == {"bf16": ["avx512_bf16", "amx_bf16"]}
+    assert shape_of("intel-cpu")["target"]["engines"][0]["needs"] == {
+        "bf16": ["avx512_bf16", "amx_bf16"],
+        "mixed": ["avx512_bf16", "amx_bf16"],
+    }
     assert shape_of("intel-cpu")["note"] is None
 
 

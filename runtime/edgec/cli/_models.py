@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgec.cli.compile import default_home
+from edgec.cli._home import default_home
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

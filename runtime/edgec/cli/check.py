@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgec.cli._home import default_home
 from edgec.cli._text import printable
-from edgec.cli.compile import default_home, parse_shapes, progress_lines
+from edgec.cli.compile import parse_shapes, progress_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from edgec.artifact import PRECISIONS, atomic_write
+from edgec.cli._home import default_home
 from edgec.cli._metrics import METRICS
 
 if TYPE_CHECKING:
@@ -317,14 +317,6 @@ def public_result(build: Build, html: Path) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode())
-
-
-def default_home() -> Path:
-    """Return where edgec keeps what it can make again: ``EDGEC_HOME``, or in the user's cache directory."""
-    if home := os.environ.get("EDGEC_HOME"):
-        return Path(home)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgec"
 
 
 def progress_lines(quiet: bool) -> Callable[[str], None]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._home import default_home
 from edgec.cli._text import columns, size
-from edgec.cli.compile import default_home, progress_lines
+from edgec.cli.compile import progress_lines
 
 if TYPE_CHECKING:
     from edgec.compiler.environments import EnvironmentState

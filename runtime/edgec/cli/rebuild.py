@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._home import default_home
 from edgec.cli._text import columns, size
-from edgec.cli.compile import default_home, parse_share, progress_lines
+from edgec.cli.compile import parse_share, progress_lines
 
 if TYPE_CHECKING:
     from edgec.compiler import Rebuilt
