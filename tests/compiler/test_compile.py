@@ -38,6 +38,7 @@ from edgec.runtime import load
 from edgec.targets import Engine, Target, load_target
 
 FAST = CompileOptions(measure_s=0.05, workers=0)  # worker processes have tests of their own
+FASTEST = replace(FAST, precision="fp32")  # where the precision does not matter
 
 
 @pytest.fixture
@@ -115,13 +116,13 @@ def test_int8_payload_is_deterministic(model: Path, calibration: Path, tmp_path:
 
 
 def test_without_data_it_says_loudly_that_inputs_were_made_up(model: Path, tmp_path: Path) -> None:
-    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", options=FAST)
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", options=FASTEST)
     (info,) = result.report["artifacts"]
     assert "inputs were synthetic (image: standard normal, seed 0)" in info.get("warnings", [""])[0]
 
 
 def test_overhead_is_at_most_64_kb(model: Path, calibration: Path, tmp_path: Path) -> None:
-    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=FAST)
+    result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=FASTEST)
     with Artifact.open(result.artifacts[0]) as artifact:
         files = (*artifact.manifest.engine.files, "golden.safetensors")
         payload = sum(artifact.manifest.members[name].size for name in files)
@@ -201,7 +202,7 @@ def test_a_target_that_cannot_be_built_does_not_stop_the_others(
     engine = replace(cpu.engines[0], name="vendor")
     unbuilt = replace(cpu, name="vendor-npu", family="vendor", engines=(engine,))
     result = compile_model(
-        model, [unbuilt, "cpu-x86_64"], tmp_path / "out", calibration=calibration, options=FAST
+        model, [unbuilt, "cpu-x86_64"], tmp_path / "out", calibration=calibration, options=FASTEST
     )
     assert [a["target"] for a in result.report["artifacts"]] == ["cpu-x86_64"]
     (skipped,) = result.report.get("skipped", [])
@@ -277,7 +278,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 def test_a_full_disk_leaves_what_was_there(model: Path, calibration: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments: dict[str, Any] = {"calibration": calibration, "options": FAST}
+    arguments: dict[str, Any] = {"calibration": calibration, "options": FASTEST}
     (path,) = compile_model(model, ["cpu-x86_64"], out, **arguments).artifacts
     before = path.read_bytes()
     with files_no_larger_than(3000), pytest.raises(OutputError):
@@ -393,10 +394,11 @@ def test_ctrl_c_leaves_the_best_so_far(
         assert session.self_test().passed
 
 
+@pytest.mark.slow
 def test_a_repeated_build_comes_from_the_cache(model: Path, calibration: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
 
-    def build(out: str, options: CompileOptions = FAST, data: Path = calibration) -> tuple[bytes, bool]:
+    def build(out: str, options: CompileOptions = FASTEST, data: Path = calibration) -> tuple[bytes, bool]:
         said: list[str] = []
         result = compile_model(
             model,
@@ -413,7 +415,7 @@ def test_a_repeated_build_comes_from_the_cache(model: Path, calibration: Path, t
 
     first, _ = build("a")
     assert build("b") == (first, True)
-    assert build("c", options=CompileOptions(measure_s=0.05, workers=0, max_drop=0.02))[1] is False
+    assert build("c", options=replace(FASTEST, max_drop=0.02))[1] is False
     other = tmp_path / "other.npz"
     np.savez(other, image=np.load(calibration)["image"][:20])
     assert build("d", data=other)[1] is False

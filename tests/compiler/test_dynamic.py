@@ -185,6 +185,7 @@ def test_it_competes_and_can_be_shipped(tmp_path: Path) -> None:
         assert opened.manifest.engine.precision == "int8-dynamic"
 
 
+@pytest.mark.slow
 def test_where_it_gains_nothing_the_reason_is_in_the_report(tmp_path: Path) -> None:
     model = tmp_path / "cnn.onnx"
     onnx.save(cnn(), model)

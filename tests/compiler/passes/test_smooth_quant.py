@@ -157,6 +157,7 @@ def test_a_simplified_transformer_is_one_too() -> None:
     assert normalizes_products(model)
 
 
+@pytest.mark.slow
 def test_a_build_smooths_a_transformer_by_itself(tmp_path: Path) -> None:
     path, data = tmp_path / "block.onnx", tmp_path / "data.npz"
     onnx.save(transformer(OUTLIER), path)

@@ -151,6 +151,7 @@ def test_no_text_makes_another_page(build: Build, text: str) -> None:
     assert not set(html) & set("\x00\x1b\u202e")
 
 
+@pytest.mark.slow
 def test_any_value_may_be_missing_or_none(build: Build) -> None:
     for changed in _with_one_less(build):
         for text in (_Page(render_html(changed)).text, render_text(changed)):
