@@ -86,6 +86,19 @@ def test_a_convolutional_network_has_no_transpose_and_no_operator_in_float() -> 
     assert written.float_nodes == ()
 
 
+def test_an_average_of_the_whole_image_has_a_range_of_its_own() -> None:
+    pool = node("AveragePool", ["image"], ["y"], kernel_shape=[16, 16])
+    model = model_of([pool], {"image": [1, 3, 16, 16]}, ["y"])
+    written = quantized(model, io="int8")
+    assert builtins(written) == ["MEAN"]
+    assert written.outputs[0].scale is not None
+    assert written.inputs[0].scale is not None
+    assert written.outputs[0].scale < written.inputs[0].scale / 4
+    sample = samples_of(model, 1)[0]
+    assert snr_db(run_onnx(model, sample), run_tflite(quantized(model), sample)) >= 30
+    assert builtins(write_tflite(model)) == ["AVERAGE_POOL_2D"]
+
+
 def test_the_same_arguments_give_the_same_bytes() -> None:
     model = residual()
     table = calibrate(model, samples_of(model))

@@ -10,6 +10,7 @@ from edgec.compiler.tflite.flatbuffer import B, S
 from edgec.compiler.tflite.graph import Node
 from edgec.compiler.tflite.layout import channels_last
 from edgec.compiler.tflite.lowering import Lowering
+from edgec.compiler.tflite.ops.reduction import reduce
 from edgec.compiler.tflite.registry import Refused, operator
 from edgec.compiler.tflite.spatial import VALID, Window, padded_image, read_window
 
@@ -48,16 +49,21 @@ def lower_max_pool(lowering: Lowering, node: Node) -> None:
 
 @operator(
     "AveragePool",
-    tflite=("AVERAGE_POOL_2D", "PAD", "MUL"),
+    tflite=("AVERAGE_POOL_2D", "PAD", "MUL", "MEAN"),
     limits="1-D and 2-D; no dilations; ceil_mode only with count_include_pad=0",
     note="pads that are not TFLite's SAME are explicit; where they do not count, a MUL corrects the border",
 )
 def lower_average_pool(lowering: Lowering, node: Node) -> None:
     """Write an average pool.
 
-    TFLite's SAME leaves padding out of the count, and an explicit PAD takes it in.
+    TFLite's SAME leaves padding out of the count, and an explicit PAD takes it in. In integers a pool over
+    the whole image is a MEAN, whose output has a range of its own: means span less than what they are of.
     """
     window = _window(lowering, node)
+    if lowering.integer and window.kernel == window.sizes and not window.padded:
+        axes = tuple(range(2, lowering.rank(node.inputs[0])))
+        reduce(lowering, node, B.MEAN, axes, keep=True)
+        return
     counted = bool(node.attributes.get("count_include_pad", 0))
     output, layout = node.outputs[0], channels_last(lowering.rank(node.outputs[0]))
     if counted and node.attributes.get("ceil_mode", 0) and _reaches_out(node, window):
