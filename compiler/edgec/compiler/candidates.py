@@ -53,6 +53,16 @@ Arrays = Mapping[str, NDArray[Any]]
 _STATISTICS_SAMPLES = 32
 # Of the data that is judged on: to say how near outputs come where labels decide.
 _SNR_SAMPLES = 16
+# What converters that quantize by themselves do to layers, to learn what it shifts.
+_FULL_INTEGER = QuantizationScheme(
+    activation_dtype="int8",
+    activation_symmetric=False,
+    weight_dtype="int8",
+    weight_symmetric=True,
+    per_channel=True,
+    bias_dtype="int32",
+    io_dtype="int8",
+)
 # Of transformers: half of the difficulty of activations goes to the weights, as its inventors do it.
 _SMOOTH = 0.5
 
@@ -243,17 +253,24 @@ class Shared:
         key = (variant.name, recipe)
         if key not in self._rounded:
             base = self.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+            table = self.table(variant, equalized=recipe.equalize, smooth=recipe.smooth)
             quantities = Quantities(
-                table=self.table(variant, equalized=recipe.equalize, smooth=recipe.smooth),
+                table=table,
                 method=recipe.method,
                 exclude=recipe.exclude,
                 products_only=recipe.smooth is not None,
             )
-            made = fake_quantized(base, quantities)
             if recipe.correct_bias:
+                made = quantize_static(
+                    base,
+                    table=table,
+                    scheme=_FULL_INTEGER,
+                    method=recipe.method,
+                    exclude=recipe.exclude,
+                )
                 shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
                 base, _ = shift_biases(base, shifts)
-                made = fake_quantized(base, quantities)
+            made = fake_quantized(base, quantities)
             reference = quantized_reference(made, variant.parity_inputs, ROUNDED)
             self._rounded[key] = base, quantities, reference
         return self._rounded[key]
