@@ -116,6 +116,7 @@ def test_a_delegate_is_loaded_and_what_it_leaves_runs_on_the_cpu(
     source.write_text(DELEGATE)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
     program = convolution("NPU", delegate=library)
+    assert any("CONV_2D" in node for node in program.nodes_elsewhere())
     assert program.placement == {"CPU": 1}
     np.testing.assert_array_equal(program.run({"x": x})["y"], convolution().run({"x": x})["y"])
 

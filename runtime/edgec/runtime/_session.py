@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from numpy.typing import NDArray
 
 from edgec.artifact import Artifact, EngineSpec, Manifest, TensorSpec
-from edgec.errors import BackendUnavailableError, InferenceError
+from edgec.errors import BackendUnavailableError, InferenceError, PlacementError
 from edgec.runtime._inputs import check_inputs, input_test
+from edgec.runtime._placement import placement_problems
 from edgec.runtime._self_test import SelfTestResult, run_golden_vectors
 from edgec.runtime.backends import LoadOptions, Program, get_backend
 
@@ -29,6 +30,8 @@ def load(
     cache_dir: str | Path | None = None,
     delegate: str | Path | None = None,
     allow_fallback: bool = True,
+    strict: bool = True,
+    self_test: bool = True,
 ) -> Session:
     """Load an artifact with the engine it was made for.
 
@@ -44,10 +47,17 @@ def load(
         delegate: Shared library through which LiteRT reaches the device's NPU: ``libedgetpu.so.1``. It is
             code that this process loads, so that no artifact can name one.
         allow_fallback: Whether the declared fallback may run the model.
+        strict: Whether to refuse a model of which a part would run elsewhere, or compute more coarsely, than
+            the engine that runs it promises in the manifest. False to load it, and log a warning once.
+        self_test: Whether to run a few of the golden vectors (at most 4, and none after 2 seconds), unless
+            they passed before with the same artifact, engine and CPU; ``~/.cache/edgec/self-tests``
+            remembers that.
 
     Raises:
         ArtifactError: The artifact cannot be read, or is not sound.
         BackendUnavailableError: The engine is not on this device, nor a fallback that is allowed.
+        PlacementError: Part of the model would run elsewhere, or more coarsely; it lists the nodes.
+        SelfTestError: This device computes something else than the source model.
         InferenceError: The engine refuses the model.
         ValueError: `threads` is below 1.
     """
@@ -63,7 +73,7 @@ def load(
     )
     artifact = Artifact.open(path)
     try:
-        return _open_session(artifact, options, allow_fallback)
+        return _open_session(artifact, options, allow_fallback, _Checks(strict, self_test))
     except BaseException:
         artifact.close()
         raise
@@ -216,10 +226,31 @@ class Session:
             return self._processor
 
 
-def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool) -> Session:
+class _Checks(NamedTuple):
+    """What `load` holds a program to."""
+
+    strict: bool
+    self_test: bool
+
+    def check(self, artifact: Artifact, program: Program, spec: EngineSpec, options: LoadOptions) -> None:
+        problems = placement_problems(program, spec)
+        if problems:
+            sentence = f"{artifact.path}: {'; '.join(problems)}"
+            if self.strict:
+                raise PlacementError(
+                    f"{sentence}; compile it for what is here, or load(..., strict=False) to run it so"
+                )
+            _warn(sentence)
+        if self.self_test:
+            from edgec.runtime._load_test import test_at_load
+
+            test_at_load(artifact, program, spec, options)
+
+
+def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool, checks: _Checks) -> Session:
     manifest = artifact.manifest
     try:
-        program = _load_program(artifact, manifest.engine, options)
+        program = _load_program(artifact, manifest.engine, options, checks)
         return Session(artifact, program, manifest.engine.name, "ready")
     except BackendUnavailableError as e:
         if manifest.fallback is None:
@@ -232,14 +263,20 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
             f"{artifact.path}: {manifest.engine.name} is unavailable ({e}); "
             f"running on the declared fallback, {manifest.fallback.name}"
         )
-        program = _load_program(artifact, manifest.fallback, options)
+        program = _load_program(artifact, manifest.fallback, options, checks)
         return Session(artifact, program, manifest.fallback.name, "fallback")
 
 
-def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions) -> Program:
+def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions, checks: _Checks) -> Program:
     manifest = artifact.manifest
     options = replace(options, content_digest=artifact.content_digest, recipe=manifest.recipe)
-    return get_backend(spec.name).load(spec, artifact, manifest.inputs, manifest.outputs, options)
+    program = get_backend(spec.name).load(spec, artifact, manifest.inputs, manifest.outputs, options)
+    try:
+        checks.check(artifact, program, spec, options)
+    except BaseException:
+        program.close()
+        raise
+    return program
 
 
 def _warn(message: str) -> None:

@@ -54,13 +54,20 @@ def place(operators: Sequence[Operator], device: str) -> dict[str, int]:
         device: What the application's delegate drives.
     """
     own = [o for o in operators if o["op_name"] != _DELEGATE]
-    taken = _delegated(own, [o for o in operators if o["op_name"] == _DELEGATE])
+    taken = len(_delegated(own, [o for o in operators if o["op_name"] == _DELEGATE]))
     places = {device: taken, "CPU": len(own) - taken} if taken else {"CPU": len(own)}
     return {name: count for name, count in places.items() if count}
 
 
-def _delegated(own: Sequence[Operator], delegates: Sequence[Operator]) -> int:
-    """Return how many operators delegates replaced: those between what they give and what they take."""
+def left_behind(operators: Sequence[Operator]) -> list[str]:
+    """Return the file's operators that no delegate took: ``["SOFTMAX (operator 30)"]``."""
+    own = [o for o in operators if o["op_name"] != _DELEGATE]
+    taken = _delegated(own, [o for o in operators if o["op_name"] == _DELEGATE])
+    return [f"{o['op_name']} (operator {o['index']})" for o in own if o["index"] not in taken]
+
+
+def _delegated(own: Sequence[Operator], delegates: Sequence[Operator]) -> set[int]:
+    """Return the operators that delegates replaced: those between what they give and what they take."""
     producers = {int(tensor): o for o in own for tensor in o["outputs"]}
     found: set[int] = set()
     for delegate in delegates:
@@ -72,7 +79,7 @@ def _delegated(own: Sequence[Operator], delegates: Sequence[Operator]) -> int:
                 continue
             found.add(producer["index"])
             waiting += [int(tensor) for tensor in producer["inputs"] if int(tensor) not in taken]
-    return len(found)
+    return found
 
 
 def _operands(operator: Operator) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from edgec.artifact import EngineSpec, TensorSpec
 from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._boundary import Adapter, adapters
-from edgec.runtime.backends._litert_graph import place, precisions_of
+from edgec.runtime.backends._litert_graph import left_behind, place, precisions_of
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._versions import check_version
 
@@ -124,6 +124,10 @@ class LiteRtProgram:
     def placement(self) -> Mapping[str, int]:
         """How many of the file's operators run where: those that a delegate took, and the CPU's."""
         return place(self._operators(), self._spec.device)
+
+    def nodes_elsewhere(self) -> list[str]:
+        """Return the operators that the delegate left to the CPU."""
+        return left_behind(self._operators())
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see `edgec.runtime.backends.Program.run`."""

@@ -1,0 +1,63 @@
+"""Whether an engine runs a model where, and as finely as, its artifact promises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgec.artifact import EngineSpec
+    from edgec.runtime.backends import Program
+
+# Engines name places after the library that drives them; artifacts name the place.
+_PLACES = {"CUDA": "GPU", "Tensorrt": "GPU", "NvTensorRTRTX": "GPU", "CPU-reference": "CPU"}
+# How fine floating-point formats are; an engine that picks a coarser one says nothing. A finer one is what
+# devices without arithmetic in fp16 or bf16 take, and what compiling accepts.
+_FINENESS = {"fp64": 4, "fp32": 3, "fp16": 2, "bf16": 1}
+# Beside integers, edgec asks every engine for fp32; "mixed" names what is beside them nowhere.
+_COARSEST = {**_FINENESS, "mixed": 1}
+_MOST_NAMED = 8
+
+
+def placement_problems(program: Program, spec: EngineSpec) -> list[str]:
+    """Return what differs from the promise, in plain sentences; empty where nothing does.
+
+    What the engine does not tell is taken for kept. ONNX Runtime tells precisions after a profiled run
+    only; on the CPU, the only place where edgec uses it, it never picks another by itself.
+
+    Args:
+        program: That was just loaded.
+        spec: What the artifact promises of it.
+    """
+    return [*_places(program, spec), *_precisions(program, spec)]
+
+
+def _places(program: Program, spec: EngineSpec) -> list[str]:
+    promised = _place(spec.device)
+    elsewhere = {name: n for name, n in program.placement.items() if n and _place(name) != promised}
+    if not elsewhere:
+        return []
+    counts = ", ".join(f"{count} on {name}" for name, count in elsewhere.items())
+    # Few engines know the nodes by name: a method that a Program may have.
+    tell = getattr(program, "nodes_elsewhere", None)
+    names: list[str] = tell() if tell is not None else []
+    listed = ", ".join(names[:_MOST_NAMED]) + (
+        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    )
+    nodes = f" ({listed})" if listed else ""
+    return [f"promised is the {spec.device} for every node, but {counts}{nodes}"]
+
+
+def _precisions(program: Program, spec: EngineSpec) -> list[str]:
+    if spec.name == "onnxruntime":
+        return []
+    least = _COARSEST.get(spec.precision, _FINENESS["fp32"])
+    coarser = {p: n for p, n in program.precisions.items() if _FINENESS.get(p, least) < least}
+    if not coarser:
+        return []
+    counts = ", ".join(f"{count} in {name}" for name, count in coarser.items())
+    return [f"promised is {spec.precision}, but layers compute more coarsely: {counts}"]
+
+
+def _place(device: str) -> str:
+    name = device.partition(".")[0]  # OpenVINO numbers devices: GPU.1
+    return _PLACES.get(name, name)
