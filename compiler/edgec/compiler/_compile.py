@@ -23,7 +23,7 @@ from edgec.compiler.pruned import pruned_forms
 from edgec.compiler.report import Build
 from edgec.compiler.samples import Samples
 from edgec.compiler.targetbuild import Bench, Plan, build_targets
-from edgec.compiler.variants import Variant, folded_variant, plain_variant
+from edgec.compiler.variants import Variant, folded_variant, plain_variant, unquantized_variants
 from edgec.errors import CompileError, DataError, OutputError, PassError
 from edgec.evaluation import Dataset, get_metric, open_dataset
 from edgec.runtime.pipeline import check_pipeline
@@ -173,6 +173,7 @@ def _bench(
         unfolded_because=unfolded_because,
         baseline=baseline,
         pruned=pruned_forms(plain, folded, baseline, options, progress),
+        unquantized=tuple(u for v in (plain, folded) if v is not None for u in unquantized_variants(v)),
         warnings=tuple(warnings),
         options=options,
         build=build,

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
-from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled
+from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled, source_program
 from edgec.compiler.autocast import kept_in_fp32, sensitive_layers
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Casting, Converted, Converter, Prepared, Quantities, get_converter
@@ -479,7 +479,8 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
 
 def _where(made: Made, target: Target, shared: Shared) -> str:
     integers = made.candidate.precision in ("int8", "int8-dynamic")
-    if integers and quantizes(get_converter(made.candidate.engine.name)):
+    rounds = shared.variants[made.candidate.variant].rounds_like is not None
+    if rounds or (integers and quantizes(get_converter(made.candidate.engine.name))):
         return ""  # its reference is no graph that it could be made from
     tensor = _diverging_tensor(made, target, shared)
     return f"; first diverging tensor: {tensor!r}" if tensor else "; no inner tensor diverges by itself"
@@ -488,7 +489,7 @@ def _where(made: Made, target: Target, shared: Shared) -> str:
 def _source_snr_db(run: Run, variant: Variant) -> float | None:
     """Return the SNR of the worst output against the source in fp32; None where all are identical."""
     tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
-    with ReferenceProgram(variant.source, optimize=True, threads=0) as program:
+    with source_program(variant) as program:
         for sample in variant.judged_inputs(_SNR_SAMPLES):
             expected, actual = program.run(sample), run(sample)
             for name, tally in tallies.items():

@@ -24,13 +24,13 @@ from edgec.compiler.candidates import (
     usual_recipe,
 )
 from edgec.compiler.check import check_model
-from edgec.compiler.converters import get_converter
+from edgec.compiler.converters import Converter, get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
-from edgec.compiler.pruned import PrunedForms, refuse_slower
 from edgec.compiler.passes.normalize_qdq import normalize_qdq
+from edgec.compiler.pruned import PrunedForms, refuse_slower
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.repair import Repaired, RepairOrder, needs_repair, perform
 from edgec.compiler.report import ArtifactInfo, Build
@@ -55,6 +55,7 @@ from edgec.runtime.benchmark import measure_cold_starts
 from edgec.runtime.measurement import measure_interleaved, median_ratio
 from edgec.targets import Engine, Target, host_arch, host_features
 
+_FLOATS = ("fp32", "fp16", "bf16")
 _MIN_ROUNDS = 50
 _MOST_WORKERS = 4  # each holds the model and an engine
 
@@ -69,6 +70,7 @@ class Bench:
         unfolded_because: Why `folded` is None, where that is worth a word.
         baseline: Of accuracy; None without labels.
         pruned: Forms of the source with fewer channels.
+        unquantized: Forms in float of a source that its author quantized.
         warnings: What is wrong with the data, in plain sentences.
         options: How to compile.
         build: The report so far.
@@ -81,6 +83,7 @@ class Bench:
     unfolded_because: str | None
     baseline: Baseline | None
     pruned: PrunedForms = field(default_factory=PrunedForms)
+    unquantized: tuple[Variant, ...] = ()
     warnings: tuple[str, ...] = ()
     options: CompileOptions
     build: Build
@@ -90,7 +93,8 @@ class Bench:
     @property
     def variants(self) -> dict[str, Variant]:
         """Forms of the source, by name."""
-        return {v.name: v for v in (self.plain, self.folded, *self.pruned.variants) if v is not None}
+        forms = (self.plain, self.folded, *self.pruned.variants, *self.unquantized)
+        return {v.name: v for v in forms if v is not None}
 
 
 @dataclass(kw_only=True)
@@ -393,21 +397,26 @@ def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
     """Yield the candidates to make, and those that cannot be, with the reason."""
     target, wanted = plan.target, bench.options.precision
     variant = bench.variants[plan.variant]
+    floats = [v for v in bench.unquantized if v.name.startswith(f"{plan.variant}, ")]
     if variant.quantized:
         plan.decisions.append("the source is quantized already: its scales are its author's")
         plan.decisions += _normalized(variant, target)
-        if wanted not in ("auto", "int8"):
+        if wanted not in ("auto", "int8", *_FLOATS):
             raise CompileError(
                 f"the source is quantized already: it cannot be built in {wanted}; compile its fp32 form"
             )
+        if not floats:
+            plan.decisions.append("no form in float competes: the author's quantization cannot be undone")
     if wanted != "auto" and not any(wanted in engine.precisions for engine in target.engines):
         has = "; ".join(f"{engine.name} has {', '.join(engine.precisions)}" for engine in target.engines)
         raise CompileError(f"{target.name} does not run {wanted}: {has} there")
     for engine in target.engines:
-        yield from _candidates_of(bench, plan, engine)
+        yield from _candidates_of(bench, plan, engine, variant)
+        for form in floats:
+            yield from _candidates_of(bench, plan, engine, form)
     plan.decisions += bench.pruned.decisions
     for engine in target.engines:
-        for candidate in _candidates_of(bench, plan, engine):
+        for candidate in _candidates_of(bench, plan, engine, variant):
             if isinstance(candidate, Candidate):
                 yield from (replace(candidate, variant=v) for v in _pruned_from(bench, candidate.variant))
 
@@ -417,9 +426,11 @@ def _pruned_from(bench: Bench, variant: str) -> list[str]:
     return [v.name for v in bench.pruned.variants if v.name.startswith(f"{variant}, ")]
 
 
-def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candidate | Contender]:
+def _candidates_of(
+    bench: Bench, plan: Plan, engine: Engine, variant: Variant
+) -> Iterator[Candidate | Contender]:
     """Yield one engine's candidates; engines beside the first compete where their packages are installed."""
-    wanted, variant = bench.options.precision, bench.variants[plan.variant]
+    wanted = bench.options.precision
     if engine is not plan.engine and (problem := _unusable(engine, variant)) is not None:
         recipe = Recipe(precision=engine.precisions[0])
         yield _contender(Candidate(engine=engine, recipe=recipe, variant=plan.variant), "skipped", problem)
@@ -433,8 +444,10 @@ def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candida
             continue
         if variant.quantized and precision != "int8":
             continue
+        if variant in bench.unquantized and precision not in _float_precisions(variant, converter):
+            continue
         recipe = usual_recipe(variant, precision, saturates=saturates and not quantizes(converter))
-        candidate = Candidate(engine=engine, recipe=recipe, variant=plan.variant)
+        candidate = Candidate(engine=engine, recipe=recipe, variant=variant.name)
         if precision not in buildable:
             reason = f"this version of edgec does not build {precision} for {engine.name}"
             if wanted == precision:
@@ -452,6 +465,14 @@ def _candidates_of(bench: Bench, plan: Plan, engine: Engine) -> Iterator[Candida
             yield candidate
 
 
+def _float_precisions(form: Variant, converter: Converter) -> tuple[str, ...]:
+    """Return what a form in float of a quantized source is built in."""
+    if form.rounds_like is not None:
+        return ("fp32", "fp16")  # bf16 cannot tell 255 steps apart
+    # A converter that quantizes by itself has no other way to int8.
+    return (*_FLOATS, "int8") if quantizes(converter) else _FLOATS
+
+
 def _unusable(engine: Engine, variant: Variant) -> str | None:
     """Return why a second engine does not compete; None where it does."""
     try:
@@ -460,7 +481,7 @@ def _unusable(engine: Engine, variant: Variant) -> str | None:
     except (ConversionError, BackendUnavailableError) as e:
         return str(e)
     if quantizes(converter) and variant.quantized:
-        return f"{engine.name} quantizes by itself, and the source is quantized already"
+        return f"{engine.name} quantizes by itself, and takes the source in float only"
     if quantizes(converter) and not all(spec.is_static for spec in variant.inputs):
         return f"a file for {engine.name} has fixed shapes, and the source has free dimensions"
     return None

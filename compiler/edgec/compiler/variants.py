@@ -15,10 +15,17 @@ from edgec.artifact import Pipeline, TensorSpec
 from edgec.compiler.extensions import apply_pass, registered_passes
 from edgec.compiler.model import SourceModel, real_inputs, tensor_specs
 from edgec.compiler.onnxruntime import ReferenceProgram
-from edgec.compiler.parity import Reference, check_parity, float_reference, parity_sentence
+from edgec.compiler.parity import (
+    Reference,
+    check_parity,
+    float_reference,
+    parity_sentence,
+    quantized_reference,
+)
 from edgec.compiler.passes.fold_constant_dequantize import fold_constant_dequantize, is_quantized
 from edgec.compiler.passes.fold_preprocessing import fold_preprocessing
 from edgec.compiler.passes.simplify import simplify
+from edgec.compiler.passes.unquantize import unquantize
 from edgec.compiler.samples import Samples
 from edgec.errors import PassError, UnsupportedModelError
 from edgec.runtime.pipeline import Processor
@@ -44,7 +51,8 @@ class Variant:
         notes: What was done to it, in plain sentences.
         weights_from: Directory of the external data of a model above 2 GB; None otherwise.
         original: What accuracy is held against, where this form is not the source itself but computes
-            something else: a pruned one. None otherwise.
+            something else: a pruned one, or one in float of what its author quantized. None otherwise.
+        rounds_like: The Q/DQ graph whose rounding this form does in float; None for all others.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Variant:
     notes: tuple[str, ...] = ()
     weights_from: Path | None = None
     original: onnx.ModelProto | None = None
+    rounds_like: onnx.ModelProto | None = None
     _references: dict[str, Reference] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +88,12 @@ class Variant:
         return self.weights_from is None and is_quantized(self.model)
 
     @cached_property
+    def source_is_quantized(self) -> bool:
+        """Whether `source` is: its outputs then depend on how an engine rounds, and chaotically if deep."""
+        source = self.source
+        return not isinstance(source, Path) and is_quantized(source)
+
+    @cached_property
     def processor(self) -> Processor:
         """What turns samples into inputs and outputs into predictions."""
         return make_processor(self.pipeline, self.inputs, self.outputs)
@@ -97,9 +112,17 @@ class Variant:
         return self.samples.judged_inputs(self.processor, self.inputs, n)
 
     def float_reference(self, precision: str) -> Reference:
-        """Return the reference with the noise floor of `precision`; made once."""
+        """Return the reference with the noise floor of `precision`; made once.
+
+        Of a form that rounds as its author does it is the author's Q/DQ graph, with the noise of rounding.
+        """
         if precision not in self._references:
-            self._references[precision] = float_reference(self.reference, self.parity_inputs, precision)
+            if self.rounds_like is not None:
+                what = "the source as its author quantized it,"
+                made = quantized_reference(self.rounds_like, self.parity_inputs, what, precision)
+            else:
+                made = float_reference(self.reference, self.parity_inputs, precision)
+            self._references[precision] = made
         return self._references[precision]
 
 
@@ -154,6 +177,35 @@ def folded_variant(plain: Variant) -> Variant | None:
     )
     _check_fold(plain, variant)
     return variant
+
+
+def unquantized_variants(variant: Variant) -> tuple[Variant, ...]:
+    """Return the forms in float of a source that its author quantized; none of any other.
+
+    One rounds activations where the author does, so that it computes what the source does in engines whose
+    int8 differs; the other does not, which is faster, and differs by the noise of that rounding.
+    """
+    if not variant.quantized:
+        return ()
+    forms = []
+    for rounding, name, note in (
+        (True, "author's rounding", "computed in float, and rounded where its author rounds"),
+        (False, "without rounding", "computed in float, without the rounding of activations by its author"),
+    ):
+        model = unquantize(variant.model, rounding=rounding)
+        if model is not None:
+            form = replace(
+                variant,
+                name=f"{variant.name}, {name}",
+                reference=model,
+                model=model,
+                original=variant.model,
+                rounds_like=variant.model if rounding else None,
+                notes=(*variant.notes, note),
+                _references={},
+            )
+            forms.append(form)
+    return tuple(forms)
 
 
 def _check_fold(plain: Variant, folded: Variant) -> None:
