@@ -43,7 +43,7 @@ def test_text_says_it_all(path: Path, tmp_path: Path) -> None:
     for word in (
         "engine", "precision", "fp32 measured", "placement", "calls of predict on the samples given", "p50",
         "p99", "throughput", "import the engine", "first inference", "peak memory", "verdict", "machine",
-        "governor",
+        "governor", "heat", "energy",
     ):  # fmt: skip
         assert word in result.stdout
 
@@ -63,5 +63,34 @@ def test_missing_files_are_refused(path: Path, tmp_path: Path) -> None:
 def test_the_guide_names_every_key(path: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
     shape = json.loads(edgec(path, "--duration-s", "0.1", "--json").stdout)
-    keys = {*shape, *shape["latency_ms"], *shape["precision"], *shape["machine"]}
+    keys = {*shape, *shape["latency_ms"], *shape["precision"], *shape["machine"], *shape["thermal"]["before"]}
     assert {key for key in keys if f"`{key}`" not in guide} == set()
+
+
+def baseline(path: Path, runs: list[float]) -> Path:
+    """Write the result of an earlier benchmark of the tiny artifact."""
+    shape = {
+        "runs_p50_ms": runs, "call": "run", "inputs": "golden", "threads": None, "model": "tiny",
+        "engine": "onnxruntime", "engine_version": "1.0", "machine": {"cpu": "another", "cores": 64},
+    }  # fmt: skip
+    path.write_text(json.dumps(shape))
+    return path
+
+
+@pytest.mark.slow
+def test_a_slower_one_ends_with_status_1(path: Path, tmp_path: Path) -> None:
+    before = baseline(tmp_path / "before.json", [1e-6] * 5)
+    result = edgec(path, "--duration-s", "0.1", "--json", "--against", before)
+    against = json.loads(result.stdout)["against"]
+    assert (against["verdict"], against["runs"], result.exit_code) == ("slower", 5, 1)
+    assert any("another in the baseline" in change for change in against["changes"])
+    before = baseline(tmp_path / "before.json", [1e6] * 5)
+    result = edgec(path, "--duration-s", "0.1", "--against", before)
+    assert "against baseline: faster" in result.stdout
+    assert result.exit_code == 0
+
+
+def test_a_comparison_of_too_few_runs_is_refused(path: Path, tmp_path: Path) -> None:
+    one, five = baseline(tmp_path / "one.json", [1.0]), baseline(tmp_path / "five.json", [1.0] * 5)
+    assert isinstance(edgec(path, "--against", one).exception, DataError)
+    assert edgec(path, "--against", five, "--repeats", "4").exit_code == 2

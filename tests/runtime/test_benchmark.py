@@ -10,6 +10,7 @@ import pytest
 
 from edgec.artifact import Artifact, EngineSpec, pack
 from edgec.errors import InferenceError
+from edgec.runtime._timing import time_in_fresh_process
 from edgec.runtime.benchmark import benchmark, measure_cold_starts
 from edgec.runtime.testing import onnxruntime_spec, tiny_artifact
 
@@ -26,9 +27,9 @@ def test_a_result_says_all_there_is_to_say(path: Path) -> None:
     shape = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert set(shape) == {
         "artifact", "model", "engine", "engine_version", "state", "precision", "placement", "call", "inputs",
-        "threads", "calls", "latency_ms", "throughput_per_s", "load_ms", "engine_import_ms",
+        "threads", "calls", "latency_ms", "runs_p50_ms", "throughput_per_s", "load_ms", "engine_import_ms",
         "first_inference_ms", "peak_memory_mib", "memory_before_mib", "cv", "drift_cv", "verdict", "concerns",
-        "machine",
+        "machine", "thermal", "energy",
     }  # fmt: skip
     assert (shape["model"], shape["engine"], shape["state"], shape["threads"]) == (
         "tiny",
@@ -58,6 +59,17 @@ def test_samples_go_through_the_whole_pipeline(path: Path) -> None:
     samples = [np.ones(4, np.float32), np.zeros(4, np.float32)]
     result = benchmark(path, samples=samples, duration_s=0.1, cold_starts=1)
     assert (result.call, result.inputs) == ("predict", "data")
+
+
+@pytest.mark.slow
+def test_repeats_are_processes_of_their_own(path: Path) -> None:
+    samples = [np.ones(4, np.float32)]
+    result = benchmark(path, samples=samples, duration_s=0.1, cold_starts=1, repeats=2)
+    assert len(result.runs_p50_ms) == 2
+    assert result.latency.n >= 40
+    assert (result.inputs, result.engine, result.precision) == ("data", "onnxruntime", "fp32")
+    with pytest.raises(InferenceError, match="fresh process could not run it"):
+        time_in_fresh_process(path, {}, [np.ones(5, np.float32)], 0.1)
 
 
 def test_synthetic_inputs_are_called_so(path: Path, tmp_path: Path) -> None:
@@ -99,7 +111,9 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
         measure_cold_starts(path, processes=1)
 
 
-@pytest.mark.parametrize("arguments", [{"samples": []}, {"duration_s": 0}, {"cold_starts": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"samples": []}, {"duration_s": 0}, {"cold_starts": 0}, {"repeats": 0}]
+)
 def test_wrong_arguments_are_refused(path: Path, arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected"):
         benchmark(path, **arguments)  # type: ignore[arg-type]

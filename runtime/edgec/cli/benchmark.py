@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from edgec.runtime.benchmark import BenchmarkResult
 
 # Read before the clock starts, so that reading is not measured; enough to be unlike each other.
 _MOST_SAMPLES = 256
@@ -36,6 +33,18 @@ _MOST_SAMPLES = 256
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the engine may keep what it compiled, for the next start.",
 )
+@click.option(
+    "--repeats",
+    type=click.IntRange(1, 100),
+    help="Divide the time among so many fresh processes; a comparison needs at least 5. Default: 1, or as "
+    "many as the baseline has.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="BASELINE",
+    help="Compare with what `edgec benchmark --repeats 10 --json` wrote earlier; exit status 1 if slower.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,
@@ -43,6 +52,8 @@ def command(
     threads: int | None,
     data: str | None,
     cache_dir: Path | None,
+    repeats: int | None,
+    against: Path | None,
     as_json: bool,
 ) -> None:
     """Measure an artifact through the session that production uses: one caller, warmed up.
@@ -53,15 +64,39 @@ def command(
     \b
     edgec benchmark digits.edgec
     edgec benchmark digits.edgec --data images/ --threads 1 --duration-s 20
+    edgec benchmark digits.edgec --repeats 10 --json > before.json
+    edgec benchmark digits.edgec --against before.json
     """
+    from edgec.cli._benchmark_text import comparison_lines, result_lines
     from edgec.runtime.benchmark import benchmark
+    from edgec.runtime.comparison import LEAST_RUNS, compare_with_baseline, read_baseline
 
+    baseline = None if against is None else read_baseline(against)
+    if baseline is not None:
+        repeats = repeats or len(baseline.runs_p50_ms)
+        if repeats < LEAST_RUNS:
+            raise click.BadParameter(
+                f"a comparison needs at least {LEAST_RUNS} runs, got {repeats}", param_hint="--repeats"
+            )
     samples = None if data is None else _read_samples(artifact, data)
-    result = benchmark(artifact, samples=samples, duration_s=duration_s, threads=threads, cache_dir=cache_dir)
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
-    else:
-        click.echo("\n".join(_lines(result)))
+    result = benchmark(
+        artifact,
+        samples=samples,
+        duration_s=duration_s,
+        threads=threads,
+        cache_dir=cache_dir,
+        repeats=repeats or 1,
+    )
+    shape, lines = result.to_dict(), result_lines(result)
+    slower = False
+    if baseline is not None:
+        comparison, changes = compare_with_baseline(result, baseline)
+        slower = comparison.verdict == "slower"
+        shape["against"] = {"baseline": baseline.path, **comparison.to_dict(), "changes": changes}
+        lines += comparison_lines(comparison, changes)
+    click.echo(json.dumps(shape, indent=2, allow_nan=False) if as_json else "\n".join(lines))
+    if slower:
+        sys.exit(1)
 
 
 def _read_samples(artifact: Path, data: str) -> list[object]:
@@ -72,68 +107,3 @@ def _read_samples(artifact: Path, data: str) -> list[object]:
         manifest = opened.manifest
     dataset = open_dataset(data, inputs=manifest.inputs, pipeline=manifest.pipeline)
     return [sample.data for sample in islice(dataset, _MOST_SAMPLES)]
-
-
-def _lines(result: BenchmarkResult) -> list[str]:
-    latency, cold = result.latency, result.cold_start
-    facts = [
-        ("engine", f"{result.engine} {result.engine_version}{_fallback(result)}"),
-        ("precision", _precision(result)),
-        ("placement", ", ".join(f"{count} nodes on {place}" for place, count in result.placement.items())),
-        ("measured", _what(result)),
-        ("latency", f"p50 {latency.p50_ms:.3f}   p90 {latency.p90_ms:.3f}   p99 {latency.p99_ms:.3f} ms"),
-        ("throughput", f"{result.throughput_per_s:.0f} per second, one call after the other"),
-        ("load", f"{cold.load_ms:.0f} ms, of which {cold.engine_import_ms:.0f} ms import the engine"),
-        ("first inference", f"{cold.first_inference_ms:.1f} ms"),
-        ("peak memory", _memory(result)),
-        ("verdict", _verdict(result)),
-        ("machine", f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}"),
-        ("state", _state(result)),
-    ]
-    lines = [f"{result.model}: {result.artifact}"]
-    lines += [f"  {label:<16}{fact}" for label, fact in facts]
-    return lines + [f"  note: {concern}" for concern in result.machine.concerns]
-
-
-def _fallback(result: BenchmarkResult) -> str:
-    return ", the declared fallback" if result.state == "fallback" else ""
-
-
-def _precision(result: BenchmarkResult) -> str:
-    if not result.precisions:
-        return f"{result.promised_precision} promised; the engine does not tell"
-    layers = ", ".join(f"{name}: {count}" for name, count in sorted(result.precisions.items()))
-    return f"{result.precision} measured (layers in {layers}), {result.promised_precision} promised"
-
-
-def _what(result: BenchmarkResult) -> str:
-    inputs = {
-        "data": "the samples given, pre- and post-processing included",
-        "golden": "the inputs of the golden vectors, bare tensors",
-        "synthetic": "synthetic inputs (normal floats, integers 0 and 1), bare tensors",
-    }
-    threads = "as many as the engine takes" if result.threads is None else str(result.threads)
-    return f"{result.latency.n} calls of {result.call} on {inputs[result.inputs]}; threads: {threads}"
-
-
-def _memory(result: BenchmarkResult) -> str:
-    cold = result.cold_start
-    if cold.peak_memory_mib is None or cold.memory_before_mib is None:
-        return "unknown: this system does not tell"
-    return f"{cold.peak_memory_mib:.0f} MiB, of which {cold.memory_before_mib:.0f} MiB before loading"
-
-
-def _verdict(result: BenchmarkResult) -> str:
-    latency = result.latency
-    return (
-        f"{result.verdict} (the typical latency drifted by {latency.drift_cv:.1%}; "
-        f"coefficient of variation of all calls {latency.cv:.0%})"
-    )
-
-
-def _state(result: BenchmarkResult) -> str:
-    machine = result.machine
-    governor = machine.governor or "unknown (the system does not tell)"
-    load = "unknown" if machine.load_average is None else f"{machine.load_average:.2f}"
-    after = "unknown" if result.load_average_after is None else f"{result.load_average_after:.2f}"
-    return f"governor {governor}, load average {load} before and {after} after"

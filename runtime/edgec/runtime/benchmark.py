@@ -5,35 +5,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgec.artifact import Artifact
+import numpy as np
+
 from edgec.errors import InferenceError
+from edgec.runtime._energy import Energy
 from edgec.runtime._machine import Machine, this_machine
-from edgec.runtime._session import Session, load
-from edgec.runtime._synthetic import calling_inputs
+from edgec.runtime._thermal import ThermalState, thermal_state, throttling
+from edgec.runtime._timing import Timing, time_calls, time_in_fresh_process
 from edgec.runtime.measurement import LatencySamples, MedianRatio, measure_interleaved, median_ratio
 
 __all__ = [
     "BenchmarkResult",
     "ColdStart",
+    "Energy",
     "LatencySamples",
     "Machine",
     "MedianRatio",
+    "ThermalState",
     "benchmark",
     "measure_cold_starts",
     "measure_interleaved",
     "median_ratio",
     "this_machine",
 ]
-
-
-_MOST_CALLS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,15 @@ class BenchmarkResult:
         call: ``predict``, the whole pipeline, or ``run``, bare tensors.
         inputs: ``data``, what was given; ``golden``, those of the golden vectors; or ``synthetic``.
         threads: Threads of one inference; None for the engine's own choice.
-        latency: Of each call.
+        latency: Of each call, of all runs.
+        runs_p50_ms: Median of each run, in milliseconds: one, or one per process where there were several.
         cold_start: Of fresh processes.
         machine: As it was before.
         load_average_after: Of the machine, in the last minute of the measurement.
+        thermal_before: Temperatures and clocks before.
+        thermal_after: The same afterwards.
+        energy: What the calls used; None where the device has no meter.
+        energy_absent: Why there is none; empty where there is one.
     """
 
     artifact: str
@@ -92,9 +97,14 @@ class BenchmarkResult:
     inputs: str
     threads: int | None
     latency: LatencySamples
+    runs_p50_ms: tuple[float, ...]
     cold_start: ColdStart
     machine: Machine
     load_average_after: float | None
+    thermal_before: ThermalState
+    thermal_after: ThermalState
+    energy: Energy | None
+    energy_absent: str
 
     @property
     def throughput_per_s(self) -> float:
@@ -108,6 +118,11 @@ class BenchmarkResult:
         See `LatencySamples.is_stable`.
         """
         return "stable" if self.latency.is_stable else "unstable"
+
+    @property
+    def concerns(self) -> list[str]:
+        """What may have disturbed the measurement, in plain sentences: other work, the governor, heat."""
+        return self.machine.concerns + throttling(self.thermal_before, self.thermal_after)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON has it; the shape is public, docs/runtime.md describes it."""
@@ -137,13 +152,16 @@ class BenchmarkResult:
                 "min": latency.min_ms,
                 "max": latency.max_ms,
             },
+            "runs_p50_ms": list(self.runs_p50_ms),
             "throughput_per_s": self.throughput_per_s,
             **asdict(self.cold_start),
             "cv": latency.cv,
             "drift_cv": latency.drift_cv,
             "verdict": self.verdict,
-            "concerns": self.machine.concerns,
+            "concerns": self.concerns,
             "machine": {**asdict(self.machine), "load_average_after": self.load_average_after},
+            "thermal": {"before": self.thermal_before.to_dict(), "after": self.thermal_after.to_dict()},
+            "energy": _energy_shape(self.energy),
         }
 
 
@@ -155,6 +173,7 @@ def benchmark(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     cold_starts: int = 3,
+    repeats: int = 1,
 ) -> BenchmarkResult:
     """Measure an artifact as production runs it: one caller, one call after the other, warmed up.
 
@@ -167,6 +186,9 @@ def benchmark(
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: Where the engine may keep what it compiled; see `edgec.runtime.load`.
         cold_starts: Fresh processes to measure load time, first inference and memory in.
+        repeats: Runs to divide the duration among, each in a fresh process, because runs differ by more
+            than calls do: `edgec.runtime.comparison` needs at least five. 1 to measure in this process.
+            With more, `samples` must be values that pickle.
 
     Raises:
         ArtifactError: The artifact cannot be read.
@@ -175,38 +197,33 @@ def benchmark(
     """
     if samples is not None and not samples:
         raise ValueError("expected at least one sample to call the model with, got none")
-    if duration_s <= 0 or cold_starts < 1:
-        raise ValueError(f"expected a duration and cold starts above 0, got {duration_s} and {cold_starts}")
-    before = this_machine()
-    with load(path, threads=threads, cache_dir=cache_dir) as session:
-        call, kind = _call(path, session, samples)
-        latency = measure_interleaved(
-            {"call": call}, duration_s=duration_s, warmup_s=duration_s / 10, max_rounds=_MOST_CALLS
-        )["call"]
-        after = this_machine().load_average
-        manifest = session.manifest
-        spec = manifest.engine if session.state == "ready" else manifest.fallback or manifest.engine
-        facts: dict[str, Any] = {
-            "engine": session.engine,
-            "engine_version": session.engine_version,
-            "state": session.state,
-            "precision": session.precision,
-            "precisions": session.precisions,
-            "placement": session.placement,
-        }
+    if duration_s <= 0 or cold_starts < 1 or repeats < 1:
+        raise ValueError(
+            "expected a duration, cold starts and repeats above 0, "
+            f"got {duration_s}, {cold_starts} and {repeats}"
+        )
+    machine, thermal = this_machine(), thermal_state()
+    options = {"threads": threads, "cache_dir": None if cache_dir is None else str(cache_dir)}
+    time_run = time_calls if repeats == 1 else time_in_fresh_process
+    timings = [time_run(path, options, samples, duration_s / repeats) for _ in range(repeats)]
+    after, thermal_after = this_machine().load_average, thermal_state()
+    first = timings[0]
     return BenchmarkResult(
         artifact=str(path),
-        model=manifest.model,
-        promised_precision=spec.precision,
         call="run" if samples is None else "predict",
-        inputs=kind,
         threads=threads,
-        latency=latency,
+        latency=LatencySamples(np.concatenate([timing.samples_ms for timing in timings])),
+        runs_p50_ms=tuple(float(np.median(timing.samples_ms)) for timing in timings),
         # When the session is closed, so that two models never share the memory of a small device.
         cold_start=measure_cold_starts(path, threads=threads, cache_dir=cache_dir, processes=cold_starts),
-        machine=before,
+        machine=machine,
         load_average_after=after,
-        **facts,
+        thermal_before=thermal,
+        thermal_after=thermal_after,
+        energy=_sum_energy(timings),
+        energy_absent=first.energy_absent,
+        inputs=first.inputs,
+        **first.facts,
     )
 
 
@@ -238,13 +255,19 @@ def _median(values: list[float | None]) -> Any:
     return median(known) if known else None
 
 
-def _call(
-    path: str | Path, session: Session, samples: Sequence[object] | None
-) -> tuple[Callable[[], object], str]:
-    if samples is not None:
-        turn = cycle(samples)
-        return lambda: session.predict(next(turn)), "data"
-    with Artifact.open(path) as artifact:
-        inputs, kind = calling_inputs(artifact)
-    bare = cycle(inputs)
-    return lambda: session.run(next(bare)), kind
+def _sum_energy(timings: Sequence[Timing]) -> Energy | None:
+    known = [timing.energy for timing in timings if timing.energy is not None]
+    if len(known) < len(timings):
+        return None
+    return Energy(
+        joules=sum(energy.joules for energy in known),
+        seconds=sum(energy.seconds for energy in known),
+        calls=sum(energy.calls for energy in known),
+        source=known[0].source,
+    )
+
+
+def _energy_shape(energy: Energy | None) -> dict[str, Any] | None:
+    if energy is None:
+        return None
+    return {**asdict(energy), "watts": energy.watts, "joules_per_call": energy.joules_per_call}
