@@ -104,6 +104,7 @@ def test_one_target_as_json_has_the_documented_shape() -> None:
         "residual_one_input",
         "full_integer",
         "weight_qdq",
+        "weight_zero_point",
         "saturates_without",
     }
     assert shape_of("intel-cpu")["target"]["engines"][0]["needs"] == {

@@ -197,3 +197,10 @@ def test_openvino_has_bf16_just_where_the_target_says_so() -> None:
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     allowed = load_target("intel-cpu").engines[0].precisions_on(host_features())
     assert ("bf16" in allowed) == ("BF16" in capabilities)
+
+
+def test_only_onnx_runtime_takes_weights_with_a_zero_point() -> None:
+    for name in target_names():
+        target = load_target(name)
+        assert target.quantization is not None
+        assert target.quantization.weight_zero_point == (target.family == "onnxruntime"), name

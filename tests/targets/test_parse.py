@@ -50,6 +50,7 @@ def tables() -> Tables:
             "residual_one_input": False,
             "full_integer": False,
             "weight_qdq": False,
+            "weight_zero_point": False,
             "saturates_without": [],
         },
         "limits": {

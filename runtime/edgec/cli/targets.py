@@ -145,6 +145,8 @@ def _quantization(scheme: QuantizationScheme | None) -> list[str]:
         lines.append(f"a residual Add has one dequantized input {when}")
     if scheme.weight_qdq:
         lines.append("weights stay float32 behind an explicit Q and DQ")
+    if scheme.weight_zero_point:
+        lines.append("weights that their author quantized keep their zero point")
     if scheme.saturates_without:
         lines.append(f"can saturate on CPUs without {' or '.join(scheme.saturates_without)}")
     return lines

@@ -297,6 +297,7 @@ def _quantization(table: _Table) -> QuantizationScheme:
         residual_one_input=table.flag("residual_one_input", False),
         full_integer=table.flag("full_integer", False),
         weight_qdq=table.flag("weight_qdq", False),
+        weight_zero_point=table.flag("weight_zero_point", False),
         saturates_without=table.texts("saturates_without"),
     )
     table.close()

@@ -53,6 +53,8 @@ class QuantizationScheme:
             (TensorRT), otherwise where that spares a zero point (OpenVINO).
         full_integer: Whether every operator must be quantized.
         weight_qdq: Whether weights stay float32 in the file, behind an explicit Q and DQ (TensorRT).
+        weight_zero_point: Whether weights that their author quantized around another zero point may keep it,
+            moved to int8 (ONNX Runtime), where their integers do not fit around 0.
         saturates_without: CPU features of which a device must have at least one, or products of
             full-range weights and activations can saturate 16 bits; empty where they cannot.
     """
@@ -67,6 +69,7 @@ class QuantizationScheme:
     residual_one_input: bool = False
     full_integer: bool = False
     weight_qdq: bool = False
+    weight_zero_point: bool = False
     saturates_without: tuple[str, ...] = ()
 
 

@@ -35,9 +35,9 @@ def normalize_qdq(
 
     1. Weights of Conv, ConvTranspose, Gemm and MatMul: int8 with the zero point 0. With the same scale where
        every integer fits, which changes nothing; else the channels where one does not get a scale of their
-       own, and are rounded anew. ONNX Runtime, whose schemes have no rule for residual branches, multiplies
-       int8 weights with a zero point fast enough: there uint8 that does not fit is moved by 128. Behind an
-       explicit Q and DQ where the scheme wants that.
+       own, and are rounded anew. Where the scheme takes weights with a zero point (ONNX Runtime multiplies
+       them fast enough), uint8 that does not fit is moved by 128 instead. Behind an explicit Q and DQ where
+       the scheme wants that.
     2. Biases: int32 with the scale of input times weights, or float where the scheme has no quantized bias.
     3. Activations, asymmetric: int8 and uint8 become the scheme's dtype, the zero point moved by 128, which
        changes nothing. Symmetric: int8 with the zero point 0, over a range that holds the author's.
@@ -290,7 +290,7 @@ class _Rewriter:
             return
         axis = _axis(node, values.ndim)
         large = np.abs(integers).max(initial=0) > _LARGEST
-        if large and not self.scheme.residual_one_input and not explicit:
+        if large and self.scheme.weight_zero_point and not explicit:
             self._shift_weights(node, scale, zero)
             return
         if large:
