@@ -72,12 +72,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator of the file; an absent optional input is -1."""
+    """One operator of the file; an absent optional input is -1.
+
+    `intermediates` are tensors of no data that tell some kernels the scales inside of them.
+    """
 
     builtin: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: Any = None
+    intermediates: tuple[int, ...] = ()
 
 
 class FlatModel:
@@ -128,10 +132,18 @@ class FlatModel:
         return self.tensors[index].buffer != 0
 
     def add_operation(
-        self, builtin: int, inputs: Sequence[int], outputs: Sequence[int], options: Any = None
+        self,
+        builtin: int,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: Any = None,
+        *,
+        intermediates: Sequence[int] = (),
     ) -> None:
         """Append an operator; `options` is the schema's object for it, such as ``Conv2DOptionsT``."""
-        self.operations.append(Operation(builtin, tuple(inputs), tuple(outputs), options))
+        self.operations.append(
+            Operation(builtin, tuple(inputs), tuple(outputs), options, tuple(intermediates))
+        )
 
     def rename(self, index: int, name: str) -> None:
         """Give a tensor exactly this name; whatever else has it gets another."""
@@ -170,7 +182,8 @@ class FlatModel:
         operations = []
         for operation in reversed(self.operations):
             if live & set(operation.outputs):
-                live.update(i for i in (*operation.inputs, *operation.outputs) if i >= 0)
+                touched = (*operation.inputs, *operation.outputs, *operation.intermediates)
+                live.update(i for i in touched if i >= 0)
                 operations.append(operation)
         self.operations = operations[::-1]
         self._kept = {old: new for new, old in enumerate(sorted(live))}
@@ -183,6 +196,8 @@ class FlatModel:
         made.opcodeIndex = codes.setdefault((operation.builtin, version), len(codes))
         made.inputs = np.array([self._kept.get(i, -1) for i in operation.inputs], np.int32)
         made.outputs = np.array([self._kept[i] for i in operation.outputs], np.int32)
+        if operation.intermediates:
+            made.intermediates = np.array([self._kept[i] for i in operation.intermediates], np.int32)
         if operation.options is not None:
             kind = type(operation.options).__name__.removesuffix("T")
             made.builtinOptionsType = getattr(S.BuiltinOptions, kind)

@@ -107,6 +107,21 @@ class Graph:
         return takers[0] if len(takers) == 1 and name not in self.outputs else None
 
 
+class UnknownShapesError(ConversionError):
+    """Shapes cannot be inferred.
+
+    Attributes:
+        nodes: All nodes of the model, among which may be operators that inference does not know.
+    """
+
+    def __init__(self, names: Sequence[str], nodes: Sequence[Node]) -> None:
+        super().__init__(
+            f"the shapes of {len(names)} values are not known, such as {names[0]!r}: simplify the model "
+            "with fixed input shapes (--shape), so that every shape can be inferred"
+        )
+        self.nodes = tuple(nodes)
+
+
 def read_graph(model: onnx.ModelProto, exclude: Collection[str] = ()) -> Graph:
     """Return the graph of a model, which stays as it is.
 
@@ -141,10 +156,7 @@ def read_graph(model: onnx.ModelProto, exclude: Collection[str] = ()) -> Graph:
         name for n in nodes for name in n.outputs if name and name not in kinds and name not in constants
     ]
     if unknown:
-        raise ConversionError(
-            f"the shapes of {len(unknown)} values are not known, such as {unknown[0]!r}: simplify the model "
-            "with fixed input shapes (--shape), so that every shape can be inferred"
-        )
+        raise UnknownShapesError(unknown, nodes)
     return Graph(
         nodes,
         constants,

@@ -39,6 +39,13 @@ def from_range(low: float, high: float, dtype: str) -> Quant:
     return Quant((scale,), min(max(zero, -128), 127), dtype)
 
 
+def reals(quant: Quant) -> tuple[float, float]:
+    """Return the lowest and the highest number that activations of some parameters stand for."""
+    info = np.iinfo(quant.dtype)
+    low, high = ((i - quant.zero_point) * quant.scale[0] for i in (int(info.min), int(info.max)))
+    return low, high
+
+
 def _float32(scale: float) -> float:
     return float(np.float32(max(scale, _SMALLEST)))
 

@@ -97,6 +97,33 @@ def find_operator(name: str) -> Operator | None:
     return _TABLE.get(name)
 
 
+def way_out(name: str) -> str:
+    """Return what to do about an operator that the writer lacks."""
+    for operators_, text in _WAYS_OUT.items():
+        if name in operators_:
+            return text
+    if name.startswith("ai.onnx.ml."):
+        return _CLASSICAL
+    return "replace it in the exported model by operators of the table in docs/tflite-operators.md"
+
+
+_WAYS_OUT = {
+    ("NonMaxSuppression",): "end the model before it; the pipeline's post-processing does it",
+    (
+        "If",
+        "Loop",
+        "Scan",
+    ): "export the model with fixed shapes and options, so that no branch or loop is left",
+    (
+        "NonZero",
+        "Unique",
+        "Compress",
+    ): "its output has no fixed size, which TFLite needs: compute it afterwards",
+    ("QuantizeLinear", "DequantizeLinear"): "give the float model, and calibration data to quantize it by",
+}
+_CLASSICAL = "TFLite has no trees and tables: compile the model for ONNX Runtime, or train a small network"
+
+
 def operators() -> Iterator[Operator]:
     """Yield every operator, by name."""
     _load()

@@ -135,6 +135,20 @@ def _batch_matmul(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor],
     return {"int8": 2, "int16": 3}.get(dtypes[0], 1)
 
 
+def _split_sizes(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], options: Any) -> int:
+    return 2 if dtypes[0] in ("int8", "int16") else 1
+
+
+def _comparison(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], options: Any) -> int:
+    return 2 if dtypes[0] == "int8" else 1
+
+
+def _lstm(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], options: Any) -> int:
+    if dtypes[0] == "float32" and dtypes[4] == "int8":
+        return 3 if options.asymmetricQuantizeInputs else 2
+    return 1
+
+
 _SPECIAL = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
@@ -151,4 +165,10 @@ _SPECIAL = {
     "SELECT_V2": _select,
     "BROADCAST_TO": _broadcast,
     "BATCH_MATMUL": _batch_matmul,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": _lstm,
+    "SPLIT_V": _split_sizes,
+    **dict.fromkeys(
+        ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"),
+        _comparison,
+    ),
 }

@@ -14,12 +14,12 @@ import onnx
 
 from edgec.compiler.calibration import CalibrationTable
 from edgec.compiler.tflite.flatbuffer import DTYPES, Quant
-from edgec.compiler.tflite.graph import Graph, Node, read_graph
+from edgec.compiler.tflite.graph import Graph, Node, UnknownShapesError, read_graph
 from edgec.compiler.tflite.layout import Layout, identity
 from edgec.compiler.tflite.lowering import Lowering
 from edgec.compiler.tflite.modes import Mode
 from edgec.compiler.tflite.patterns import find_patterns
-from edgec.compiler.tflite.registry import NoIntegerKernel, Operator, Refused, find_operator
+from edgec.compiler.tflite.registry import NoIntegerKernel, Operator, Refused, find_operator, way_out
 from edgec.errors import CalibrationError, ConversionError
 
 # Operators that want NCHW images as NHWC; what feeds them decides the layout of the graph's inputs.
@@ -40,6 +40,7 @@ _IMAGE_OPERATORS = frozenset(
 _TRANSPARENT = frozenset(
     {"Add", "BatchNormalization", "Cast", "Clip", "Div", "Identity", "Mul", "Pad", "Relu", "Sigmoid", "Sub"}
 )
+_UNKNOWN = "the writer has no such operator"
 IO_DTYPES = ("float32", "int8")
 
 
@@ -160,7 +161,13 @@ def write_tflite(
         raise CalibrationError(
             f"{mode.value} TFLite needs the ranges of all tensors: give calibration data (--calibration)"
         )
-    graph = find_patterns(read_graph(model))
+    try:
+        graph = find_patterns(read_graph(model))
+    except UnknownShapesError as e:
+        lacking = _lacking(e.nodes)
+        if lacking:
+            raise UnsupportedOperatorsError(lacking, mode) from e
+        raise
     run = _Run(graph, mode, table, method, exclude, float_fallback)
     inputs = run.add_inputs(quantized=mode.integer and io != "float32", keep_layout=keep_layout)
     found = run.lower()
@@ -188,9 +195,24 @@ def unsupported(
     Raises:
         ConversionError: Shapes are not fixed, or inputs have a dtype that TFLite lacks.
     """
-    run = _Run(find_patterns(read_graph(model)), mode, None, "minmax", exclude, float_fallback)
+    try:
+        graph = find_patterns(read_graph(model))
+    except UnknownShapesError as e:
+        if lacking := _lacking(e.nodes):
+            return lacking
+        raise
+    run = _Run(graph, mode, None, "minmax", exclude, float_fallback)
     run.add_inputs(quantized=False, keep_layout=False)
     return run.lower()
+
+
+def _lacking(nodes: Sequence[Node]) -> list[Unsupported]:
+    """Return the nodes of operators that the writer does not know at all."""
+    return [
+        Unsupported(node=n.name, operator=n.op, reason=_UNKNOWN, fix=way_out(n.op))
+        for n in nodes
+        if find_operator(n.op) is None
+    ]
 
 
 class _Run:
@@ -246,10 +268,7 @@ class _Run:
     def _lower_node(self, node: Node) -> None:
         operator = find_operator(node.op)
         if operator is None:
-            raise Refused(
-                "the writer has no such operator",
-                "replace it in the exported model by operators of the table in docs/tflite-operators.md",
-            )
+            raise Refused(_UNKNOWN, way_out(node.op))
         if self._mode.integer and not self._exclude & {node.name, *node.outputs}:
             try:
                 self._lower_with_integers(node, operator)

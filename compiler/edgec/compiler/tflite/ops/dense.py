@@ -10,6 +10,7 @@ from edgec.compiler.tflite.graph import Node
 from edgec.compiler.tflite.layout import identity
 from edgec.compiler.tflite.lowering import Lowering
 from edgec.compiler.tflite.modes import Mode
+from edgec.compiler.tflite.ops.attention import lower_batch_matmul
 from edgec.compiler.tflite.ops.convolution import add_weights
 from edgec.compiler.tflite.registry import Refused, operator
 
@@ -30,13 +31,19 @@ def lower_gemm(lowering: Lowering, node: Node) -> None:
     _connect(lowering, node, columns * np.float32(alpha), vector, layout, node.outputs[0])
 
 
-@operator("MatMul", tflite=("FULLY_CONNECTED",), limits="the second matrix constant and of two axes")
+@operator(
+    "MatMul",
+    tflite=("FULLY_CONNECTED", "BATCH_MATMUL"),
+    limits="of floats; at most 5 axes",
+    note="by a constant matrix: FULLY_CONNECTED, else BATCH_MATMUL",
+)
 def lower_matmul(lowering: Lowering, node: Node) -> None:
-    """Write a product with a constant matrix, and the bias that an Add after it brings."""
-    weights = lowering.constant(node, 1, "second matrix")
+    """Write a product with a constant matrix, and the bias that an Add after it brings; or of two values."""
+    weights = lowering.graph.constants.get(node.inputs[1])
     rank = lowering.rank(node.inputs[0])
-    if weights.ndim != 2 or rank < 2:
-        raise Refused(f"it multiplies {rank} axes by {weights.ndim}", "use matrices of two axes or more")
+    if weights is None or weights.ndim != 2 or rank < 2 or weights.dtype != np.float32:
+        lower_batch_matmul(lowering, node)
+        return
     bias, output = np.zeros(weights.shape[1], np.float32), node.outputs[0]
     added = lowering.follow(output, "Add")
     if added is not None:
