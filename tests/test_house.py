@@ -37,6 +37,7 @@ ENGINES = {
 REWRITERS = ("onnxruntime.quantization", "onnxruntime.transformers", "ai_edge_litert.schema_py_generated")
 # Heavy packages that what every device carries must not import on its own.
 HEAVY = {*ENGINES, "onnx", "onnx_ir", "onnxslim", "cv2", "tokenizers", "jinja2", "scipy", "sklearn", "torch"}
+HEAVY |= {"mlperf_loadgen"}
 
 
 def test_no_portion_hides_the_others() -> None:
@@ -150,6 +151,7 @@ def test_every_package_of_an_extra_is_imported_somewhere() -> None:
         if not requirement.startswith("edgec[")
     }
     modules = {"opencv-python-headless": "cv2", "onnx-ir": "onnx_ir", "ai-edge-litert": "ai_edge_litert"}
+    modules["mlcommons-loadgen"] = "mlperf_loadgen"
     # Run by `edgec.compiler.vela` in a process of its own.
     programs = {"ethos-u-vela": "ethosu.vela"}
     started = {p for p, name in programs.items() if any(f'"{name}"' in m.read_text() for m in MODULES)}

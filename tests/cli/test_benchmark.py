@@ -94,3 +94,32 @@ def test_a_comparison_of_too_few_runs_is_refused(path: Path, tmp_path: Path) -> 
     one, five = baseline(tmp_path / "one.json", [1.0]), baseline(tmp_path / "five.json", [1.0] * 5)
     assert isinstance(edgec(path, "--against", one).exception, DataError)
     assert edgec(path, "--against", five, "--repeats", "4").exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_scenario_says_that_it_is_no_mlperf_result(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="needs the extra loadgen")
+    arguments = (path, "--scenario", "server", "--target-latency-ms", "1000", "--duration-s", "0.2")
+    shape = json.loads(edgec(*arguments, "--target-qps", "800", "--json").stdout)
+    assert (shape["label"], shape["scenario"]) == ("not an MLPerf result", "server")
+    assert shape["settings"] == {"target_qps": 800, "target_latency_ms": 1000}
+    guide = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
+    assert {key for key in shape if f"`{key}`" not in guide} == set()
+    text = edgec(*arguments, "--loadgen-logs", tmp_path / "logs").stdout
+    for words in ("not an MLPerf result", "valid", "early stopping", "per second", "queries of run"):
+        assert words in text
+    assert (tmp_path / "logs" / "mlperf_log_detail.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--scenario", "burst"],
+        ["--scenario", "server"],
+        ["--scenario", "offline", "--target-qps", "3"],
+        ["--scenario", "offline", "--repeats", "5"],
+        ["--concurrency", "2"],
+    ],
+)
+def test_wrong_usage_of_scenarios(path: Path, arguments: list[str]) -> None:
+    assert edgec(path, *arguments).exit_code == 2

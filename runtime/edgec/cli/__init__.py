@@ -39,6 +39,7 @@ _EXTRAS = {
     "google": "compiler",
     "jinja2": "compiler",
     "ml_dtypes": "compiler",
+    "mlperf_loadgen": "loadgen",
     "onnx": "compiler",
     "onnx_ir": "compiler",
     "onnxruntime": "onnxruntime",

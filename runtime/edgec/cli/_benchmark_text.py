@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgec.runtime.benchmark import BenchmarkResult, ThermalState
     from edgec.runtime.comparison import RunComparison
+    from edgec.runtime.scenarios import ScenarioResult
 
 
 def result_lines(result: BenchmarkResult) -> list[str]:
     """Return all there is to say of a benchmark, a fact per line."""
     latency, cold = result.latency, result.cold_start
     facts = [
-        ("engine", f"{result.engine} {result.engine_version}{_fallback(result)}"),
+        ("engine", f"{result.engine} {result.engine_version}{_declared(result.state)}"),
         ("precision", _precision(result)),
         ("placement", ", ".join(f"{count} nodes on {place}" for place, count in result.placement.items())),
         ("measured", _what(result)),
@@ -32,10 +33,6 @@ def result_lines(result: BenchmarkResult) -> list[str]:
     lines = [f"{result.model}: {result.artifact}"]
     lines += [f"  {label:<16}{fact}" for label, fact in facts]
     return lines + [f"  note: {concern}" for concern in result.concerns]
-
-
-def _fallback(result: BenchmarkResult) -> str:
-    return ", the declared fallback" if result.state == "fallback" else ""
 
 
 def _precision(result: BenchmarkResult) -> str:
@@ -118,3 +115,40 @@ def comparison_lines(comparison: RunComparison, changes: Sequence[str]) -> list[
         f"p = {comparison.p_value:.3g}, {comparison.runs} runs against {comparison.baseline_runs}"
     )
     return [line, *(f"  note: other {change}" for change in changes)]
+
+
+def scenario_lines(result: ScenarioResult) -> list[str]:
+    """Return what LoadGen said of a run, and what it is not."""
+    from edgec.runtime.scenarios import LABEL
+
+    latency = result.latency_ms
+    shown = "   ".join(f"{key} {latency[key]:.3f}" for key in ("p50", "p90", "p99") if key in latency)
+    value = "none: too few queries" if result.value is None else f"{result.value:.6g} {result.unit}"
+    settings = ", ".join(f"{key} {number:.6g}" for key, number in result.settings.items())
+    met = ", ".join(f"{name} {'met' if met else 'NOT met'}" for name, met in result.constraints.items())
+    inputs = {"data": "the samples given", "golden": "the golden inputs", "synthetic": "synthetic inputs"}
+    facts = [
+        ("scenario", f"{result.scenario}, by LoadGen {result.loadgen_version}: {LABEL}"),
+        ("engine", f"{result.engine} {result.engine_version}{_declared(result.state)}"),
+        (
+            "measured",
+            f"{result.queries} queries of {result.call} on {inputs[result.inputs]}, {_lanes(result)}",
+        ),
+        ("result", f"{result.metric}: {value}"),
+        ("latency", f"{shown} ms per query"),
+        ("verdict", f"{'valid' if result.valid else 'INVALID'} ({met})"),
+        ("early stopping", result.early_stopping or "does not apply"),
+        ("settings", settings),
+        ("machine", f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}"),
+    ]
+    lines = [f"{result.model}: {result.artifact}"]
+    lines += [f"  {label:<16}{fact}" for label, fact in facts]
+    return lines + [f"  note: {concern}" for concern in result.machine.concerns]
+
+
+def _declared(state: str) -> str:
+    return ", the declared fallback" if state == "fallback" else ""
+
+
+def _lanes(result: ScenarioResult) -> str:
+    return "one at a time" if result.concurrency == 1 else f"{result.concurrency} at once"

@@ -6,6 +6,7 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,6 +46,33 @@ _MOST_SAMPLES = 256
     metavar="BASELINE",
     help="Compare with what `edgec benchmark --repeats 10 --json` wrote earlier; exit status 1 if slower.",
 )
+@click.option(
+    "--scenario",
+    type=click.Choice(["single-stream", "multi-stream", "server", "offline"]),
+    help="Let MLPerf's LoadGen measure, in this scenario. Not an MLPerf result.",
+)
+@click.option(
+    "--target-latency-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="What 99 % of the queries of --scenario server must stay under.",
+)
+@click.option(
+    "--target-qps",
+    type=click.FloatRange(0, min_open=True),
+    help="Queries per second of --scenario server. Default: half of what one caller gets.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Calls at once in --scenario server and offline.",
+)
+@click.option(
+    "--loadgen-logs",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to leave LoadGen's own logs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,
@@ -54,6 +82,11 @@ def command(
     cache_dir: Path | None,
     repeats: int | None,
     against: Path | None,
+    scenario: str | None,
+    target_latency_ms: float | None,
+    target_qps: float | None,
+    concurrency: int,
+    loadgen_logs: Path | None,
     as_json: bool,
 ) -> None:
     """Measure an artifact through the session that production uses: one caller, warmed up.
@@ -66,7 +99,30 @@ def command(
     edgec benchmark digits.edgec --data images/ --threads 1 --duration-s 20
     edgec benchmark digits.edgec --repeats 10 --json > before.json
     edgec benchmark digits.edgec --against before.json
+    edgec benchmark digits.edgec --scenario server --target-latency-ms 10
     """
+    if scenario is not None:
+        if repeats is not None or against is not None:
+            raise click.UsageError("--repeats and --against are not for --scenario")
+        samples = None if data is None else _read_samples(artifact, data)
+        _run_scenario(
+            artifact,
+            scenario,
+            as_json,
+            samples=samples,
+            duration_s=duration_s,
+            threads=threads,
+            cache_dir=cache_dir,
+            target_latency_ms=target_latency_ms,
+            target_qps=target_qps,
+            concurrency=concurrency,
+            log_dir=loadgen_logs,
+        )
+        return
+    if target_latency_ms or target_qps or concurrency != 1 or loadgen_logs:
+        raise click.UsageError(
+            "--target-latency-ms, --target-qps, --concurrency and --loadgen-logs are for --scenario only"
+        )
     from edgec.cli._benchmark_text import comparison_lines, result_lines
     from edgec.runtime.benchmark import benchmark
     from edgec.runtime.comparison import LEAST_RUNS, compare_with_baseline, read_baseline
@@ -97,6 +153,18 @@ def command(
     click.echo(json.dumps(shape, indent=2, allow_nan=False) if as_json else "\n".join(lines))
     if slower:
         sys.exit(1)
+
+
+def _run_scenario(artifact: Path, scenario: str, as_json: bool, **options: Any) -> None:
+    from edgec.cli._benchmark_text import scenario_lines
+    from edgec.runtime.scenarios import run_scenario
+
+    try:
+        result = run_scenario(artifact, scenario, **options)
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
+    shape = json.dumps(result.to_dict(), indent=2, allow_nan=False)
+    click.echo(shape if as_json else "\n".join(scenario_lines(result)))
 
 
 def _read_samples(artifact: Path, data: str) -> list[object]:
