@@ -26,7 +26,7 @@ Sample = Mapping[str, NDArray[Any]]
 CHUNK_BYTES = 256 << 20  # inner tensors held at once; half of the 512 MB promised over the model's size
 _BLOCK_BYTES = 1 << 20  # of weights read at a time
 _FEW_SAMPLES = 16
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ class CalibrationTable:
                     "counts": list(s.counts),
                     "elements": s.elements,
                     "nonfinite": s.nonfinite,
+                    "floor": s.floor,
                 }
                 for name, s in self.tensors.items()
             },

@@ -39,6 +39,7 @@ from edgec.compiler.passes.smooth_quant import normalizes_products, smooth_activ
 from edgec.compiler.passes.split_biases import split_biases
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
+from edgec.compiler.residuals import with_floors
 from edgec.compiler.tournament import Contender
 from edgec.compiler.variants import Variant
 from edgec.compiler.weight_only import BITS, compressed_reference
@@ -185,7 +186,8 @@ class Shared:
         if key not in self._tables:
             samples = variant.samples.inputs(variant.processor, variant.inputs)
             base = self.base(variant, equalized=equalized, smooth=smooth)
-            self._tables[key] = calibrate(base, samples)
+            table = calibrate(base, samples)
+            self._tables[key] = with_floors(base, table, variant.spread_inputs(_STATISTICS_SAMPLES))
             if base is variant.model:
                 self._clipping[variant.name] = self._clipped(variant, self._tables[key])
         return self._tables[key]

@@ -49,6 +49,11 @@ _PASSING = (
     "Transpose",
     "Unsqueeze",
 )
+# At the end of a model these are quantized only for what takes them.
+_AVERAGES = ("AveragePool", "GlobalAveragePool")
+_TAIL = (*_AVERAGES, "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+# Shares of all that int8 would take: a layer with less stays in float behind an average.
+_SMALL_WEIGHTS, _SMALL_PRODUCTS = 0.05, 0.01
 _TENSORRT_WEIGHTED = (*_WEIGHTED, "ConvTranspose")
 _TENSORRT_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 _MIN_OPSET = 13  # the first whose DequantizeLinear has an axis
@@ -105,6 +110,8 @@ def quantize_static(
         )
     weighted = _TENSORRT_WEIGHTED if explicit else _WEIGHTED
     chosen = _choose(graph, weighted, _PASSING if pass_on else (), frozenset(exclude))
+    if not explicit:
+        chosen = _without_tail(graph, chosen)
     if not any(graph.nodes[name].op_type in _TENSORRT_WEIGHTED for name in chosen):
         raise ConversionError(
             "no Conv, Gemm or MatMul with constant weights is left to quantize: int8 would only cost accuracy"
@@ -160,6 +167,14 @@ class _View:
         kind = self._types.get(name)
         return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else 0
 
+    def products(self, node: onnx.NodeProto) -> int:
+        """Return how many multiplications a layer takes for one sample, where the shapes are known."""
+        weights = int(np.prod(self.initializers[node.input[1]].dims, dtype=np.int64))
+        kind = self._types.get(node.output[0])
+        if node.op_type != "Conv" or kind is None:
+            return weights
+        return weights * int(np.prod([max(d.dim_value, 1) for d in kind.shape.dim[2:]], dtype=np.int64))
+
     def is_known(self, name: str) -> bool:
         """Whether an activation is float32 and has a range."""
         return self.is_float(name) and name not in self.initializers and name in self._known
@@ -200,6 +215,41 @@ def _choose(
         if fits and all(graph.is_known(n) for n in touched if graph.is_float(n)):
             chosen.add(node.name)
     return chosen
+
+
+def _without_tail(graph: _View, chosen: set[str]) -> set[str]:
+    """Return the nodes to quantize without the averages and moves at the end of the model.
+
+    What only float operators or the caller take is not worth rounding; and a fully connected layer behind
+    averages whose products and weights are next to nothing stays in float, since it gains no time that could
+    be seen: rounding a few averages costs more than rounding any layer before them.
+    """
+    kept = set(chosen)
+    layers = [n for n in graph.model.graph.node if n.name in kept and n.op_type in _WEIGHTED]
+    weights = {n.name: int(np.prod(graph.initializers[n.input[1]].dims, dtype=np.int64)) for n in layers}
+    products = {n.name: graph.products(n) for n in layers}
+    for node in reversed(graph.model.graph.node):
+        if node.name not in kept or any(
+            t.name in kept for name in node.output for t in graph.consumers.get(name, ())
+        ):
+            continue
+        if node.op_type in _TAIL:
+            kept.discard(node.name)
+        elif node.op_type in ("Gemm", "MatMul") and _follows_average(graph, node):
+            of_weights = weights[node.name] / max(sum(weights.values()), 1)
+            of_products = products[node.name] / max(sum(products.values()), 1)
+            if of_weights <= _SMALL_WEIGHTS and of_products <= _SMALL_PRODUCTS:
+                kept.discard(node.name)
+    return kept
+
+
+def _follows_average(graph: _View, node: onnx.NodeProto) -> bool:
+    producer = graph.producers.get(node.input[0])
+    while producer is not None and producer.op_type in _TAIL:
+        if producer.op_type in _AVERAGES:
+            return True
+        producer = graph.producers.get(producer.input[0])
+    return False
 
 
 def _is_excluded(graph: _View, node: onnx.NodeProto, exclude: frozenset[str]) -> bool:

@@ -32,6 +32,8 @@ class TensorStatistics:
         counts: Values per bin from `first_bin` on; bins after the last are empty.
         elements: Finite values seen.
         nonfinite: NaN and infinite values seen.
+        floor: Values below it change nothing that the model gives, and need no levels; None where all
+            values matter, as far as is known. See `edgec.compiler.residuals`.
     """
 
     minimum: float
@@ -41,6 +43,7 @@ class TensorStatistics:
     counts: tuple[int, ...]
     elements: int
     nonfinite: int = 0
+    floor: float | None = None
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the centres of the kept bins and the values counted in each, as ``float64[n]``."""
@@ -52,7 +55,8 @@ class TensorStatistics:
         """Return the range to quantize, ``(low, high)`` with ``low <= 0 <= high``.
 
         Args:
-            method: ``minmax``: all that was seen. ``percentile``: the middle 99.999 % of the values.
+            method: ``minmax``: all that was seen, whatever the floor. ``percentile``: the middle 99.999 %
+                of the values.
                 ``mse``: the range with the least mean squared error of eight bits, clipping
                 included. ``entropy``: the threshold whose eight-bit histogram has the least
                 Kullback-Leibler divergence from the full one (Migacz, "8-bit inference with
@@ -63,18 +67,20 @@ class TensorStatistics:
             ValueError: No such method.
         """
         low, high = min(0.0, self.minimum), max(0.0, self.maximum)
+        floor = -np.inf if self.floor is None or method == "minmax" else self.floor
         match method:
             case "minmax":
                 pass
             case "percentile":
                 low, high = self._percentile(low, high)
             case "mse":
-                low, high = self._least_squares(low, high, symmetric)
+                low, high = self._least_squares(max(low, floor), high, symmetric)
             case "entropy":
                 threshold = self._entropy_threshold(low, high)
                 low, high = max(low, -threshold), min(high, threshold)
             case _:
                 raise ValueError(f"unknown range method {method!r}; there are: {', '.join(METHODS)}")
+        low = max(low, floor)
         if symmetric:
             high = max(-low, high)
             low = -high
@@ -95,6 +101,8 @@ class TensorStatistics:
         if self.limit == 0.0:
             return low, high
         centres, counts = self.histogram()
+        if self.floor is not None:
+            counts = np.where(centres < self.floor, 0.0, counts)
         shrink = np.linspace(1.0, 0.1, 91)
         if symmetric:
             bound = max(-low, high)
