@@ -357,6 +357,21 @@ def test_asymmetric_quantization_of_another_target_is_refused() -> None:
     assert {"zero-point", "quantized-dtype", "bias"} <= found
 
 
+def test_an_axis_that_is_no_batch_is_not_taken_for_one() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("Reshape", ["r", "halves"], ["h"], "shuffle"),
+        helper.make_node("Reshape", ["h", "whole"], ["w"], "back"),
+        helper.make_node("MaxPool", ["w"], ["y"], "pool", kernel_shape=[2, 2]),
+    ]
+    shapes = {"halves": np.array([2, 3, 4, 4], np.int64), "whole": np.array([1, 6, 4, 4], np.int64)}
+    model = networks.model_of(nodes, {"x": [1, 6, 4, 4]}, ["y"], shapes)
+    assert lint_limits(model, Limits(max_batch=1)) == []
+    shapes["whole"] = np.array([2, 3, 4, 4], np.int64)
+    model = networks.model_of(nodes, {"x": [1, 6, 4, 4]}, ["y"], shapes)
+    assert [f.node for f in lint_limits(model, Limits(max_batch=1))] == ["pool"]
+
+
 # -- limits of other families ------------------------------------------------------------------------------
 
 

@@ -117,9 +117,9 @@ class CheckReport:
             f"{reason} ({', '.join(e.node for e in entries[:3])}{', ...' if entries[3:] else ''})"
             for reason, entries in grouped(self.refused).items()
         ]
-        raise UnsupportedModelError(
-            f"{self.judge} refuses the model for {self.target}: {'; '.join(groups)}; edgec check says more"
-        )
+        rules = self.decided_by == "rules"  # whose name says for which target
+        says, whom = f"{self.judge} refuse{'' if rules else 's'}", "" if rules else f" for {self.target}"
+        raise UnsupportedModelError(f"{says} the model{whom}: {'; '.join(groups)}; edgec check says more")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report, fit for JSON; its shape is documented in ``docs/check.md``."""
@@ -189,7 +189,9 @@ def check_model(
         simpler = normalize_qdq(simpler, target.quantization)[0]
         note = "judged after simplification, its quantization in the form that the target takes, as compiled"
     after = _check_form(simpler, None, target, (note,))
-    return after if len(after.refused) < len(report.refused) else report
+    # What cannot be said of a node before, such as that shapes are not known, often can be said after.
+    vague = any(e.node == MODEL for e in report.refused)
+    return after if vague or len(after.refused) < len(report.refused) else report
 
 
 def _check_form(

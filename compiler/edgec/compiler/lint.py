@@ -34,6 +34,18 @@ from edgec.targets import AttributeLimit, Limits, Target
 
 _OLDEST_TENSORRT_OPSET = 9  # trt-opset: "minimum opset (official backward support) 9 and above"
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Operators whose first axis is a batch, whatever the model does with axes elsewhere.
+_BATCHED = frozenset(
+    {
+        "AveragePool",
+        "Conv",
+        "ConvTranspose",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "MaxPool",
+        "Resize",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +192,9 @@ def _tensor_findings(place: Place, limits: Limits, refused: dict[str, str]) -> I
                 "reshape it to fewer axes before this operator",
             )
     computed = [t for t in place.inputs if t is not None and t.origin != "constant"]
-    if limits.max_batch is not None and computed:
+    # Other operators shuffle axes about, whose first is no batch then: the target's compiler knows of them.
+    batched = place.node.op_type in _BATCHED or any(t.origin == "input" for t in computed)
+    if limits.max_batch is not None and computed and batched:
         for tensor in (t for t in outputs if t.dtype in FLOATS):
             first = tensor.shape[0] if tensor.shape and len(tensor.shape) >= 2 else None
             if isinstance(first, int) and first > limits.max_batch:
