@@ -46,6 +46,9 @@ def test_the_report_is_read(report: VelaReport) -> None:
     assert 16 * 16 * (8 + 16) / 1024 <= report.sram_kib < 64
     assert "0 of 1 operators on the CPU, estimated by Vela 5." in report.sentence
     assert find_problems(report, 2048) == []
+    assert report.figures["cycles"] == report.cycles
+    assert report.figures["sram_kib"] == report.sram_kib
+    assert (report.figures["operators"], report.figures["cpu_share"]) == (1, 0.0)
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 from edgec.artifact import TensorSpec
 from edgec.compiler import report
 from edgec.compiler.accuracy import Baseline
+from edgec.compiler.converters import Estimate
 from edgec.compiler.explain import Flip, LayerError
 from edgec.compiler.model import SourceModel
 from edgec.compiler.options import CompileOptions
@@ -180,6 +181,12 @@ def latency_info(latency: LatencySamples | None) -> report.Latency | None:
     }
 
 
+def estimate_info(estimate: Estimate) -> report.EstimateInfo:
+    """Return what a toolchain says in the report's shape."""
+    figures = {"latency_ms": estimate.latency_ms, "source": estimate.source, **estimate.figures}
+    return cast("report.EstimateInfo", figures)
+
+
 def candidate_info(
     contender: Contender, reason: str, fp32: LatencySamples | None, baseline: Baseline | None
 ) -> report.CandidateInfo:
@@ -201,6 +208,8 @@ def candidate_info(
         "memory_mib": contender.memory_mib,
         "source_snr_db": finite(contender.source_snr_db),
     }
+    if contender.estimate is not None:
+        info["estimate"] = estimate_info(contender.estimate)
     if contender.layers:
         info["layers"] = layer_infos(contender.layers)
     if contender.flips:

@@ -614,7 +614,7 @@ def _info(
     notes = dict.fromkeys(note for o in outcomes for note in o.notes)
     synthetic = bench.build.get("data", {}).get("synthetic")
     divided = variant.samples.split_sentence()
-    return {
+    info: ArtifactInfo = {
         "target": target.name,
         "target_title": target.title,
         "path": "",
@@ -639,6 +639,9 @@ def _info(
         "inputs": tensor_infos(variant.inputs),
         "outputs": tensor_infos(variant.outputs),
     }
+    if "estimate" in mine:
+        info["estimate"] = mine["estimate"]
+    return info
 
 
 def _estimated(contender: Contender) -> str | None:

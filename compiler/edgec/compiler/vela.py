@@ -91,6 +91,22 @@ class VelaReport:
         return f"estimated by Vela {self.version} for {self.system_config}, {self.memory_mode}"
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What it says in numbers, by the names of a report."""
+        total = self.npu_operators + self.cpu_operators
+        return {
+            "cycles": self.cycles,
+            "clock_mhz": self.clock_mhz,
+            "macs": self.macs,
+            "sram_kib": self.sram_kib,
+            "dram_kib": self.dram_kib,
+            "flash_kib": self.flash_kib,
+            "operators": total,
+            "cpu_operators": self.cpu_operators,
+            "cpu_share": self.cpu_operators / total if total else 0.0,
+        }
+
+    @property
     def sentence(self) -> str:
         """All that matters, in one line."""
         total = self.npu_operators + self.cpu_operators
@@ -129,7 +145,7 @@ def compile_for_ethos_u(plain: Converted, target: Target, directory: Path) -> Co
             f"kernels, and Vela estimates {report.sentence}",
         ),
         notes=tuple(f"Vela leaves to the CPU: {operator}" for operator in report.on_cpu[:_SHOWN]),
-        estimate=Estimate(latency_ms=report.inference_ms, source=report.source),
+        estimate=Estimate(latency_ms=report.inference_ms, source=report.source, figures=report.figures),
     )
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgec.compiler.report import Build, render_text
+from edgec.compiler.report import Build, render_html, render_text
 
 
 def test_summary_names_candidates_winner_reasons_and_paths(build: Build) -> None:
@@ -58,3 +58,25 @@ def test_a_build_that_knows_nothing_renders(build: Build) -> None:
     assert render_text({}) == "0 artifacts built.\n"
     bare = {"artifacts": [{"target": "cpu", "candidates": [{"name": "a", "status": "winner"}]}]}
     assert "* a             winner" in render_text(bare)
+
+
+def test_what_a_toolchain_estimates_is_told_in_numbers(build: Build) -> None:
+    build["artifacts"][0]["estimate"] = {
+        "latency_ms": 0.4213, "source": "estimated by Vela 5.2.0 for U55", "cycles": 210_650,
+        "clock_mhz": 500.0, "sram_kib": 96.5,
+        "dram_kib": 0.0, "operators": 12, "cpu_operators": 3, "cpu_share": 0.25,
+    }  # fmt: skip
+    told = (
+        "estimate 0.421 ms, 210650 cycles at 500 MHz, SRAM 96 KiB, 3 of 12 operators on the CPU, "
+        "estimated by Vela 5.2.0 for U55"
+    )
+    assert told in " ".join(render_text(build, width=60).split())
+    page = " ".join(render_html(build).split())
+    assert f"<dt>Estimate</dt><dd>{told.removeprefix('estimate ')}</dd>" in page
+    build["artifacts"][0]["estimate"] = {"latency_ms": 2.0, "source": "estimated by something"}
+    assert "estimate 2.00 ms, estimated by something" in " ".join(render_text(build).split())
+
+
+def test_without_an_estimate_nothing_is_said_of_one(build: Build) -> None:
+    assert "estimate" not in render_text(build).casefold()
+    assert "<dt>Estimate" not in render_html(build)

@@ -73,10 +73,12 @@ class Estimate:
     Attributes:
         latency_ms: Of one inference.
         source: Who says so, and for what, in words.
+        figures: What else it says, by the names of `edgec.compiler.report.EstimateInfo`: ``cycles``.
     """
 
     latency_ms: float
     source: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ def _environment() -> Environment:
         "candidates_of": _verdict.candidates_of,
         "chosen": _verdict.chosen,
         "command_line": _command_line,
+        "estimate_text": _verdict.estimate_text,
         "is_other_precision": _verdict.is_other_precision,
         "latency_chart": _charts.latency_chart,
         "overview": _verdict.overview,

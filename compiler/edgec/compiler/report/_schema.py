@@ -29,8 +29,8 @@ class ModelInfo(TypedDict):
         nodes: Nodes of the graph as it was read.
         parameters: Elements of all initializers.
         opset: Of the default operator set.
-        origin: Of a model of another framework: ``framework``, ``file``, ``sha256``, ``tools`` that converted it,
-            ``comparison`` with it in words, ``samples``, and the figures of its ``outputs``; None for ONNX.
+        origin: Of a model of another framework: ``framework``, ``file``, ``sha256``, ``tools`` that converted
+            it, ``comparison`` with it in words, ``samples``, and figures of its ``outputs``; None for ONNX.
     """
 
     name: str
@@ -199,6 +199,34 @@ class FlipInfo(TypedDict):
     after: str
 
 
+class EstimateInfo(TypedDict):
+    """What a target's own toolchain says of a candidate that was not run on the target.
+
+    Attributes:
+        latency_ms: Of one inference.
+        source: Who says so, and for what, in words.
+        cycles: Of one inference.
+        clock_mhz: Of the accelerator.
+        macs: Multiply-accumulates of one inference.
+        sram_kib: SRAM used; likewise the memories below.
+        operators: Of the compiled model.
+        cpu_operators: Of those, the ones that are left to the CPU.
+        cpu_share: The same as a share, 0 to 1.
+    """
+
+    latency_ms: float
+    source: str
+    cycles: NotRequired[int]
+    clock_mhz: NotRequired[float]
+    macs: NotRequired[int]
+    sram_kib: NotRequired[float]
+    dram_kib: NotRequired[float]
+    flash_kib: NotRequired[float]
+    operators: NotRequired[int]
+    cpu_operators: NotRequired[int]
+    cpu_share: NotRequired[float]
+
+
 class CandidateInfo(TypedDict):
     """One candidate of the tournament.
 
@@ -210,6 +238,7 @@ class CandidateInfo(TypedDict):
             reference may be the candidate's own quantized graph.
         memory_mib: Peak memory of a process that loads it and runs one inference.
         speedup: Median latency of the fp32 candidate over this one's; 2.0 is twice as fast.
+        estimate: Of the target's toolchain; missing where that gives none.
         layers: What each layer loses by int8, where that was looked into.
         flips: The first samples whose prediction int8 turned, where that was looked into.
     """
@@ -226,6 +255,7 @@ class CandidateInfo(TypedDict):
     speedup: NotRequired[float | None]
     source_snr_db: NotRequired[float | None]
     memory_mib: NotRequired[float | None]
+    estimate: NotRequired[EstimateInfo]
     layers: NotRequired[list[LayerInfo]]
     flips: NotRequired[list[FlipInfo]]
 
@@ -242,6 +272,7 @@ class ArtifactInfo(TypedDict):
         effective_precision: As read back from the engine; None where nothing ran that could tell.
         state: ``ready`` where its own engine ran here, ``fallback`` where the declared fallback did.
         measured_on: A sentence: on what machine and engine the figures were taken.
+        estimate: The winner's, of the target's toolchain; missing where that gives none.
         placement: Nodes per device, as read back from the engine.
         candidates: All of the tournament, the winner among them.
         decisions: What was decided and why, in sentences.
@@ -264,6 +295,7 @@ class ArtifactInfo(TypedDict):
     accuracy: Accuracy | None
     latency_ms: Latency | None
     measured_on: NotRequired[str | None]
+    estimate: NotRequired[EstimateInfo]
     placement: NotRequired[dict[str, int] | None]
     candidates: list[CandidateInfo]
     decisions: list[str]

@@ -21,6 +21,7 @@ from edgec.compiler.report._verdict import (
     candidates_of,
     chosen,
     drop_bound_text,
+    estimate_text,
     overview,
     parity_text,
     state_text,
@@ -65,6 +66,9 @@ def _artifact(artifact: Mapping[str, Any], width: int) -> list[str]:
     decisions = [str(d) for d in artifact.get("decisions") or ()]
     lines += _table(candidates_of(artifact), decisions, width)
     lines += _fact("chosen", _chosen(artifact), width)
+    estimated = estimate_text(artifact.get("estimate"))
+    if estimated is not None:
+        lines += _fact("estimate", estimated, width)
     lines += _facts("why", decisions, width)
     lines += _facts("not run", artifact.get("not_run") or (), width)
     # A path is never broken: it is there to be copied.

@@ -15,6 +15,7 @@ from edgec.compiler.report._format import (
     number,
     one_line,
     score_text,
+    significant,
 )
 
 _VERDICTS = {
@@ -88,6 +89,24 @@ def state_text(state: Any) -> str | None:
     if not state or state == "ready":
         return None
     return _STATES.get(str(state), str(state))
+
+
+def estimate_text(estimate: Any) -> str | None:
+    """Return what a toolchain says: ``0.42 ms, 210000 cycles at 500 MHz, SRAM 96 KiB, estimated by ...``."""
+    estimate = _mapping(estimate)
+    if number(estimate.get("latency_ms")) is None:
+        return None
+    parts = [f"{significant(estimate['latency_ms'])} ms"]
+    if number(estimate.get("cycles")) is not None:
+        clock = number(estimate.get("clock_mhz"))
+        at = f" at {clock:.0f} MHz" if clock is not None else ""
+        parts.append(f"{estimate['cycles']:.0f} cycles{at}")
+    for key, name in (("sram_kib", "SRAM"), ("dram_kib", "DRAM"), ("flash_kib", "flash")):
+        if number(estimate.get(key)):
+            parts.append(f"{name} {estimate[key]:.0f} KiB")
+    if number(estimate.get("operators")) is not None and number(estimate.get("cpu_operators")) is not None:
+        parts.append(f"{estimate['cpu_operators']:.0f} of {estimate['operators']:.0f} operators on the CPU")
+    return ", ".join([*parts, *filter(None, [str(estimate.get("source") or "")])])
 
 
 def accuracy_text(accuracy: Any) -> str | None:
