@@ -17,6 +17,10 @@
     + InputError
     + PlacementError
     + SelfTestError
+    + OverloadedError
+    + DeadlineError
+  x ServingError
+    + RequestError
   x CompileError
     + ModelError
     + UnsupportedModelError
@@ -131,6 +135,30 @@ class PlacementError(InferenceError):
 
 class SelfTestError(InferenceError):
     """The golden vectors of the artifact give other outputs here."""
+
+
+class OverloadedError(InferenceError):
+    """A bounded queue is full; nothing was run, and the same call may succeed later."""
+
+
+class DeadlineError(InferenceError):
+    """A call waited until its deadline had passed; it was not run."""
+
+
+class ServingError(EdgecError):
+    """A server cannot be started as it was asked to."""
+
+
+class RequestError(ServingError):
+    """A request over the network cannot be answered as it is; the server goes on.
+
+    Attributes:
+        status: HTTP status of the answer, from 400 to 499, or 503.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CompileError(EdgecError):

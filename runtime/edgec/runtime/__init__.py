@@ -8,7 +8,9 @@
 Importing this package imports no engine; `load` imports the one that an artifact asks for.
 """
 
+from edgec.runtime._buffers import BoundCall
+from edgec.runtime._pool import Pool
 from edgec.runtime._self_test import OutputTest, SelfTestResult
 from edgec.runtime._session import Session, load
 
-__all__ = ["OutputTest", "SelfTestResult", "Session", "load"]
+__all__ = ["BoundCall", "OutputTest", "Pool", "SelfTestResult", "Session", "load"]

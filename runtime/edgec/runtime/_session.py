@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
 from types import TracebackType
@@ -18,8 +18,11 @@ from edgec.runtime._self_test import SelfTestResult, run_golden_vectors
 from edgec.runtime.backends import LoadOptions, Program, get_backend
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
 
+    from edgec.runtime._buffers import BoundCall
+    from edgec.runtime._pool import Pool
     from edgec.runtime.pipeline import Processor
 
 
@@ -32,6 +35,8 @@ def load(
     allow_fallback: bool = True,
     strict: bool = True,
     self_test: bool = True,
+    pool: Pool | None = None,
+    priority: float = 0.0,
 ) -> Session:
     """Load an artifact with the engine it was made for.
 
@@ -40,7 +45,8 @@ def load(
 
     Args:
         path: Of the artifact.
-        threads: Threads that one inference may use; None for the engine's own choice.
+        threads: Threads that one inference may use; None for what the pool says, without one for the
+            engine's own choice.
         cache_dir: Where the engine may keep what it compiled, so that the next start is faster; the
             directory is made if need be. None to keep nothing. TensorRT looks here for what
             ``edgec finish`` built, and in ``~/.cache/edgec/engines`` if None.
@@ -52,6 +58,8 @@ def load(
         self_test: Whether to run a few of the golden vectors (at most 4, and none after 2 seconds), unless
             they passed before with the same artifact, engine and CPU; ``~/.cache/edgec/self-tests``
             remembers that.
+        pool: Runs what is submitted; None for one that all sessions without a pool share.
+        priority: Of what is submitted, unless `Session.submit` says otherwise: a higher one goes first.
 
     Raises:
         ArtifactError: The artifact cannot be read, or is not sound.
@@ -67,13 +75,19 @@ def load(
     if threads is not None and threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
     options = LoadOptions(
-        threads=threads,
+        threads=pool.threads if threads is None and pool is not None else threads,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         delegate=None if delegate is None else Path(delegate),
     )
     artifact = Artifact.open(path)
     try:
-        return _open_session(artifact, options, allow_fallback, _Checks(strict, self_test))
+        checks = _Checks(strict, self_test)
+        if pool is None:
+            session = _open_session(artifact, options, allow_fallback, checks)
+        else:
+            session = pool.run_here(lambda: _open_session(artifact, options, allow_fallback, checks))
+        session.set_pool(pool, priority)
+        return session
     except BaseException:
         artifact.close()
         raise
@@ -109,6 +123,8 @@ class Session:
         self._run = program.run
         self._making_processor = Lock()
         self._processor: Processor | None = None
+        self._pool: Pool | None = None
+        self._priority = 0.0
 
     @property
     def engine_version(self) -> str:
@@ -138,22 +154,149 @@ class Session:
         """How many nodes run on which device, read back from the engine: ``{"CPU": 12}``."""
         return self._open_program().placement
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Run one inference and wait for its outputs.
 
         Args:
             inputs: One array per spec of `inputs`, by name: ``{"image": uint8[1, 224, 224, 3]}``.
+            outputs: Arrays of yours that outputs are written to, by name; contiguous in C order. The others
+                are new.
 
         Returns:
-            One new array per spec of `outputs`, by name: ``{"scores": float32[1, 1000]}``.
+            One array per spec of `outputs`, by name: ``{"scores": float32[1, 1000]}``. New ones, and those
+            of the argument `outputs`.
 
         Raises:
-            InputError: A name, dtype or shape differs from `inputs`; nothing was run.
+            InputError: A name, dtype or shape differs from `inputs`; nothing was run. Or a buffer does not
+                fit its output.
             InferenceError: The engine failed, and the session can be used again; or it is closed.
         """
         if not self._conforms(inputs):
             check_inputs(self.inputs, inputs)
+        if outputs is not None:
+            return self._run_into(inputs, outputs)
         return self._run(inputs)
+
+    def run_batch(
+        self, samples: Sequence[Mapping[str, NDArray[Any]]], *, max_batch: int = 32
+    ) -> list[dict[str, NDArray[Any]]]:
+        """Run several inferences, as few calls of the engine as the model allows.
+
+        Where every input and output has the same named dimension in front, neighbours whose other sizes
+        agree are one call; else, and in int8-dynamic, whose scales would depend on the batch, each is a
+        call of its own.
+
+        Args:
+            samples: Each what `run` takes.
+            max_batch: Most rows of one call, so that memory stays bounded.
+
+        Returns:
+            What `run` gives, for each sample in its order.
+
+        Raises:
+            InputError: A sample does not fit; nothing was run.
+            InferenceError: The engine failed, or the session is closed.
+            ValueError: `max_batch` is below 1.
+        """
+        from edgec.runtime._batches import grouped, join, rows, split, why_not_batched
+
+        if max_batch < 1:
+            raise ValueError(f"expected a max_batch of at least 1, got {max_batch}")
+        for sample in samples:
+            check_inputs(self.inputs, sample)
+        if why_not_batched(self.manifest, self._promised().precision):
+            return [self.run(sample) for sample in samples]
+        results: list[dict[str, NDArray[Any]]] = []
+        for group in grouped(samples, max_batch):
+            sizes = [rows(call) for call in group]
+            results += split(self.run(join(group)), sizes) if len(group) > 1 else [self.run(group[0])]
+        return results
+
+    def bind(
+        self,
+        inputs: Mapping[str, NDArray[Any]] | None = None,
+        outputs: Mapping[str, NDArray[Any]] | None = None,
+    ) -> BoundCall:
+        """Return a call over fixed arrays, which saves what checks and copies cost.
+
+        The model runs once for it.
+
+        Args:
+            inputs: Arrays that each call reads, contiguous in C order; None for new ones, of zeros.
+            outputs: Arrays that each call writes; those that are missing are made.
+
+        Raises:
+            InputError: An array does not fit, or `inputs` is needed, for a dimension has a name.
+            InferenceError: The engine failed, or the session is closed.
+        """
+        from edgec.runtime._buffers import BoundCall, check_inputs_bindable, check_outputs, empty_inputs
+
+        inputs = dict(empty_inputs(self.inputs) if inputs is None else inputs)
+        check_inputs(self.inputs, inputs)
+        check_inputs_bindable(inputs)
+        check_outputs(self.outputs, outputs or {})
+        # Only a run tells what shapes named dimensions come to.
+        bound = BoundCall(self._open_program, inputs, self.run(inputs, outputs or {}))
+        bound()
+        return bound
+
+    def submit(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        priority: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> Future[dict[str, NDArray[Any]]]:
+        """Queue one inference in the session's pool and return at once.
+
+        Args:
+            inputs: As of `run`; leave the arrays as they are until the future is done.
+            priority: Of this call; None for that of the session.
+            deadline_ms: From now: where it has not begun by then, it fails with `DeadlineError`.
+
+        Returns:
+            What `run` gives, later. Cancelling it works until it runs.
+
+        Raises:
+            InputError: The inputs do not fit; nothing was queued.
+            OverloadedError: Too many calls wait in the pool.
+        """
+        if not self._conforms(inputs):
+            check_inputs(self.inputs, inputs)
+        pool = self._pool
+        if pool is None:
+            from edgec.runtime._pool import default_pool
+
+            pool = default_pool()
+        rank = self._priority if priority is None else priority
+        return pool.submit(self.run, inputs, priority=rank, deadline_ms=deadline_ms)
+
+    async def arun(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        priority: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Run one inference without blocking the event loop; see `submit`.
+
+        A task that is cancelled takes its call out of the queue; one that runs already ends unheard.
+        """
+        from asyncio import wrap_future
+
+        return await wrap_future(self.submit(inputs, priority=priority, deadline_ms=deadline_ms))
+
+    def set_pool(self, pool: Pool | None, priority: float = 0.0) -> None:
+        """Run what is submitted from now on elsewhere; see `load`.
+
+        Args:
+            pool: None for the one that all sessions without a pool share.
+            priority: Of what is submitted.
+        """
+        self._pool = pool
+        self._priority = priority
 
     def predict(self, sample: object) -> dict[str, Any]:
         """Run the whole pipeline of the model, from a sample to a prediction.
@@ -213,6 +356,17 @@ class Session:
         if program is None:
             _refuse({})
         return program
+
+    def _promised(self) -> EngineSpec:
+        fallback = self.manifest.fallback
+        return fallback if self.state == "fallback" and fallback is not None else self.manifest.engine
+
+    def _run_into(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        from edgec.runtime._buffers import run_into
+
+        return run_into(self._open_program(), self.outputs, inputs, outputs)
 
     def _make_processor(self) -> Processor:
         from edgec.runtime.pipeline import Processor  # here, because bare tensors do without it

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
 from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
+from edgec.runtime._buffers import check_shape
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._boundary import Adapter, adapters
 from edgec.runtime.backends._litert_graph import left_behind, place, precisions_of
@@ -131,6 +132,18 @@ class LiteRtProgram:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see `edgec.runtime.backends.Program.run`."""
+        values = self._on_a_lane(inputs, None)
+        return dict(zip(self._names, values))  # noqa: B905 - strict= costs time
+
+    def run_into(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Run once, some outputs into arrays of the caller's: copied there, and nowhere else before."""
+        return dict(zip(self._names, self._on_a_lane(inputs, outputs), strict=True))
+
+    def _on_a_lane(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]] | None
+    ) -> list[NDArray[Any]]:
         content = self._content
         if content is None:
             raise InferenceError("the session is closed: load the artifact again")
@@ -139,11 +152,11 @@ class LiteRtProgram:
         except IndexError:
             lane = self._lane(content)
         try:
-            values = lane.run(inputs)
+            values = lane.run(inputs) if outputs is None else lane.run_into(inputs, outputs)
         except _FAILURES as e:  # the lane is left behind, for nobody knows its state
             raise InferenceError(f"LiteRT failed: {_reason(e)}") from e
         self._idle.append(lane)
-        return dict(zip(self._names, values))  # noqa: B905 - strict= costs time
+        return values
 
     def close(self) -> None:
         """Free the model; a call that still runs in another thread ends as it would have."""
@@ -212,10 +225,39 @@ class _Lane:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return new arrays, in the order of the output specs."""
+        self._compute(inputs)
+        get, leave = self._get, self._adapted[1]
+        if leave:
+            return [
+                leave[name].leave(get(index)) if name in leave else get(index)
+                for name, index in self._outputs
+            ]
+        return [get(index) for _, index in self._outputs]
+
+    def run_into(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        """Return the caller's arrays, filled, and new ones for the other outputs."""
+        self._compute(inputs)
+        leave, values = self._adapted[1], []
+        for name, index in self._outputs:
+            if name not in outputs:
+                value = self._get(index)
+                values.append(leave[name].leave(value) if name in leave else value)
+                continue
+            # A view, which must not outlive this call: it would forbid the next one.
+            value = self._interpreter.tensor(index)()
+            value = leave[name].leave(value) if name in leave else value
+            check_shape(name, outputs[name].shape, value.shape)
+            np.copyto(outputs[name], value)
+            values.append(outputs[name])
+            del value
+        return values
+
+    def _compute(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         if self._free:
             self._resize({n: self._inner(n, inputs[n].shape) for n, _ in self._inputs}, self._shapes)
-        enter, leave = self._adapted
-        put, get = self._set, self._get
+        enter, put = self._adapted[0], self._set
         if enter:
             for name, index in self._inputs:
                 adapter = enter.get(name)
@@ -224,12 +266,6 @@ class _Lane:
             for name, index in self._inputs:
                 put(index, inputs[name])
         self._invoke()
-        if leave:
-            return [
-                leave[name].leave(get(index)) if name in leave else get(index)
-                for name, index in self._outputs
-            ]
-        return [get(index) for _, index in self._outputs]
 
     def _inner(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         adapter = self._adapted[0].get(name)

@@ -7,7 +7,7 @@ every process that has it open, as far as the device's plugin does not repack th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
 from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
+from edgec.runtime._buffers import check_shape
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._versions import check_version
@@ -101,6 +102,7 @@ class OpenVinoProgram:
         self._inputs = [(_port(compiled.inputs, i, "input"), i) for i in inputs]
         ports = [_port(compiled.outputs, o, "output") for o in outputs]
         self._names = [o.name for o in outputs]
+        self._ports = list(zip(self._names, ports, strict=True))
         # OpenVINO gives the outputs in its own order.
         self._order = None if ports == list(range(len(compiled.outputs))) else ports
         self._runtime_layers = _layers(compiled)
@@ -157,6 +159,60 @@ class OpenVinoProgram:
         if self._order is not None:
             values = [values[i] for i in self._order]
         return dict(zip(names, values))  # noqa: B905 - strict= costs time
+
+    def run_into(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Run once, some outputs into arrays of the caller's, which have the dtype and are contiguous."""
+        call = self._call(inputs, outputs)
+        values = call()
+        for name, port in self._ports:
+            if name in outputs:  # it writes into a part of a buffer that is larger
+                check_shape(name, outputs[name].shape, values[port].shape)
+        given = {name: outputs[name] if name in outputs else values[port] for name, port in self._ports}
+        return {name: array if name in outputs else array.copy() for name, array in given.items()}
+
+    def bind(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> Callable[[], object]:
+        """Return a call that reads and writes these arrays where they are."""
+        return self._call(inputs, outputs)
+
+    def _call(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> Callable[[], Any]:
+        compiled = self._compiled
+        if compiled is None:
+            raise InferenceError("the session is closed: load the artifact again")
+        weights = self._weights
+        # What cannot be shared (scalars; inputs that are read-only) is copied at each call.
+        copied = [(port, spec.name) for port, spec in self._inputs if not _can_share(inputs[spec.name])]
+        scalars = [
+            (outputs[name], port) for name, port in self._ports if name in outputs and not outputs[name].ndim
+        ]
+        try:
+            # A request of its own: one that was told to write elsewhere would go on doing so.
+            request = compiled.create_infer_request()
+            for port, spec in self._inputs:
+                request.set_input_tensor(port, _shared(inputs[spec.name]))
+            for name, port in self._ports:
+                if name in outputs and outputs[name].ndim:
+                    request.set_output_tensor(port, _shared(outputs[name]))
+        except _FAILURES as e:
+            raise InferenceError(f"OpenVINO failed: {_reason(e)}") from e
+
+        def call(_mapped: _Writable = weights) -> Any:
+            try:
+                for port, name in copied:
+                    request.set_input_tensor(port, _shared(inputs[name]))
+                values = request.infer(share_outputs=True).to_tuple()
+            except _FAILURES as e:
+                raise InferenceError(f"OpenVINO failed: {_reason(e)}") from e
+            for buffer, port in scalars:
+                buffer[...] = values[port]
+            return values
+
+        return call
 
     def close(self) -> None:
         """Free the model; a call that still runs in another thread ends as it would have."""
@@ -219,8 +275,11 @@ def _tensor(weights: _Writable) -> ov.Tensor:
 
 def _shared(array: NDArray[Any]) -> ov.Tensor:
     """Return an array as a tensor that reads it where it is, or a copy where that is impossible."""
-    flags = array.flags
-    return ov.Tensor(array, shared_memory=flags.c_contiguous and flags.writeable and array.ndim > 0)
+    return ov.Tensor(array, shared_memory=_can_share(array))
+
+
+def _can_share(array: NDArray[Any]) -> bool:
+    return array.flags.c_contiguous and array.flags.writeable and array.ndim > 0
 
 
 def _check_device(core: ov.Core, device: str) -> None:
