@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "Show all that an artifact says of itself.",
     "rebuild": "Build an artifact again with today's tools, and say what changed.",
     "run": "Run an artifact on inputs.",
+    "serve": "Serve artifacts over HTTP: Open Inference Protocol v2.",
     "targets": "List the targets, or show one.",
     "verify": "Check an artifact's digests and run its golden vectors.",
 }
@@ -46,6 +47,7 @@ _EXTRAS = {
     "onnxslim": "compiler",
     "openvino": "openvino",
     "tokenizers": "text",
+    "uvicorn": "serve",
 }
 
 

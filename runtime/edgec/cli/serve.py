@@ -1,0 +1,116 @@
+"""``edgec serve``: artifacts over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+if TYPE_CHECKING:
+    from edgec.serving import Server
+
+# OpenCV makes room for what the head of an image promises; by default that may be 2**30 pixels.
+_MOST_PIXELS = 2**26
+
+
+@click.command()
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen at; 0 for any that is free.",
+)
+@click.option(
+    "--unix-socket",
+    type=click.Path(path_type=Path),
+    help="Listen at this socket instead; only this user may connect.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keys, one per line, of which every request must carry one.",
+)
+@click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), help="Its private key, PEM.")
+@click.option(
+    "--max-body-mb",
+    type=click.IntRange(1, 2048),
+    default=64,
+    show_default=True,
+    help="Largest body of a request, in MiB.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0),
+    default=128,
+    show_default=True,
+    help="Requests that wait for one model; more are refused with 503.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@click.option(
+    "--allow-repository-calls", is_flag=True, help="Let clients list, load again and unload the models."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
+def command(
+    artifacts: tuple[Path, ...],
+    host: str,
+    port: int,
+    unix_socket: Path | None,
+    api_key_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    max_body_mb: int,
+    queue: int,
+    threads: int | None,
+    allow_repository_calls: bool,
+    as_json: bool,
+) -> None:
+    """Serve artifacts over HTTP: Open Inference Protocol v2, with binary tensors.
+
+    Ends on SIGINT or SIGTERM, after the requests in flight are answered.
+
+    \b
+    edgec serve digits.edgec
+    edgec serve digits.edgec minilm.edgec --port 9000 --threads 2
+    edgec serve digits.edgec --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key belong together")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(_MOST_PIXELS))  # before OpenCV is loaded
+    from edgec.serving import Server, ServerOptions, read_keys
+
+    server = Server(
+        artifacts,
+        ServerOptions(
+            host=host,
+            port=port,
+            unix_socket=unix_socket,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            api_keys=() if api_key_file is None else read_keys(api_key_file),
+            max_body_bytes=max_body_mb * 2**20,
+            queue=queue,
+            threads=threads,
+            allow_repository_calls=allow_repository_calls,
+        ),
+    )
+    server.run(on_ready=lambda: _say(server, as_json))
+
+
+def _say(server: Server, as_json: bool) -> None:
+    models = [
+        {"name": name, "version": version, "url": f"{server.url}/v2/models/{quote(name, safe='')}"}
+        for name, version in server.models
+    ]
+    if as_json:
+        click.echo(json.dumps({"url": server.url, "models": models}))
+        return
+    for model in models:
+        click.echo(f"serving {model['name']} {model['version']} at {model['url']}")

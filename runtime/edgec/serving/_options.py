@@ -1,0 +1,43 @@
+"""What a server is told when it is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How a server listens, what it allows, and where it stops.
+
+    Attributes:
+        host: Address to listen at.
+        port: Port to listen at; 0 for any that is free.
+        unix_socket: Path of a socket to listen at instead; only this user may connect.
+        tls_cert: PEM file of the certificate and its chain; None for plain HTTP.
+        tls_key: PEM file of its private key.
+        api_keys: Keys of which a request must carry one; none for everybody. Health needs no key.
+        max_body_bytes: Largest body of a request, before and after decompression.
+        max_json_bytes: Largest JSON of a request; as Python objects it takes about ten times as much memory.
+        queue: Requests for one model that wait for their turn; one more is refused with 503.
+        threads: Threads of one inference; None for the engine's own choice.
+        allow_repository_calls: Whether clients may list, load and unload models.
+        receive_timeout_s: Longest time that a request may take to arrive.
+        drain_timeout_s: Longest time that requests in flight get when the server is stopped.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    unix_socket: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    api_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    max_body_bytes: int = 64 * MIB
+    max_json_bytes: int = 16 * MIB
+    queue: int = 128
+    threads: int | None = None
+    allow_repository_calls: bool = False
+    receive_timeout_s: float = 60.0
+    drain_timeout_s: float = 30.0

@@ -1,0 +1,240 @@
+"""The models of a server, by name and version: loaded, unloaded, replaced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from edgec.artifact import TensorSpec
+from edgec.errors import EdgecError, RequestError, ServingError
+from edgec.serving._lanes import Lane
+from edgec.serving._metrics import ModelMetrics
+from edgec.serving._models import Prediction, ServedModel, measure
+from edgec.serving._wire import Plan
+
+Loader: TypeAlias = "Callable[[Path], ServedModel]"
+PREDICT = ".predict"
+
+
+@dataclass(eq=False)
+class Entry:
+    """A model as it is served under one name and version.
+
+    Attributes:
+        name: In the address.
+        version: In the address.
+        platform: What runs it: ``edgec_onnxruntime``.
+        model: What runs an inference.
+        inputs: What it takes.
+        outputs: What it gives.
+        lane: Whose turn it is; the faces of one model share it.
+        metrics: What is counted.
+        inline_bytes: Requests up to this size run on the event loop; 0 for none.
+        users: Requests that hold it now.
+        plans: Of headers seen lately.
+    """
+
+    name: str
+    version: str
+    platform: str
+    model: ServedModel | Prediction
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    lane: Lane
+    metrics: ModelMetrics
+    inline_bytes: int = 0
+    users: int = 0
+    plans: dict[bytes, Plan] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Loaded:
+    """An artifact in memory.
+
+    Attributes:
+        model: What was loaded.
+        entries: Its faces: the bare tensors, and the whole pipeline where it has one.
+        run_s: Median time of one inference, in seconds.
+        input_bytes: Size of the inputs that took it.
+    """
+
+    model: ServedModel
+    entries: list[Entry]
+    run_s: float
+    input_bytes: int
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one artifact.
+
+    Attributes:
+        path: Of the artifact.
+        name: Of the model.
+        version: Of the model that was loaded last.
+        loaded: None where it is not.
+        reason: Why it is not, or why it could not be loaded again.
+    """
+
+    path: Path
+    name: str
+    version: str
+    loaded: Loaded | None = None
+    reason: str = ""
+
+
+class Repository:
+    """The models of a server. For one event loop; `open` may run in a thread.
+
+    Args:
+        paths: Of the artifacts; nothing else is ever loaded.
+        loader: Loads an artifact.
+        executor: Whose threads run the models.
+        width: Inferences of one model that run at once.
+        queue: Requests for one model that wait.
+
+    Raises:
+        ServingError: An artifact cannot be loaded, or two have the same name and version; all of it is said.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], loader: Loader, executor: Executor, *, width: int, queue: int
+    ) -> None:
+        self._loader = loader
+        self._executor = executor
+        self._width = width
+        self._queue = queue
+        self.slots: list[Slot] = []
+        self._index: dict[str, list[Entry]] = {}
+        problems = []
+        for path in paths:
+            try:
+                loaded = self.open(path)
+            except EdgecError as e:
+                problems.append(f"{path}: {e}")
+                continue
+            problems += self._clashes(path, loaded)
+            entry = loaded.entries[0]
+            self.slots.append(Slot(path, entry.name, entry.version, loaded))
+        if problems or not self.slots:
+            self.close()
+            raise ServingError("; ".join(problems) or "no artifact to serve")
+        self._rebuild()
+
+    def open(self, path: Path) -> Loaded:
+        """Load and measure an artifact; nobody is served by it yet. It takes as long as it takes.
+
+        Raises:
+            EdgecError: It cannot be loaded or run.
+        """
+        model = self._loader(path)
+        try:
+            run_s, input_bytes = measure(model)
+        except BaseException:
+            model.close()
+            raise
+        return Loaded(model, self._entries(model), run_s, input_bytes)
+
+    def find(self, name: str, version: str | None) -> Entry:
+        """Return a model; without a version, the latest of its versions.
+
+        Raises:
+            RequestError: There is none, status 404.
+        """
+        entries = self._index.get(name, ())
+        for entry in entries:
+            if version is None or entry.version == version:
+                return entry
+        if not entries:
+            raise RequestError(f"unknown model {name[:80]!r}", status=404)
+        known = ", ".join(entry.version for entry in entries)
+        raise RequestError(f"model {name!r} has no version {version!r:.80}, it has {known}", status=404)
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions of a model, the latest first."""
+        return [entry.version for entry in self._index.get(name, ())]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every model that is served."""
+        for entries in self._index.values():
+            yield from entries
+
+    def named(self, name: str) -> list[Slot]:
+        """Return the slots of a model.
+
+        Raises:
+            RequestError: There are none, status 404.
+        """
+        slots = [slot for slot in self.slots if slot.name == name]
+        if not slots:
+            raise RequestError(f"no artifact of this server has the name {name[:80]!r}", status=404)
+        return slots
+
+    def put(self, slot: Slot, loaded: Loaded | None) -> Loaded | None:
+        """Serve another artifact from a slot from now on, or none, and return the one before.
+
+        Raises:
+            RequestError: Its name is another than before, or its version is taken; nothing has changed.
+        """
+        if loaded is not None:
+            entry = loaded.entries[0]
+            if entry.name != slot.name:
+                raise RequestError(f"{slot.path} now holds the model {entry.name!r}, not {slot.name!r}")
+            if any(s is not slot and (s.name, s.version) == (entry.name, entry.version) for s in self.slots):
+                raise RequestError(f"version {entry.version} of {entry.name!r} is served by another artifact")
+            slot.version = entry.version
+        before, slot.loaded = slot.loaded, loaded
+        self._rebuild()
+        return before
+
+    def close(self) -> None:
+        """Free all models."""
+        for slot in self.slots:
+            if slot.loaded is not None:
+                slot.loaded.model.close()
+                slot.loaded = None
+        self._rebuild()
+
+    def _entries(self, model: ServedModel) -> list[Entry]:
+        manifest = model.manifest
+        metrics = ModelMetrics(manifest.model, manifest.model_version)
+        lane = Lane(self._executor, self._width, self._queue, metrics)
+        platform = f"edgec_{getattr(model, 'engine', manifest.engine.name)}"
+        name, version = manifest.model, manifest.model_version
+        entries = [Entry(name, version, platform, model, model.inputs, model.outputs, lane, metrics)]
+        if manifest.pipeline is not None:
+            face, name = Prediction(model), name + PREDICT
+            metrics = ModelMetrics(name, version)
+            entries.append(Entry(name, version, platform, face, face.inputs, face.outputs, lane, metrics))
+        return entries
+
+    def _clashes(self, path: Path, loaded: Loaded) -> list[str]:
+        """Return what stands against serving an artifact; its model is closed where anything does."""
+        entry = loaded.entries[0]
+        taken = [s for s in self.slots if (s.name, s.version) == (entry.name, entry.version)]
+        if taken:
+            loaded.model.close()
+        return [
+            f"{path} and {s.path} both hold version {s.version} of the model {s.name!r}: "
+            "compile one with another --model-version"
+            for s in taken
+        ]
+
+    def _rebuild(self) -> None:
+        index: dict[str, list[Entry]] = {}
+        for slot in self.slots:
+            for entry in slot.loaded.entries if slot.loaded else ():
+                index.setdefault(entry.name, []).append(entry)
+        for entries in index.values():
+            entries.sort(key=lambda entry: _order(entry.version), reverse=True)
+        self._index = index
+
+
+def _order(version: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts versions as people do: 2 before 10, 1.9 before 1.10."""
+    parts = re.findall(r"\d+|\D+", version)
+    return [(1, int(p), "") if p.isdecimal() and len(p) < 20 else (0, 0, p) for p in parts]
