@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from tests.compiler.networks import cnn, model_of, samples
 
 pytest.importorskip("ai_edge_litert")
@@ -182,3 +182,15 @@ def test_int8_without_ranges_is_refused(tmp_path: Path) -> None:
     prepared = Prepared(model=network(), precision="int8")
     with pytest.raises(ConversionError, match="ranges"):
         LiteRtConverter().convert(prepared, NPU.engines[0], NPU, tmp_path)
+
+
+@pytest.mark.parametrize(("axes", "errors"), [(1, 0), (2, 1)])
+def test_only_transposed_convolutions_of_images_are_held_to_the_strides_of_ethos_u(
+    axes: int, errors: int
+) -> None:
+    kernel, weights = [4] * axes, np.ones((2, 3, *[4] * axes), np.float32)
+    up = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", kernel_shape=kernel, strides=kernel)
+    model = model_of([up], {"x": [1, 2, *[8] * axes]}, ["y"], {"w": weights})
+    found = [f for f in lint_litert(model, load_target("ethos-u55-128")) if f.severity == "error"]
+    assert len(found) == errors
+    assert all("strides" in f.message for f in found)

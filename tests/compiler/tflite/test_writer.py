@@ -99,6 +99,13 @@ def test_an_average_of_the_whole_image_has_a_range_of_its_own() -> None:
     assert builtins(write_tflite(model)) == ["AVERAGE_POOL_2D"]
 
 
+def test_axes_are_moved_in_integers() -> None:
+    nodes = [node("Conv", ["image", "w"], ["map"]), node("Transpose", ["map"], ["y"], perm=[0, 3, 1, 2])]
+    model = model_of(nodes, {"image": [1, 3, 6, 5]}, ["y"], {"w": normal(4, 3, 1, 1)})
+    written = quantized(model, keep_layout=True)
+    assert builtins(written)[-3:] == ["CONV_2D", "TRANSPOSE", "DEQUANTIZE"]
+
+
 def test_the_same_arguments_give_the_same_bytes() -> None:
     model = residual()
     table = calibrate(model, samples_of(model))

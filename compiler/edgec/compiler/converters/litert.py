@@ -17,7 +17,7 @@ from edgec.artifact import EngineSpec, atomic_write
 from edgec.compiler.converters import Converted, Prepared, Quantities, fallback_spec
 from edgec.compiler.edgetpu import compile_for_edgetpu
 from edgec.compiler.fake_quantization import PRODUCTS
-from edgec.compiler.lint import lint_limits
+from edgec.compiler.lint_litert import lint_npu
 from edgec.compiler.tflite import Mode, TfliteModel, TfliteTensor, write_tflite
 from edgec.compiler.vela import compile_for_ethos_u
 from edgec.errors import ConversionError
@@ -85,7 +85,7 @@ def _require_limits(model: onnx.ModelProto, target: Target) -> None:
     # Operators outside the NPU's list are the CPU's, which its compiler or delegate says.
     broken = [
         f"{f.node}: {f.message} ({f.fix})"
-        for f in lint_limits(model, target.limits)
+        for f in lint_npu(model, target)
         if f.severity == "error" and f.rule != "unsupported-operator"
     ]
     if broken:

@@ -209,6 +209,10 @@ class Lowering:
         if same_numbers:
             return self._relaid(name, value, same_numbers[0], layout)
         same_layout = [f for f in value.forms if f.layout == layout]
+        # Axes are moved in integers: a quarter of the bytes, and NPUs can do it.
+        if quant is None and not same_layout:
+            self._relaid(name, value, value.forms[0], layout)
+            return self._form(name, value, layout, quant)
         source = self._converted(name, value, (same_layout or value.forms)[0], quant)
         return self._form(name, value, layout, quant) if source.layout != layout else source.tensor
 
