@@ -20,7 +20,7 @@ from edgec.evaluation._similarity import (
     snr_db,
 )
 from edgec.evaluation._statistics import jackknife_error, wilson_interval
-from edgec.evaluation._synthetic import describe_synthetic, synthetic_inputs
+from edgec.runtime._synthetic import describe_synthetic, synthetic_inputs
 
 __all__ = [
     "METRICS",
