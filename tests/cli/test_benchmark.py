@@ -123,3 +123,8 @@ def test_a_scenario_says_that_it_is_no_mlperf_result(path: Path, tmp_path: Path)
 )
 def test_wrong_usage_of_scenarios(path: Path, arguments: list[str]) -> None:
     assert edgec(path, *arguments).exit_code == 2
+
+
+def test_a_profile_names_the_layers(path: Path) -> None:
+    result = edgec(path, "--duration-s", "0.05", "--profile")
+    assert "FusedGemm" in result.stdout, result.output

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgec.runtime.benchmark import BenchmarkResult, ThermalState
     from edgec.runtime.comparison import RunComparison
+    from edgec.runtime.profiling import Profile
     from edgec.runtime.scenarios import ScenarioResult
+
+_SHOWN_LAYERS = 15
 
 
 def result_lines(result: BenchmarkResult) -> list[str]:
@@ -115,6 +118,26 @@ def comparison_lines(comparison: RunComparison, changes: Sequence[str]) -> list[
         f"p = {comparison.p_value:.3g}, {comparison.runs} runs against {comparison.baseline_runs}"
     )
     return [line, *(f"  note: other {change}" for change in changes)]
+
+
+def profile_lines(profile: Profile) -> list[str]:
+    """Return the layers that take longest, or why nobody knows."""
+    if profile.absent:
+        return [f"profile: none: {profile.absent}"]
+    slowest = sorted(profile.layers, key=lambda layer: -layer.ms)
+    total = profile.total_ms or 1.0
+    lines = [
+        f"profile: {len(slowest)} layers, {profile.total_ms:.3f} ms, medians of {profile.runs} inferences"
+    ]
+    lines += [
+        f"  {layer.ms:9.4f} ms {layer.ms / total:6.1%}  {layer.kind}  {layer.name}"
+        for layer in slowest[:_SHOWN_LAYERS]
+    ]
+    rest = slowest[_SHOWN_LAYERS:]
+    if rest:
+        ms = sum(layer.ms for layer in rest)
+        lines.append(f"  {ms:9.4f} ms {ms / total:6.1%}  {len(rest)} others; --json has all of them")
+    return lines
 
 
 def scenario_lines(result: ScenarioResult) -> list[str]:

@@ -47,6 +47,9 @@ _MOST_SAMPLES = 256
     help="Compare with what `edgec benchmark --repeats 10 --json` wrote earlier; exit status 1 if slower.",
 )
 @click.option(
+    "--profile", "profiled", is_flag=True, help="Also say what each layer takes, where the engine tells."
+)
+@click.option(
     "--scenario",
     type=click.Choice(["single-stream", "multi-stream", "server", "offline"]),
     help="Let MLPerf's LoadGen measure, in this scenario. Not an MLPerf result.",
@@ -82,6 +85,7 @@ def command(
     cache_dir: Path | None,
     repeats: int | None,
     against: Path | None,
+    profiled: bool,
     scenario: str | None,
     target_latency_ms: float | None,
     target_qps: float | None,
@@ -102,8 +106,8 @@ def command(
     edgec benchmark digits.edgec --scenario server --target-latency-ms 10
     """
     if scenario is not None:
-        if repeats is not None or against is not None:
-            raise click.UsageError("--repeats and --against are not for --scenario")
+        if repeats is not None or against is not None or profiled:
+            raise click.UsageError("--repeats, --against and --profile are not for --scenario")
         samples = None if data is None else _read_samples(artifact, data)
         _run_scenario(
             artifact,
@@ -123,7 +127,7 @@ def command(
         raise click.UsageError(
             "--target-latency-ms, --target-qps, --concurrency and --loadgen-logs are for --scenario only"
         )
-    from edgec.cli._benchmark_text import comparison_lines, result_lines
+    from edgec.cli._benchmark_text import comparison_lines, profile_lines, result_lines
     from edgec.runtime.benchmark import benchmark
     from edgec.runtime.comparison import LEAST_RUNS, compare_with_baseline, read_baseline
 
@@ -144,6 +148,12 @@ def command(
         repeats=repeats or 1,
     )
     shape, lines = result.to_dict(), result_lines(result)
+    if profiled:
+        from edgec.runtime.profiling import profile
+
+        layers = profile(artifact, threads=threads, cache_dir=cache_dir)
+        shape["profile"] = layers.to_dict()
+        lines += profile_lines(layers)
     slower = False
     if baseline is not None:
         comparison, changes = compare_with_baseline(result, baseline)

@@ -8,10 +8,10 @@ then runs against it. A backend that lives elsewhere registers under the entry p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -20,6 +20,8 @@ from edgec.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from edgec.runtime.backends._profiles import LayerTime
 
 _BUILTIN = {
     "litert": "edgec.runtime.backends.litert:LiteRtBackend",
@@ -118,6 +120,37 @@ class Backend(Protocol):
         Raises:
             BackendUnavailableError: The engine cannot work on this device.
             InferenceError: The engine refused the model.
+        """
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A backend whose engine tells how long each layer takes. Not every one does."""
+
+    def profile(
+        self,
+        spec: EngineSpec,
+        payload: Payload,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: LoadOptions,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        runs: int,
+    ) -> list[LayerTime]:
+        """Load as `Backend.load` does, with the profiler, and run: twice, and then `runs` times.
+
+        Args:
+            spec: See `Backend.load`, as for the next four.
+            payload: Needed until this returns.
+            inputs: Of the model.
+            outputs: Of the model.
+            options: How to load.
+            feeds: What to run it on, in turn.
+            runs: Inferences to take the medians of.
+
+        Raises:
+            InferenceError: The engine refused the model, or failed.
         """
         ...
 

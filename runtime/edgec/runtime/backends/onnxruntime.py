@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ from edgec.runtime._buffers import deliver
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._onnx_reader import ExternalTensor, read_facts
 from edgec.runtime.backends._precision import effective_precision
+from edgec.runtime.backends._profiles import LayerTime, kernel_runs, layer_times
 from edgec.runtime.backends._versions import check_version
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -103,6 +104,30 @@ class OnnxRuntimeBackend:
         numeric = all(s.dtype != "object" for s in (*inputs, *outputs))
         kind = _BoundProgram if small and numeric else OnnxRuntimeProgram
         return kind(model, session, inputs, outputs)
+
+    def profile(
+        self,
+        spec: EngineSpec,
+        payload: Payload,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: LoadOptions,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        runs: int,
+    ) -> list[LayerTime]:
+        """Return what each kernel takes; see `edgec.runtime.backends.Profiler.profile`."""
+        names = [spec.name for spec in outputs]
+        try:
+            with tempfile.TemporaryDirectory(prefix="edgec-") as directory:
+                session = _Model(spec, payload, options).open(profile_prefix=f"{directory}/profile")
+                for i in range(runs + 2):
+                    session.run(names, dict(feeds[i % len(feeds)]))
+                events = json.loads(Path(session.end_profiling()).read_text())
+        except _FAILURES as e:
+            raise _failure(e) from e
+        except OSError as e:
+            raise InferenceError(f"there is no room for a profile of ONNX Runtime: {e}") from e
+        return layer_times(kernel_runs(events)[2:])
 
     def devices(self) -> tuple[str, ...]:
         """Return where models can run: edgec uses ONNX Runtime on the CPU only."""

@@ -7,7 +7,7 @@ every process that has it open, as far as the device's plugin does not repack th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
 from edgec.runtime._buffers import check_shape
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._precision import effective_precision
+from edgec.runtime.backends._profiles import LayerTime, layer_times
 from edgec.runtime.backends._versions import check_version
 
 # ov::Exception arrives as RuntimeError; what the Python layer refuses, as one of the others.
@@ -55,6 +56,35 @@ class OpenVinoBackend:
         options: LoadOptions,
     ) -> OpenVinoProgram:
         """Load a model; see `edgec.runtime.backends.Backend.load`."""
+        return self._load(spec, payload, inputs, outputs, options, {})
+
+    def profile(
+        self,
+        spec: EngineSpec,
+        payload: Payload,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: LoadOptions,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        runs: int,
+    ) -> list[LayerTime]:
+        """Return what each layer takes; see `edgec.runtime.backends.Profiler.profile`."""
+        program = self._load(spec, payload, inputs, outputs, options, {"PERF_COUNT": True})
+        try:
+            taken = [program.run_profiled(feeds[i % len(feeds)]) for i in range(runs + 2)]
+        finally:
+            program.close()
+        return layer_times(taken[2:])
+
+    def _load(
+        self,
+        spec: EngineSpec,
+        payload: Payload,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: LoadOptions,
+        more: Mapping[str, Any],
+    ) -> OpenVinoProgram:
         check_version("OpenVINO", "openvino", ov.__version__, spec.version)
         core = ov.Core()
         _check_device(core, spec.device)
@@ -69,6 +99,7 @@ class OpenVinoBackend:
             settings["INFERENCE_NUM_THREADS"] = options.threads
         if options.cache_dir is not None:
             settings["CACHE_DIR"] = str(options.cache_dir)
+        settings.update(more)
         entry, *data = spec.files
         weights = _Writable(np.frombuffer(payload.view(data[0]) if data else b"", np.uint8))
         try:
@@ -213,6 +244,19 @@ class OpenVinoProgram:
             return values
 
         return call
+
+    def run_profiled(self, inputs: Mapping[str, NDArray[Any]]) -> list[tuple[str, str, float]]:
+        """Run once and return name, kind and milliseconds of each layer; while no other call runs.
+
+        The model has to be compiled with ``PERF_COUNT``.
+        """
+        self.run(inputs)
+        executed = ov.ProfilingInfo.Status.EXECUTED
+        return [
+            (info.node_name, f"{info.node_type} ({info.exec_type})", info.real_time.total_seconds() * 1e3)
+            for info in self._idle[-1].request.profiling_info
+            if info.status == executed
+        ]
 
     def close(self) -> None:
         """Free the model; a call that still runs in another thread ends as it would have."""
