@@ -166,6 +166,12 @@ def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> flo
     show_default=True,
     help="Repair int8 that loses too much accuracy: ranges, biases, channels, then layers in float.",
 )
+@click.option(
+    "--emit",
+    type=click.Choice(("c-array",)),
+    help="Write this beside each artifact too. c-array: its TFLite file as .h and .cc, with the tensor arena "
+    "that LiteRT for Microcontrollers needs, estimated.",
+)
 @click.option("--name", help="Name of the model; the file's name by default.")
 @click.option("--model-version", default="1", show_default=True, help="Version of the model.")
 @click.option(
@@ -222,6 +228,7 @@ def command(
     fold: str,
     prune: float | Literal["auto"] | None,
     repair: bool,
+    emit: str | None,
     name: str | None,
     model_version: str,
     threads: int,
@@ -298,11 +305,15 @@ def command(
     html, data = output / f"{stem}-report.html", output / f"{stem}-report.json"
     _write(html, render_html(build))
     _write(data, json.dumps(build, indent=2, allow_nan=False) + "\n")
+    emitted = emit_c_arrays(build) if emit else None
     if as_json:
-        click.echo(json.dumps(public_result(build, html), indent=2, allow_nan=False))
+        printed = public_result(build, html) | ({} if emitted is None else {"emitted": emitted})
+        click.echo(json.dumps(printed, indent=2, allow_nan=False))
     else:
         click.echo(render_text(build, width=shutil.get_terminal_size((100, 0)).columns), nl=False)
         click.echo(f"report    {html}")
+        for path in emitted or ():
+            click.echo(f"emitted   {path}")
     if result.interrupted:
         sys.exit(130)
     if build.get("skipped"):
@@ -312,6 +323,17 @@ def command(
 def public_result(build: Build, html: Path) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     return {"artifacts": build["artifacts"], "skipped": build.get("skipped", []), "report": str(html)}
+
+
+def emit_c_arrays(build: Build) -> list[str]:
+    """Write each artifact of a build as C beside it; return the paths of all files.
+
+    Raises:
+        ConversionError: An artifact is for another engine than LiteRT.
+    """
+    from edgec.compiler.tflite.c_array import emit_c_array
+
+    return [str(path) for made in build["artifacts"] for path in emit_c_array(Path(made["path"]))]
 
 
 def _write(path: Path, text: str) -> None:

@@ -260,3 +260,11 @@ def _buffer(data: bytes) -> Any:
     if data:
         made.data = np.frombuffer(data, np.uint8)
     return made
+
+
+def element_size(number: int) -> int:
+    """Return how many bytes an element of a type of the schema has; 1 where the writer lacks the type."""
+    return _SIZES.get(number, 1)
+
+
+_SIZES: dict[int, int] = {number: np.dtype(name).itemsize for name, number in _TYPES.items()}

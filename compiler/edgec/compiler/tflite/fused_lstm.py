@@ -41,6 +41,7 @@ def write_fused_lstm(lowering: Lowering, node: Node, layer: Layer) -> None:
     hidden, cell = (first_states(lowering, node, i, layer) for i in (5, 6))
     quant = _state_quant(lowering, node, hidden)
     wide = None if quant is None else _cell_quant(lowering, node)
+    sequence_name, *others = node.outputs
     sequences, lasts = [], []
     for index, direction in enumerate(layer.directions):
         states = (
@@ -49,11 +50,11 @@ def write_fused_lstm(lowering: Lowering, node: Node, layer: Layer) -> None:
         )
         source = _reversed(lowering, tensor, node, batch_first) if direction.reverse else tensor
         made = _write(lowering, node, direction, source, states, quant, batch_first)
-        lasts.append(_last(lowering, node, made, layer, batch_first) if len(node.outputs) > 1 else made)
+        lasts.append(_last(lowering, node, made, layer, batch_first) if others else made)
         sequences.append(_reversed(lowering, made, node, batch_first) if direction.reverse else made)
-    give_sequence(lowering, node.outputs[0], sequences, layer, batch_first=batch_first)
-    if len(node.outputs) > 1:
-        give_last(lowering, node.outputs[1], lasts)
+    give_sequence(lowering, sequence_name, sequences, layer, batch_first=batch_first)
+    if others:
+        give_last(lowering, others[0], lasts)
 
 
 def _state_quant(lowering: Lowering, node: Node, hidden: Sequence[int | None]) -> Quant | None:
