@@ -76,7 +76,7 @@ class BoundCall:
     """One call again and again, over the same arrays; made by ``Session.bind``.
 
     Write to `inputs`, call, read `outputs`. Nothing is checked and, where the engine can, nothing is copied.
-    One thread at a time; a session can have several, for several threads.
+    One thread at a time, others wait; a session can have several, for several threads.
 
     Attributes:
         inputs: What the model reads, by name. Write into the arrays; do not replace them.
@@ -104,18 +104,27 @@ class BoundCall:
         """Run once and return `outputs`, which the next call overwrites.
 
         Raises:
-            InferenceError: The engine failed, the session is closed, or another thread is in this call.
+            InferenceError: The engine failed, or the session is closed.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InferenceError("another thread is in this bound call: give each thread its own, of bind()")
-        try:
+        with self._busy:
             program = self._current()
-            if program is not self._program:  # the first call, or the first after a swap
-                self._bind(program)
-            self._call()
-        finally:
-            self._busy.release()
+            try:
+                self._run_on(program)
+            except InferenceError:
+                if self._current() is program:
+                    raise
+                self._run_on(self._current())  # the session was swapped meanwhile
         return self.outputs
+
+    def expire(self) -> None:
+        """Let go of a program that the session has no more."""
+        with self._busy:
+            self._program, self._call = None, _never
+
+    def _run_on(self, program: Program) -> None:
+        if program is not self._program:  # the first call, or the first after a swap
+            self._bind(program)
+        self._call()
 
     def _bind(self, program: Program) -> None:
         inputs, outputs = self.inputs, self.outputs

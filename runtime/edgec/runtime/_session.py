@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from edgec.runtime._buffers import BoundCall
     from edgec.runtime._pool import Pool
     from edgec.runtime.pipeline import Processor
+
+_Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
 def load(
@@ -91,6 +95,12 @@ def load(
     except BaseException:
         artifact.close()
         raise
+        session.set_reload(
+            partial(
+                load, threads=threads, cache_dir=cache_dir, delegate=delegate, allow_fallback=allow_fallback,
+                strict=strict, self_test=self_test, pool=pool, priority=priority,
+            )
+        )  # fmt: skip
 
 
 class Session:
@@ -121,8 +131,12 @@ class Session:
         self._program: Program | None = program
         self._conforms = input_test(self.inputs)
         self._run = program.run
-        self._making_processor = Lock()
-        self._processor: Processor | None = None
+        self._changing = Lock()
+        # With the program that it was made for: a swap may change how a model wants its inputs.
+        self._processor: tuple[Processor, _Run] | None = None
+        self._bound: WeakSet[BoundCall] = WeakSet()
+        self._swapping = Lock()
+        self._reload: Callable[[str | Path], Session] = load
         self._pool: Pool | None = None
         self._priority = 0.0
 
@@ -177,7 +191,13 @@ class Session:
             check_inputs(self.inputs, inputs)
         if outputs is not None:
             return self._run_into(inputs, outputs)
-        return self._run(inputs)
+        run = self._run
+        try:
+            return run(inputs)
+        except InferenceError:
+            if self._run is run:
+                raise
+        return self.run(inputs)  # the session was swapped meanwhile
 
     def run_batch(
         self, samples: Sequence[Mapping[str, NDArray[Any]]], *, max_batch: int = 32
@@ -249,6 +269,7 @@ class Session:
         priority: float | None = None,
         deadline_ms: float | None = None,
     ) -> Future[dict[str, NDArray[Any]]]:
+        self._bound.add(bound)
         """Queue one inference in the session's pool and return at once.
 
         Args:
@@ -314,9 +335,18 @@ class Session:
             InputError: The inputs made of it do not fit the model; nothing was run.
             InferenceError: The engine failed, and the session can be used again; or it is closed.
         """
-        processor = self._processor or self._make_processor()
+        made = self._processor or self._make_processor()
+        processor, run = made
         inputs, context = processor.preprocess(sample)
-        return processor.postprocess(self.run(inputs), context)
+        if not self._conforms(inputs):
+            check_inputs(self.inputs, inputs)
+        try:
+            values = run(inputs)
+        except InferenceError:
+            if self._run is run:
+                raise
+            return self.predict(sample)  # the session was swapped meanwhile
+        return processor.postprocess(values, context)
 
     def self_test(self) -> SelfTestResult:
         """Run the golden vectors of the artifact and compare what comes out with what they promise.
@@ -333,10 +363,57 @@ class Session:
 
         A call that still runs in another thread ends as it would have; a later one is refused.
         """
-        program, self._program = self._program, None
-        self._run = _refuse
+        with self._changing:
+            program, self._program = self._program, None
+            self._run = _refuse
         if program is not None:
             program.close()
+    def swap(self, path: str | Path, *, drain_s: float = 10.0) -> None:
+        """Run another artifact from now on, without a call that fails or waits.
+
+        The new one is loaded as this one was (same options, self-test included) and warmed up beside it; then
+        all calls that begin go to it. Calls that run end on the old one, whose memory is then given back.
+        Whatever goes wrong before leaves the session as it was. Meanwhile both are in memory.
+
+        Args:
+            path: Of an artifact with the same inputs and outputs.
+            drain_s: How long to wait for calls of the old one; those that take longer end all the same,
+                and a warning is logged.
+
+        Raises:
+            IncompatibleArtifactError: It has other inputs or outputs.
+            ArtifactError, BackendUnavailableError, PlacementError, SelfTestError: As of `load`.
+            InferenceError: It fails when it is warmed up, or the session is closed.
+        """
+        from edgec.runtime._swap import swap
+
+        with self._swapping:
+            swap(self, self._reload(path), drain_s)
+
+    def exchange(self, other: Session) -> Session:
+        """Take the model of another session, and give it this one's; calls go on. See `swap`, which checks.
+
+        Args:
+            other: With the same inputs and outputs; nobody calls it.
+
+        Returns:
+            `other`.
+
+        Raises:
+            InferenceError: This session is closed.
+        """
+        with self._changing:
+            self._open_program()
+            for name in ("manifest", "inputs", "outputs", "engine", "state", "_artifact", "_program"):
+                mine = getattr(self, name)
+                setattr(self, name, getattr(other, name))
+                setattr(other, name, mine)
+            self._processor = other._processor = None
+            self._run, other._run = other._run, self._run  # from here on
+        for bound in list(self._bound):
+            bound.expire()
+        return other
+
             self._artifact.close()
 
     def __enter__(self) -> Session:
@@ -360,23 +437,36 @@ class Session:
     def _promised(self) -> EngineSpec:
         fallback = self.manifest.fallback
         return fallback if self.state == "fallback" and fallback is not None else self.manifest.engine
+    def current_program(self) -> Program:
+        """Return what the engine has loaded; for what is beside sessions in this package."""
+        return self._open_program()
+
 
     def _run_into(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         from edgec.runtime._buffers import run_into
 
-        return run_into(self._open_program(), self.outputs, inputs, outputs)
+    def set_reload(self, reload: Callable[[str | Path], Session]) -> None:
+        """Say how `swap` loads: as this session was."""
+        self._reload = reload
 
-    def _make_processor(self) -> Processor:
+        program = self._open_program()
+        try:
+            return run_into(program, self.outputs, inputs, outputs)
+        except InferenceError:
+            if self._program is program:
+                raise
+        return self._run_into(inputs, outputs)  # the session was swapped meanwhile
+
+    def _make_processor(self) -> tuple[Processor, _Run]:
         from edgec.runtime.pipeline import Processor  # here, because bare tensors do without it
 
-        with self._making_processor:
+        with self._changing:
             if self._processor is None:
                 self._open_program()
-                self._processor = Processor(
-                    self.manifest.pipeline, self.inputs, self.outputs, self._artifact.read
-                )
+                processor = Processor(self.manifest.pipeline, self.inputs, self.outputs, self._artifact.read)
+                self._processor = processor, self._run
             return self._processor
 
 
