@@ -24,6 +24,7 @@ from edgec.compiler.lint_litert import lint_litert
 from edgec.compiler.model import real_inputs, tensor_specs
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.parity import check_parity, quantized_reference
+from edgec.compiler.quantization import quantize_static
 from edgec.errors import CalibrationError, ConversionError
 from edgec.runtime import load
 from edgec.runtime.backends import LoadOptions
@@ -194,3 +195,15 @@ def test_only_transposed_convolutions_of_images_are_held_to_the_strides_of_ethos
     found = [f for f in lint_litert(model, load_target("ethos-u55-128")) if f.severity == "error"]
     assert len(found) == errors
     assert all("strides" in f.message for f in found)
+
+
+def test_a_model_that_its_author_quantized_is_refused_in_one_sentence(
+    quantities: Quantities,
+) -> None:
+    scheme = load_target("cpu-arm64").quantization
+    assert scheme is not None
+    assert quantities.table is not None
+    model = quantize_static(network(), quantities.table, scheme)
+    (found,) = [f for f in lint_litert(model, NPU) if f.severity == "error"]
+    assert "its author quantized it" in found.message
+    assert "compile the float model" in found.fix

@@ -8,12 +8,21 @@ from dataclasses import replace
 import onnx
 
 from edgec.compiler.lint import Finding, lint_limits
+from edgec.compiler.passes.fold_constant_dequantize import is_quantized
 from edgec.compiler.places import find_places
 from edgec.compiler.tflite import Mode, unsupported
 from edgec.errors import ConversionError
 from edgec.targets import Target
 
 _OUTSIDE = "unsupported-operator"
+_QUANTIZED = Finding(
+    rule="tflite-writer",
+    node="(model)",
+    message="its author quantized it, and TFLite files are written from float models and calibrated ranges",
+    severity="error",
+    fix="compile the float model that it was quantized from, with --calibration; a TFLite file that it was "
+    "converted from runs as it is, without edgec",
+)
 
 
 def lint_litert(model: onnx.ModelProto, target: Target) -> list[Finding]:
@@ -24,6 +33,8 @@ def lint_litert(model: onnx.ModelProto, target: Target) -> list[Finding]:
         target: Of the family ``litert``.
     """
     limits = [_softened(f, target) for f in lint_npu(model, target)]
+    if is_quantized(model):
+        return [*limits, _QUANTIZED]
     # Without fixed shapes, the writer has nothing more to say.
     unpinned = any(f.severity == "error" and f.rule == "dynamic-shape" for f in limits)
     return limits if unpinned else [*limits, *_writer_findings(model, target)]
