@@ -91,16 +91,16 @@ def load(
         else:
             session = pool.run_here(lambda: _open_session(artifact, options, allow_fallback, checks))
         session.set_pool(pool, priority)
-        return session
-    except BaseException:
-        artifact.close()
-        raise
         session.set_reload(
             partial(
                 load, threads=threads, cache_dir=cache_dir, delegate=delegate, allow_fallback=allow_fallback,
                 strict=strict, self_test=self_test, pool=pool, priority=priority,
             )
         )  # fmt: skip
+        return session
+    except BaseException:
+        artifact.close()
+        raise
 
 
 class Session:
@@ -260,6 +260,7 @@ class Session:
         # Only a run tells what shapes named dimensions come to.
         bound = BoundCall(self._open_program, inputs, self.run(inputs, outputs or {}))
         bound()
+        self._bound.add(bound)
         return bound
 
     def submit(
@@ -269,7 +270,6 @@ class Session:
         priority: float | None = None,
         deadline_ms: float | None = None,
     ) -> Future[dict[str, NDArray[Any]]]:
-        self._bound.add(bound)
         """Queue one inference in the session's pool and return at once.
 
         Args:
@@ -358,16 +358,6 @@ class Session:
         self._open_program()
         return run_golden_vectors(self.run, self._artifact.golden(), self.manifest.golden)
 
-    def close(self) -> None:
-        """Free the model and release the file; calling it again does nothing.
-
-        A call that still runs in another thread ends as it would have; a later one is refused.
-        """
-        with self._changing:
-            program, self._program = self._program, None
-            self._run = _refuse
-        if program is not None:
-            program.close()
     def swap(self, path: str | Path, *, drain_s: float = 10.0) -> None:
         """Run another artifact from now on, without a call that fails or waits.
 
@@ -414,6 +404,16 @@ class Session:
             bound.expire()
         return other
 
+    def close(self) -> None:
+        """Free the model and release the file; calling it again does nothing.
+
+        A call that still runs in another thread ends as it would have; a later one is refused.
+        """
+        with self._changing:
+            program, self._program = self._program, None
+            self._run = _refuse
+        if program is not None:
+            program.close()
             self._artifact.close()
 
     def __enter__(self) -> Session:
@@ -428,28 +428,28 @@ class Session:
         state = "closed" if self._program is None else self.state
         return f"<Session {self.manifest.model} on {self.engine}: {state}>"
 
+    def current_program(self) -> Program:
+        """Return what the engine has loaded; for what is beside sessions in this package."""
+        return self._open_program()
+
     def _open_program(self) -> Program:
         program = self._program
         if program is None:
             _refuse({})
         return program
 
+    def set_reload(self, reload: Callable[[str | Path], Session]) -> None:
+        """Say how `swap` loads: as this session was."""
+        self._reload = reload
+
     def _promised(self) -> EngineSpec:
         fallback = self.manifest.fallback
         return fallback if self.state == "fallback" and fallback is not None else self.manifest.engine
-    def current_program(self) -> Program:
-        """Return what the engine has loaded; for what is beside sessions in this package."""
-        return self._open_program()
-
 
     def _run_into(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         from edgec.runtime._buffers import run_into
-
-    def set_reload(self, reload: Callable[[str | Path], Session]) -> None:
-        """Say how `swap` loads: as this session was."""
-        self._reload = reload
 
         program = self._open_program()
         try:
