@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 from tests.compiler.networks import cnn, model_of
 from tests.compiler.pruning import graphs
 
@@ -126,12 +126,38 @@ def test_refit_recovers_what_other_channels_say_too() -> None:
     assert errors[1] < 1e-4 * errors[0]
 
 
+def test_what_others_can_say_too_goes_first() -> None:
+    """The loudest channels are copies of each other; by their energy they would be the last to go."""
+    net = graphs.Net(8)
+    weights = 0.2 * net.rng.normal(size=(16, 3, 3, 3)).astype(np.float32)
+    weights[:8] = 20 * weights[:1]
+    net.x = net.node("Relu", net.node("Conv", "image", net.constant(weights), pads=[1] * 4))
+    net.x, net.channels = net.conv(net.x, 16, 8), 8
+    model = net.model()
+    samples = graphs.inputs(model, 24)
+    pruner = Pruner(model, samples, align=1)
+    pruned = pruner.prune(0.2)
+    (first,) = (t for t in pruned.model.graph.initializer if list(t.dims[1:]) == [3, 3, 3])
+    left = numpy_helper.to_array(first)
+    quiet = {row.tobytes() for row in weights[8:]}
+    assert quiet <= {row.tobytes() for row in np.ascontiguousarray(left)}
+
+
+def test_a_pruned_model_can_be_pruned_again() -> None:
+    model = graphs.network(["residual", "plain"], "flatten", 4)
+    samples = graphs.inputs(model, 8)
+    once = Pruner(model, samples).prune(0.2)
+    twice = Pruner(once.model, samples).prune(0.2)
+    assert twice.macs_after == macs_of(twice.model) < once.macs_after
+    assert graphs.run(twice.model, samples[0]).shape == graphs.run(model, samples[0]).shape
+
+
 def test_the_ratio_is_kept_and_a_little_more() -> None:
     model = graphs.network(["residual", "inverted", "plain"], "pool", 2)
     pruner = Pruner(model, graphs.inputs(model, 4))
     for ratio in (0.1, 0.3, 0.5):
         pruned = pruner.prune(ratio, refit=False)
-        assert ratio <= pruned.removed < ratio + 0.15
+        assert ratio <= pruned.removed < ratio + 0.1
         assert pruned.macs_after == macs_of(pruned.model)
         assert all(0 < after < before for _, before, after in pruned.layers)
 

@@ -1,9 +1,10 @@
 """Structured pruning: channels that a model can do without are removed from a plain ONNX graph.
 
 `Pruner` follows channels through the graph (`trace`, with the rules of `layers`, `rules` and `shapes`),
-finds which of them go together (`groups`), measures on real inputs what each is worth (`energy`), chooses
-those that cost least per multiply-accumulate saved (`allocation`), cuts them out (`shrink`), and has the rest
-take over by least squares (`refit`). Nothing is trained.
+finds which of them go together (`groups`), measures on real inputs in which order they can be done without
+(`elimination`) and what errors of a layer do to the model's outputs (`sensitivity`), chooses those that cost
+least per multiply-accumulate saved (`allocation`), cuts them out (`shrink`), and has the rest take over by
+least squares (`refit`). Nothing is trained.
 """
 
 from __future__ import annotations

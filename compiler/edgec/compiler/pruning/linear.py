@@ -69,24 +69,24 @@ class Linear:
             made = matrix[0] if self._transposed else matrix[0].T
         return np.ascontiguousarray(made.astype(w.dtype))
 
-    def inputs(self, x: Array, picked: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what the layer takes at some positions of its output, ``float64[positions, g, k]``."""
+    def inputs(self, x: Array, picked: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what the layer takes at some positions of its output, ``float32[positions, g, k]``."""
         kind = self.node.op_type
         if kind in ("Gemm", "MatMul"):
-            return np.asarray(x.reshape(-1, 1, x.shape[-1])[picked], np.float64)
+            return np.asarray(x.reshape(-1, 1, x.shape[-1])[picked], np.float32)
         windows = self._windows(np.asarray(x))
         spatial = len(self.kernel)
         # [n, c, *out, *kernel]: positions first, then channels, then the kernel
         moved = np.moveaxis(windows, 1, 1 + spatial)
         at = np.unravel_index(picked, moved.shape[: 1 + spatial])
         rows = moved[at]
-        return np.asarray(rows.reshape(len(picked), self.groups, -1), np.float64)
+        return np.asarray(rows.reshape(len(picked), self.groups, -1), np.float32)
 
-    def outputs(self, y: Array, picked: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what the layer gives at some positions, ``float64[positions, g, o]``."""
+    def outputs(self, y: Array, picked: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what the layer gives at some positions, ``float32[positions, g, o]``."""
         last = y if self.node.op_type in ("Gemm", "MatMul") else np.moveaxis(y, 1, -1)
         rows = last.reshape(-1, last.shape[-1])[picked]
-        return np.asarray(rows.reshape(len(picked), self.groups, -1), np.float64)
+        return np.asarray(rows.reshape(len(picked), self.groups, -1), np.float32)
 
     def positions(self, y: Array) -> int:
         """Return at how many positions an output was computed."""

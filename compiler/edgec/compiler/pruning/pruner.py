@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from edgec.compiler.model import real_inputs
 from edgec.compiler.pruning.allocation import Allocation, allocate
-from edgec.compiler.pruning.energy import group_energies
+from edgec.compiler.pruning.elimination import eliminations
 from edgec.compiler.pruning.groups import Groups, find_groups
 from edgec.compiler.pruning.linear import linear_layers
 from edgec.compiler.pruning.refit import Refit, refit_layers
 from edgec.compiler.pruning.rules import RULES
+from edgec.compiler.pruning.sensitivity import sensitivities
 from edgec.compiler.pruning.shrink import shrink
 from edgec.compiler.pruning.trace import trace_graph
 from edgec.errors import CalibrationError
@@ -26,6 +27,8 @@ from edgec.errors import CalibrationError
 Arrays = Mapping[str, NDArray[Any]]
 
 ALIGN = 8
+_ROUNDS = 2  # in which channels go; between them layers are refitted, and what is left is measured again
+_LARGE = 100_000_000  # multiply-accumulates from which on one round has to do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,43 @@ class Pruned:
         return 1 - self.macs_after / self.macs_before
 
 
+@dataclass(frozen=True)
+class _Progress:
+    """What rounds of pruning have made of a model.
+
+    Attributes:
+        original: The model before the first.
+        macs: Multiply-accumulates that are left.
+        pruned: The model after the last; None before the first.
+        given: Which channels of the original layers still give, by name of their output.
+        changed: Outputs of the layers whose inputs are not the original's.
+        layers: Channels before and after, by name of what got smaller.
+        refits: Of the last round.
+    """
+
+    original: onnx.ModelProto
+    macs: float
+    pruned: onnx.ModelProto | None = None
+    given: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    refits: tuple[Refit, ...] = ()
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model as it is now."""
+        return self.original if self.pruned is None else self.pruned
+
+
+def _composed(before: NDArray[np.bool_] | None, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of the original channels are left when `mask` says which of those left before are."""
+    if before is None:
+        return mask
+    composed = before.copy()
+    composed[composed] = mask
+    return composed
+
+
 class Pruner:
     """A model whose channels have been followed and measured, ready to be pruned by any ratio.
 
@@ -76,20 +116,25 @@ class Pruner:
         self._shapes = tensor_shapes(self._model, samples[0])
         self._align = align
         _, self._groups = self._traced()
-        self._energy = group_energies(self._model, self._groups, linear_layers(self._model), samples, seed)
+        layers = linear_layers(self._model)
+        axes = {
+            name: 1 if "Conv" in layer.node.op_type else -1
+            for name, layer in layers.items()
+            if layer.weight.dtype == np.float32
+        }
+        weights = sensitivities(self._model, axes, samples, seed) if self._groups.clusters else {}
+        self._orders = eliminations(self._model, self._groups, layers, samples, weights, seed)
 
     @property
     def groups(self) -> Groups:
         """What can be pruned, and why the rest cannot."""
         return self._groups
 
-    @property
-    def energy(self) -> NDArray[np.float64]:
-        """By group: what the layers that take it lose without it, as shares of their outputs' energy."""
-        return self._energy
-
     def prune(self, ratio: float, *, refit: bool = True) -> Pruned:
         """Return the model without the channels that matter least.
+
+        With the refit, channels go in rounds: what is left is refitted and measured again in between. Models
+        of more than 100 million multiply-accumulates are pruned at once.
 
         Args:
             ratio: Share of the multiply-accumulates to remove, above 0 and below 1. A little more goes,
@@ -100,23 +145,71 @@ class Pruner:
             CompileError: The ratio cannot be reached, or is none.
             UnsupportedModelError: Nothing can be pruned.
         """
-        return self.cut(allocate(self._groups, self._energy, ratio), refit=refit)
+        measured, done = self, _Progress(self._model, self._groups.macs)
+        allocation = allocate(self._groups, self._orders, ratio)  # refuses what cannot be reached
+        if not refit or self._groups.macs > _LARGE:
+            return self._made(self._cut(done, allocation, refit=refit, sweeps=1))
+        for number in range(1, _ROUNDS + 1):
+            share = 1 - (1 - ratio * number / _ROUNDS) * self._groups.macs / done.macs
+            if share <= 0:
+                continue
+            if done.layers:
+                measured = self._measured_again(done.model)
+            allocation = allocate(measured._groups, measured._orders, share)
+            done = measured._cut(done, allocation, refit=True, sweeps=2 if number == _ROUNDS else 1)
+        return self._made(done)
 
     def cut(self, allocation: Allocation, *, refit: bool = True) -> Pruned:
         """Return the model with the groups that an allocation keeps."""
+        return self._made(
+            self._cut(_Progress(self._model, self._groups.macs), allocation, refit=refit, sweeps=1)
+        )
+
+    def _cut(self, done: _Progress, allocation: Allocation, *, refit: bool, sweeps: int) -> _Progress:
+        """Return what an allocation, of the groups of this model, makes of what was done before."""
         graph, groups = self._traced()
         pruned = shrink(graph, groups, allocation.kept)
+        left, touched = self._affected(allocation)
+        given = {name: _composed(done.given.get(name), mask) for name, mask in left.items()}
+        changed = {*done.changed, *touched}
         refits: tuple[Refit, ...] = ()
         if refit:
-            given, changed = self._affected(allocation)
-            pruned, refits = refit_layers(self._model, pruned, given, changed, self._samples, self._seed)
-        return Pruned(
-            model=pruned,
-            macs_before=self._groups.macs,
-            macs_after=round(allocation.macs),
-            layers=allocation.layers,
+            order = [n.output[0] for n in done.original.graph.node if n.output[0] in changed]
+            pruned, refits = refit_layers(
+                done.original, pruned, given, order, self._samples, self._seed, sweeps
+            )
+        layers = dict(done.layers)
+        for name, before, after in allocation.layers:
+            layers[name] = (layers.get(name, (before, after))[0], after)
+        return replace(
+            done,
+            macs=allocation.macs,
+            pruned=pruned,
+            given=given,
+            changed=frozenset(changed),
+            layers=layers,
             refits=refits,
         )
+
+    def _made(self, done: _Progress) -> Pruned:
+        return Pruned(
+            model=done.model,
+            macs_before=self._groups.macs,
+            macs_after=round(done.macs),
+            layers=tuple((name, *sizes) for name, sizes in done.layers.items()),
+            refits=done.refits,
+        )
+
+    def _measured_again(self, model: onnx.ModelProto) -> Pruner:
+        """Return a pruner of a form that is smaller already, with the limits of this one."""
+        again = Pruner(model, self._samples, align=self._align, seed=self._seed)
+        limits = {c.name: c for c in self._groups.clusters}
+        clusters = tuple(
+            replace(c, unit=limits[c.name].unit, least=limits[c.name].least) if c.name in limits else c
+            for c in again._groups.clusters
+        )
+        again._groups = replace(again._groups, clusters=clusters)
+        return again
 
     def _traced(self) -> tuple[ir.Model, Groups]:
         graph = ir.from_proto(self._model)

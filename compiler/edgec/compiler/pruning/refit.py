@@ -6,7 +6,9 @@ over samples and positions: D = R X' (X X' + c I)^-1 with the residuals R = Y - 
 is a bias to absorb the means. The penalty pulls towards the weights there are, not towards zero, so that
 directions that the samples do not show stay as they were. Like ThiNet (Luo et al., ICCV 2017) and the layer
 problem of SparseGPT (Frantar and Alistarh, ICML 2023), but for whole graphs: layers are refitted in order,
-each on what those before it, refitted already, give it.
+each on what those before it, refitted already, give it. The last layer that gives to a sum of two branches is
+fitted to the sum, so that it makes up for what the other branch lacks. A second sweep asks before a Relu only
+for what passes it: Zhang et al., "Accelerating very deep convolutional networks" (TPAMI 38, 2016).
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgec.compiler.onnxruntime import ReferenceProgram, with_outputs
-from edgec.compiler.pruning.energy import picked_positions
 from edgec.compiler.pruning.linear import Linear, linear_layers
+from edgec.compiler.pruning.sampling import picked_positions
 
 Arrays = Mapping[str, NDArray[Any]]
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean diagonal of X X'
+_ROWS_AT_ONCE = 4096  # that are multiplied: many small products keep threads waiting
 _HELD_OUT = 4  # every fourth sample judges the penalties
 _MOST_PASSES = 24  # over the samples; layers beyond that share a pass
 _MOST_BYTES = 1 << 30  # of the statistics of one pass
@@ -54,6 +57,7 @@ def refit_layers(
     changed: Sequence[str],
     samples: Sequence[Arrays],
     seed: int = 0,
+    sweeps: int = 1,
 ) -> tuple[onnx.ModelProto, tuple[Refit, ...]]:
     """Refit the layers of a pruned graph.
 
@@ -64,21 +68,25 @@ def refit_layers(
         changed: Outputs of the layers to refit, in the order of the graph.
         samples: Inputs; all of them are used.
         seed: Of the positions that are looked at.
+        sweeps: How often to go through the layers. From the second time on, what the original network has
+            cut off at zero is only asked to stay below it.
 
     Returns:
-        The refitted graph, and what was done to each layer.
+        The refitted graph, and what the first sweep did to each layer.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(pruned)
     done: list[Refit] = []
-    pending = [name for name in changed if name in linear_layers(copy)]
+    places = _places(copy, [n for n in changed if n in linear_layers(copy)])
+    pending = [(sweep, name) for sweep in range(sweeps) for name in places]
     while pending:
         layers = linear_layers(copy)
         fits: list[_Fit] = []
         share = -(-len(changed) // _MOST_PASSES)
         used = 0
         while pending and len(fits) < share:
-            layer = layers[pending[0]]
+            sweep, name = pending[0]
+            layer = layers[name]
             size = _Fit.bytes_of(layer)
             if size > _MOST_BYTES:
                 pending.pop(0)  # too wide to solve: it stays as pruning left it
@@ -86,12 +94,13 @@ def refit_layers(
             if fits and used + size > _MOST_BYTES:
                 break
             used += size
-            name = pending.pop(0)
-            fits.append(_Fit(layer, _bias_of(copy, layer), given.get(name)))
+            pending.pop(0)
+            place, rectified = places[name]
+            fits.append(_Fit(layer, place, rectified and sweep > 0, given.get(name)))
         if fits:
             _collect(original, copy, fits, samples, seed)
-            done += [report for fit in fits if (report := _apply(copy, fit)) is not None]
-    return copy, tuple(done)
+            done += [_apply(copy, fit) for fit in fits]
+    return copy, tuple({report.layer: report for report in reversed(done)}.values())[::-1]
 
 
 class _Sums:
@@ -102,15 +111,26 @@ class _Sums:
         self.x, self.r = np.zeros((parts, width)), np.zeros((parts, outputs))
         self.xx, self.xr = np.zeros((parts, width, width)), np.zeros((parts, width, outputs))
         self.rr = np.zeros((parts, outputs))
+        self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
 
-    def add(self, x: NDArray[np.float64], r: NDArray[np.float64]) -> None:
+    def add(self, x: NDArray[np.float32], r: NDArray[np.float32]) -> None:
+        self._waiting.append((x, r))
+        if sum(len(rows) for rows, _ in self._waiting) >= _ROWS_AT_ONCE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sum up the rows that wait."""
+        if not self._waiting:
+            return
+        x, r = (np.concatenate(rows) for rows in zip(*self._waiting, strict=True))
+        self._waiting.clear()
         self.rows += len(x)
-        self.x += x.sum(axis=0)
-        self.r += r.sum(axis=0)
-        by_part, residuals = x.transpose(1, 0, 2), r.transpose(1, 0, 2)
+        self.x += x.sum(axis=0, dtype=np.float64)
+        self.r += r.sum(axis=0, dtype=np.float64)
+        by_part, residuals = np.ascontiguousarray(x.transpose(1, 0, 2)), r.transpose(1, 0, 2)
         self.xx += by_part.transpose(0, 2, 1) @ by_part
         self.xr += by_part.transpose(0, 2, 1) @ residuals
-        self.rr += np.square(r).sum(axis=0)
+        self.rr += np.square(r).sum(axis=0, dtype=np.float64)
 
     def __add__(self, other: _Sums) -> _Sums:
         total = _Sums(self.x.shape[0], self.x.shape[1], self.r.shape[1])
@@ -145,17 +165,16 @@ class _Fit:
 
     Args:
         layer: As pruning left it.
-        bias: What it adds, ``float64[outputs]``.
+        place: Name of the tensor that is compared: what it gives, or the sum that this goes to.
+        rectified: Whether what is below zero there need only stay there.
         kept: Which channels of the original's output are left; None for all.
     """
 
-    def __init__(self, layer: Linear, bias: NDArray[np.float64], kept: NDArray[np.bool_] | None) -> None:
+    def __init__(self, layer: Linear, place: str, rectified: bool, kept: NDArray[np.bool_] | None) -> None:
         self.layer, self.kept = layer, kept
         self._matrix = layer.matrix()
         parts, outputs, width = self._matrix.shape
-        # A MatMul's bias is added after the output that is compared; it takes the change all the same.
-        own = layer.bias_name is not None and layer.node.op_type != "MatMul"
-        self._bias = (bias if own else np.zeros(parts * outputs)).reshape(parts, outputs)
+        self.place, self.rectified = place, rectified
         self.fitting, self.judging = _Sums(parts, width, outputs), _Sums(parts, width, outputs)
         self._wanted = _Sums(parts, 0, outputs)
 
@@ -165,21 +184,28 @@ class _Fit:
         parts, outputs, width = layer.matrix().shape
         return int(8 * parts * width * (4 * width + 3 * outputs))
 
-    def add(self, x: NDArray[Any], y: NDArray[Any], number: int, seed: int) -> None:
-        """Take in one sample: x of the pruned network, y of the original one."""
-        picked = picked_positions(self.layer.positions(y), number, seed)
+    def add(
+        self, x: NDArray[Any], y: NDArray[Any], found: NDArray[Any], number: int, seed: int, samples: int
+    ) -> None:
+        """Take in one sample: x and what is found of the pruned network, y of the original one."""
+        layer = self.layer
+        picked = picked_positions(
+            layer.positions(found), number, seed, samples=samples, width=self._matrix.shape[2]
+        )
         if self.kept is not None:
-            y = np.compress(
-                self.kept, y, axis=y.ndim - 1 if self.layer.node.op_type in ("Gemm", "MatMul") else 1
-            )
-        rows, wanted = self.layer.inputs(x, picked), self.layer.outputs(y, picked)
+            y = np.compress(self.kept, y, axis=y.ndim - 1 if layer.node.op_type in ("Gemm", "MatMul") else 1)
+        wanted, own = layer.outputs(y, picked), layer.outputs(found, picked)
         self._wanted.add(wanted[:, :, :0], wanted)
-        found = (rows.transpose(1, 0, 2) @ self._matrix.transpose(0, 2, 1)).transpose(1, 0, 2) + self._bias
-        (self.judging if number % _HELD_OUT == _HELD_OUT - 1 else self.fitting).add(rows, wanted - found)
+        if self.rectified:
+            wanted = np.where(wanted > 0, wanted, np.minimum(own, 0))
+        sums = self.judging if number % _HELD_OUT == _HELD_OUT - 1 else self.fitting
+        sums.add(layer.inputs(x, picked), wanted - own)
 
     def solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
         """Return the change of weights and bias, which may be none, and squared errors before and after."""
-        shift, nothing = self.layer.can_shift, (np.zeros_like(self._matrix), np.zeros_like(self._bias))
+        for sums in (self.fitting, self.judging, self._wanted):
+            sums.settle()
+        shift, nothing = self.layer.can_shift, (np.zeros_like(self._matrix), np.zeros_like(self.fitting.r))
         total = self.fitting + self.judging
         before = total.error(*nothing)
         penalty = self._penalty(shift)
@@ -217,20 +243,25 @@ def _collect(
     samples: Sequence[Arrays],
     seed: int,
 ) -> None:
+    places = list(dict.fromkeys(f.place for f in fits))
     takes = list(dict.fromkeys(f.layer.node.input[0] for f in fits))
-    gives = list(dict.fromkeys(f.layer.node.output[0] for f in fits))
     graph_inputs = {i.name for i in pruned.graph.input}
-    first = ReferenceProgram(_up_to(original, gives), optimize=True)
-    inner = [n for n in takes if n not in graph_inputs]
-    second = ReferenceProgram(_up_to(pruned, inner), optimize=True) if inner else None
-    with first:
+    inner = [n for n in dict.fromkeys((*takes, *places)) if n not in graph_inputs]
+    with (
+        ReferenceProgram(_up_to(original, places), optimize=True) as first,
+        ReferenceProgram(_up_to(pruned, inner), optimize=True) as second,
+    ):
         for number, sample in enumerate(samples):
-            wanted = first.run(sample)
-            found = {**sample, **(second.run(sample) if second is not None else {})}
+            wanted, found = first.run(sample), {**sample, **second.run(sample)}
             for fit in fits:
-                fit.add(found[fit.layer.node.input[0]], wanted[fit.layer.node.output[0]], number, seed)
-    if second is not None:
-        second.close()
+                fit.add(
+                    found[fit.layer.node.input[0]],
+                    wanted[fit.place],
+                    found[fit.place],
+                    number,
+                    seed,
+                    len(samples),
+                )
 
 
 def _up_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -261,14 +292,34 @@ def _taken(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def _bias_of(model: onnx.ModelProto, layer: Linear) -> NDArray[np.float64]:
-    tensor = next((t for t in model.graph.initializer if t.name == layer.bias_name), None)
-    if tensor is None:
-        return np.zeros(int(np.prod(layer.matrix().shape[:2])))
-    return numpy_helper.to_array(tensor).astype(np.float64)
+def _places(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Return for outputs of layers where to compare them, and whether what is negative there is cut.
+
+    Where a layer is the last to give to a sum, it makes up for the errors of the others too.
+    """
+    users: dict[str, list[onnx.NodeProto]] = {}
+    order: dict[str, int] = {}
+    for number, node in enumerate(model.graph.node):
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+        for name in node.output:
+            order[name] = number
+    constants = {t.name for t in model.graph.initializer}
+    outputs = {o.name for o in model.graph.output}
+    found = {}
+    for name in names:
+        place = name
+        takers = users.get(name, [])
+        if len(takers) == 1 and takers[0].op_type == "Add" and name not in outputs:
+            other = next((n for n in takers[0].input if n != name), "")
+            if other and other not in constants and order.get(other, -1) < order[name]:
+                place = takers[0].output[0]
+        after = users.get(place, [])
+        found[name] = place, bool(after) and place not in outputs and all(n.op_type == "Relu" for n in after)
+    return found
 
 
-def _apply(model: onnx.ModelProto, fit: _Fit) -> Refit | None:
+def _apply(model: onnx.ModelProto, fit: _Fit) -> Refit:
     """Write a fit's change into the graph, and return what it did."""
     change, bias, before, after = fit.solve()
     layer, energy = fit.layer, max(fit.energy, 1e-30)

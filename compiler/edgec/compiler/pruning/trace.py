@@ -145,6 +145,8 @@ def set_constant(node: ir.Node, index: int, array: NDArray[np.int64]) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     name = f"{node.outputs[0].name}/pruned_{index}"
+    while name in graph.initializers:  # pruned before
+        name += "_"
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.shape = ir.Shape(array.shape)
     value.dtype = ir.DataType.INT64
