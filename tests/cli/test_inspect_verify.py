@@ -28,7 +28,13 @@ from edgec.artifact import (
 )
 from edgec.artifact.steps import Softmax, TopK
 from edgec.cli import main_group
-from edgec.errors import ArtifactError, BackendUnavailableError, DigestMismatchError, SelfTestError
+from edgec.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    DigestMismatchError,
+    InferenceError,
+    SelfTestError,
+)
 from edgec.runtime.testing import tiny_artifact
 
 
@@ -270,3 +276,22 @@ def test_verify_says_that_the_fallback_ran(path: Path) -> None:
     with_manifest(path, engine=engine, fallback=fallback)
     assert ", the declared fallback\n" in edgec("verify", path).output
     assert json.loads(edgec("verify", path, "--json").stdout)["self_test"]["state"] == "fallback"
+
+
+@pytest.mark.parametrize("words", [["verify"], ["run", "--input", "data.npz"]])
+def test_the_users_delegate_is_what_is_loaded(words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
+    spec = EngineSpec(name="litert", version="", device="NPU", precision="int8", files=("model.onnx",))
+    path = tiny_artifact(tmp_path / "npu.edgec", engine=spec)
+    none = edgec(words[0], path, *words[1:])
+    assert isinstance(none.exception, BackendUnavailableError)
+    assert "none was named" in str(none.exception)
+    named = edgec(words[0], path, *words[1:], "--delegate", "/nowhere/libnpu.so")
+    assert isinstance(named.exception, InferenceError)  # one was named, so that the file is looked at
+    assert "is no TFLite file" in str(named.exception)
+
+
+def test_verify_looks_for_engines_where_it_is_told(path: Path, tmp_path: Path) -> None:
+    # ONNX Runtime keeps nothing; that the option reaches the session is what a bad value shows.
+    assert edgec("verify", path, "--cache-dir", tmp_path / "engines").exit_code == 0
+    assert edgec("verify", path, "--cache-dir", path).exit_code == 2

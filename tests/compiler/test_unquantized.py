@@ -14,6 +14,7 @@ from tests.compiler.passes.test_normalize_qdq import author_quantized
 
 from edgec.compiler import CompileOptions, compile_model
 from edgec.compiler.accuracy import judge_unlabelled
+from edgec.compiler.explanation import explain_with_source
 from edgec.compiler.model import load_model
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.parity import misrounded
@@ -107,3 +108,6 @@ def test_a_quantized_source_ships_in_float_where_it_is_asked_for(tmp_path: Path)
         engine = info["engine"]
         assert names[:2] == [f"{engine} fp32, author's rounding", f"{engine} fp32, without rounding"]
         assert all(c["parity"] is not None and c["parity"]["passed"] for c in info["candidates"])
+    path = tmp_path / "out" / "author-intel-cpu.edgec"
+    found = explain_with_source(path, tmp_path / "author.onnx", home=tmp_path / "home")
+    assert [layer.op for layer in found.layers].count("Conv") == 2  # of the author's int8

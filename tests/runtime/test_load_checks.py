@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.runtime.test_session import repacked
 
-from edgec.artifact import GOLDEN, Artifact, EngineSpec, GoldenVector, encode_golden
+from edgec.artifact import GOLDEN, Artifact, EngineSpec, GoldenVector, encode_golden, pack
 from edgec.errors import PlacementError, SelfTestError
 from edgec.runtime import load
 from edgec.runtime._load_test import MOST_VECTORS
@@ -219,3 +219,28 @@ def test_a_refused_program_is_closed_and_its_artifact_too(
     with pytest.raises(PlacementError):
         load(path)
     assert closed == ["program", "artifact"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "warned"), [("x86_64", True), ("aarch64", False), ("any", False), (None, False)]
+)
+def test_another_kind_of_cpu_than_the_targets_is_told(
+    arch: str | None,
+    warned: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")  # as macOS calls what Linux calls aarch64
+    path = tiny_artifact(tmp_path / "tiny.edgec")
+    with Artifact.open(path) as artifact:
+        provenance = {} if arch is None else {"target": {"arch": arch}}
+        manifest = replace(artifact.manifest, provenance=provenance)
+        members = {name: artifact.read(name) for name in ("weights.bin", "model.onnx", GOLDEN)}
+        made = pack(tmp_path / "made.edgec", manifest, members)
+    with caplog.at_level(logging.WARNING), load(made) as session:
+        assert session.self_test().passed
+    told = [
+        r.getMessage() for r in caplog.records if "whose CPU is x86_64, and this is aarch64" in r.getMessage()
+    ]
+    assert len(told) == warned

@@ -111,6 +111,7 @@ def explain_with_source(
     calibration: str | Path | Dataset | None = None,
     evaluation: str | Path | Dataset | None = None,
     metric: str | None = None,
+    home: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Explanation:
     """Measure anew what each layer loses by int8, and what that does to the metric.
@@ -124,6 +125,7 @@ def explain_with_source(
         calibration: Representative samples; without them, the evaluation data or made-up inputs.
         evaluation: Labelled samples; needs `metric`.
         metric: What to score.
+        home: Where environments of converters are, and what they converted; ``~/.cache/edgec`` if None.
         progress: Told what is going on.
 
     Raises:
@@ -138,7 +140,8 @@ def explain_with_source(
     if lock.target.quantization is None:
         raise CompileError(f"{lock.target.name} has no scheme for int8, so there is nothing to measure")
     progress(f"reading {source}")
-    variant = _variant(Path(source), lock, known.manifest, _samples(lock, calibration, evaluation))
+    samples = _samples(lock, calibration, evaluation)
+    variant = _variant(Path(source), lock, known.manifest, samples, home=None if home is None else Path(home))
     in_int8 = known.recipe is not None and known.recipe.precision == "int8"
     recipe = known.recipe if known.recipe is not None and in_int8 else Recipe(precision="int8")
     with tempfile.TemporaryDirectory(prefix="edgec-") as scratch:
@@ -203,8 +206,8 @@ def _samples(
     )
 
 
-def _variant(path: Path, lock: Lock, manifest: Manifest, samples: Samples) -> Variant:
-    source = load_source(path, lock.options.shapes)
+def _variant(path: Path, lock: Lock, manifest: Manifest, samples: Samples, *, home: Path | None) -> Variant:
+    source = load_source(path, lock.options.shapes, home=home)
     if source.sha256 != lock.source_sha256:
         raise CompileError(
             f"{path} is not what the artifact was made from: its SHA-256 is {source.sha256[:12]}..., "
@@ -216,8 +219,9 @@ def _variant(path: Path, lock: Lock, manifest: Manifest, samples: Samples) -> Va
     folded = folded_variant(plain) if form == "folded" else None
     if form == "folded" and folded is None:
         raise CompileError("the artifact's pre-processing was folded into its graph, and cannot be again")
-    if not pruned:
-        return folded or plain
+    whole = folded or plain
+    if not pruned or whole.quantized:  # what int8 costs is asked of the author's, whatever form ships
+        return whole
     # What `auto` chose is in the name.
     ratio = lock.options.prune if isinstance(lock.options.prune, float) else float(pruned.split()[0]) / 100
     forms = pruned_forms(plain, folded, None, replace(lock.options, prune=ratio), lambda _: None)

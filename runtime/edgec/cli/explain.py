@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._home import default_home
 from edgec.cli._text import columns, printable
 from edgec.cli.compile import progress_lines
 
@@ -62,6 +63,7 @@ def command(
             calibration=calibration,
             evaluation=evaluation,
             metric=metric,
+            home=default_home(),
             progress=progress_lines(quiet),
         )
     if as_json:

@@ -58,6 +58,12 @@ def _check_suffix(_: click.Context, __: click.Parameter, value: Path | None) -> 
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the engine keeps what it compiles; for TensorRT, where edgec finish put it.",
 )
+@click.option(
+    "--delegate",
+    type=click.Path(path_type=Path),
+    metavar="LIB",
+    help="Shared library through which LiteRT reaches the NPU; it is loaded into this process.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,
@@ -67,6 +73,7 @@ def command(
     raw: bool,
     threads: int | None,
     cache_dir: Path | None,
+    delegate: Path | None,
     as_json: bool,
 ) -> None:
     """Run an artifact on inputs, one sample at a time, through its whole pipeline.
@@ -83,7 +90,7 @@ def command(
         raise click.UsageError("nothing to run on: give --input DATA or --text TEXT")
     if raw and texts:
         raise click.UsageError("--raw takes tensors: give them as --input tensors.npz")
-    with load(artifact, threads=threads, cache_dir=cache_dir) as session:
+    with load(artifact, threads=threads, cache_dir=cache_dir, delegate=delegate) as session:
         sources = [(f"{spec}: ", _open(session, spec, raw)) for spec in inputs]
         if texts:
             sources.append(("text: ", [Sample(text, name=text[:40]) for text in texts]))

@@ -19,8 +19,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--digests-only", is_flag=True, help="Do not run the golden vectors; needs no engine.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the engine keeps what it compiles; for TensorRT, where edgec finish put it.",
+)
+@click.option(
+    "--delegate",
+    type=click.Path(path_type=Path),
+    metavar="LIB",
+    help="Shared library through which LiteRT reaches the NPU; it is loaded into this process.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def command(artifact: Path, digests_only: bool, as_json: bool) -> None:
+def command(
+    artifact: Path, digests_only: bool, cache_dir: Path | None, delegate: Path | None, as_json: bool
+) -> None:
     """Check the digest of every member, then run the golden vectors on the engine at hand.
 
     Exits with 1 if the file is damaged, the engine is not here, or an output is outside of its
@@ -35,7 +48,8 @@ def command(artifact: Path, digests_only: bool, as_json: bool) -> None:
     with Artifact.open(artifact) as opened:
         opened.verify()
         facts = _facts(opened)
-    self_test = None if digests_only or not facts["golden_vectors"] else _run_self_test(artifact)
+    runs = bool(facts["golden_vectors"]) and not digests_only
+    self_test = _run_self_test(artifact, cache_dir, delegate) if runs else None
     passed = self_test is None or self_test["passed"]
     if as_json:
         click.echo(json.dumps({**facts, "self_test": self_test, "passed": passed}, indent=2))
@@ -55,12 +69,13 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _run_self_test(path: Path) -> dict[str, Any]:
+def _run_self_test(path: Path, cache_dir: Path | None, delegate: Path | None) -> dict[str, Any]:
     from edgec.errors import BackendUnavailableError
     from edgec.runtime import load
 
     try:
-        with load(path, self_test=False) as session:  # all vectors follow
+        # All vectors follow.
+        with load(path, cache_dir=cache_dir, delegate=delegate, self_test=False) as session:
             return _self_test(session, session.self_test())
     except BackendUnavailableError as e:
         raise BackendUnavailableError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgec.artifact import EngineSpec
+    from edgec.artifact import EngineSpec, Manifest
     from edgec.runtime.backends import Program
 
 # Engines name places after the library that drives them; artifacts name the place.
@@ -16,6 +16,8 @@ _FINENESS = {"fp64": 4, "fp32": 3, "fp16": 2, "bf16": 1}
 # Beside integers, edgec asks every engine for fp32; "mixed" names what is beside them nowhere.
 _COARSEST = {**_FINENESS, "mixed": 1}
 _MOST_NAMED = 8
+# As systems beside Linux name what targets call by Linux's names.
+_ARCHES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def placement_problems(program: Program, spec: EngineSpec) -> list[str]:
@@ -29,6 +31,26 @@ def placement_problems(program: Program, spec: EngineSpec) -> list[str]:
         spec: What the artifact promises of it.
     """
     return [*_places(program, spec), *_precisions(program, spec)]
+
+
+def other_arch(manifest: Manifest) -> str | None:
+    """Return the sentence that an artifact was compiled for another kind of CPU than this one; None if not.
+
+    Payloads are portable: what they compute here is what the golden vectors promise, or loading fails.
+    """
+    from platform import machine  # here, because few artifacts are asked for their target's CPU
+
+    target = manifest.provenance.get("target")
+    arch = target.get("arch") if isinstance(target, dict) else None
+    here = machine().lower()
+    here = _ARCHES.get(here, here)
+    if not isinstance(arch, str) or arch == "any" or not here or arch == here:
+        return None
+    return (
+        f"it was compiled for {manifest.target}, whose CPU is {arch}, and this is {here}: its outputs are "
+        "what it promises, but its precision was chosen, and its latency stated, for that one; compile it "
+        "for this machine to run it here"
+    )
 
 
 def _places(program: Program, spec: EngineSpec) -> list[str]:

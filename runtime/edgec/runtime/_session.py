@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgec.artifact import Artifact, EngineSpec, Manifest, TensorSpec
 from edgec.errors import BackendUnavailableError, InferenceError, PlacementError
 from edgec.runtime._inputs import check_inputs, input_test
-from edgec.runtime._placement import placement_problems
+from edgec.runtime._placement import other_arch, placement_problems
 from edgec.runtime._self_test import SelfTestResult, run_golden_vectors
 from edgec.runtime.backends import LoadOptions, Program, get_backend
 
@@ -46,6 +46,10 @@ def load(
 
     Where that engine is not on this device and the manifest declares a fallback, the fallback runs
     the model, the session's `state` says so, and a warning is logged once.
+
+    On another kind of CPU than its target's the artifact is loaded too, since payloads are portable and the
+    self-test says whether they compute the same; a warning says that its precision was chosen, and its
+    latency stated, for the other one.
 
     Args:
         path: Of the artifact.
@@ -148,6 +152,11 @@ class Session:
     @property
     def precision(self) -> str:
         """Effective precision: ``fp32``, ``int8``, ``mixed`` ...
+
+        Of the engine that runs it here: where `state` is ``fallback``, of the fallback, while
+        ``manifest.engine.precision`` is what the artifact's own engine would compute in. TensorRT's int8, for
+        one, is ``fp32`` on its fallback: arithmetic in float, rounded to int8's steps between layers, so
+        that its outputs are those of int8 and its speed is not.
 
         Read back from the engine where it tells, and then `precisions` says of how many layers; else
         what the artifact promises. ONNX Runtime tells after a test run only, which the first access
@@ -495,6 +504,9 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
     manifest = artifact.manifest
     try:
         program = _load_program(artifact, manifest.engine, options, checks)
+        foreign = other_arch(manifest)
+        if foreign is not None:
+            _warn(f"{artifact.path}: {foreign}")
         return Session(artifact, program, manifest.engine.name, "ready")
     except BackendUnavailableError as e:
         if manifest.fallback is None:
