@@ -128,3 +128,19 @@ def test_wrong_usage_of_scenarios(path: Path, arguments: list[str]) -> None:
 def test_a_profile_names_the_layers(path: Path) -> None:
     result = edgec(path, "--duration-s", "0.05", "--profile")
     assert "FusedGemm" in result.stdout, result.output
+
+
+def test_a_sweep_prints_a_table_and_draws(path: Path, tmp_path: Path) -> None:
+    result = edgec(path, "--sweep", "threads, batch", "--duration-s", "0.05", "--plot", tmp_path / "plot.svg")
+    assert result.exit_code == 0, result.output
+    for words in ("samples/s", "lowest latency", "batches of 1 only"):
+        assert words in result.stdout
+    assert (tmp_path / "plot.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--sweep", "speed"], ["--sweep", "engine"], ["--also", "b.edgec"], ["--plot", "plot.gif"]],
+)
+def test_wrong_usage_of_sweeps(path: Path, arguments: list[str]) -> None:
+    assert edgec(path, *arguments).exit_code == 2

@@ -39,6 +39,7 @@ _EXTRAS = {
     "flatbuffers": "compiler",
     "google": "compiler",
     "jinja2": "compiler",
+    "matplotlib": "plots",
     "ml_dtypes": "compiler",
     "mlperf_loadgen": "loadgen",
     "onnx": "compiler",

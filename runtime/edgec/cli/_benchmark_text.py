@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edgec.runtime.comparison import RunComparison
     from edgec.runtime.profiling import Profile
     from edgec.runtime.scenarios import ScenarioResult
+    from edgec.runtime.sweep import SweepResult
 
 _SHOWN_LAYERS = 15
 
@@ -175,3 +176,21 @@ def _declared(state: str) -> str:
 
 def _lanes(result: ScenarioResult) -> str:
     return "one at a time" if result.concurrency == 1 else f"{result.concurrency} at once"
+
+
+def sweep_lines(result: SweepResult) -> list[str]:
+    """Return a table with a row per setting, and which is the best for what."""
+    lines = [
+        result.title,
+        f"  {'engine':<14}{'threads':>8}{'batch':>7}{'p50 ms':>10}{'p99 ms':>10}{'samples/s':>12}",
+    ]
+    for point in result.points:
+        threads = "own" if point.threads is None else point.threads
+        latency = point.latency
+        lines.append(
+            f"  {point.engine:<14}{threads:>8}{point.batch:>7}{latency.p50_ms:>10.3f}{latency.p99_ms:>10.3f}"
+            f"{point.samples_per_s:>12.0f}{'' if latency.is_stable else '  unstable'}"
+        )
+    for what, best in (("lowest latency", result.fastest), ("most samples per second", result.busiest)):
+        lines.append(f"  {what}: {best.engine} {best.label}")
+    return lines + [f"  note: {note}" for note in (*result.notes, *result.machine.concerns)]

@@ -12,6 +12,13 @@ import click
 
 # Read before the clock starts, so that reading is not measured; enough to be unlike each other.
 _MOST_SAMPLES = 256
+_PLOTS = (".html", ".svg", ".png")
+
+
+def _check_plot(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in _PLOTS:
+        raise click.BadParameter(f"expected a name that ends in {', '.join(_PLOTS)}, got {value.name!r}")
+    return value
 
 
 @click.command()
@@ -50,6 +57,25 @@ _MOST_SAMPLES = 256
     "--profile", "profiled", is_flag=True, help="Also say what each layer takes, where the engine tells."
 )
 @click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_check_plot,
+    help="Write a histogram and a time line of the latency, or the plot of a sweep: .html, .svg or .png.",
+)
+@click.option(
+    "--sweep",
+    "axes",
+    metavar="AXES",
+    help="Measure every combination of these: threads, batch, engine, separated by commas.",
+)
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="ARTIFACT",
+    help="The same model built for another engine, for --sweep engine; repeatable.",
+)
+@click.option(
     "--scenario",
     type=click.Choice(["single-stream", "multi-stream", "server", "offline"]),
     help="Let MLPerf's LoadGen measure, in this scenario. Not an MLPerf result.",
@@ -86,6 +112,9 @@ def command(
     repeats: int | None,
     against: Path | None,
     profiled: bool,
+    plot: Path | None,
+    axes: str | None,
+    also: tuple[Path, ...],
     scenario: str | None,
     target_latency_ms: float | None,
     target_qps: float | None,
@@ -106,8 +135,10 @@ def command(
     edgec benchmark digits.edgec --scenario server --target-latency-ms 10
     """
     if scenario is not None:
-        if repeats is not None or against is not None or profiled:
-            raise click.UsageError("--repeats, --against and --profile are not for --scenario")
+        if repeats is not None or against is not None or profiled or plot or axes or also:
+            raise click.UsageError(
+                "--repeats, --against, --profile, --plot and --sweep are not for --scenario"
+            )
         samples = None if data is None else _read_samples(artifact, data)
         _run_scenario(
             artifact,
@@ -127,6 +158,21 @@ def command(
         raise click.UsageError(
             "--target-latency-ms, --target-qps, --concurrency and --loadgen-logs are for --scenario only"
         )
+    if also and not axes:
+        raise click.UsageError("--also is for --sweep engine only")
+    if axes is not None:
+        if repeats is not None or against is not None or profiled or data is not None:
+            raise click.UsageError("--repeats, --against, --profile and --data are not for --sweep")
+        _run_sweep(
+            [artifact, *also],
+            axes,
+            as_json,
+            plot,
+            duration_s=duration_s,
+            threads=threads,
+            cache_dir=cache_dir,
+        )
+        return
     from edgec.cli._benchmark_text import comparison_lines, profile_lines, result_lines
     from edgec.runtime.benchmark import benchmark
     from edgec.runtime.comparison import LEAST_RUNS, compare_with_baseline, read_baseline
@@ -148,6 +194,10 @@ def command(
         repeats=repeats or 1,
     )
     shape, lines = result.to_dict(), result_lines(result)
+    if plot is not None:
+        from edgec.runtime.plots import write_plots
+
+        write_plots(plot, result)
     if profiled:
         from edgec.runtime.profiling import profile
 
@@ -163,6 +213,22 @@ def command(
     click.echo(json.dumps(shape, indent=2, allow_nan=False) if as_json else "\n".join(lines))
     if slower:
         sys.exit(1)
+
+
+def _run_sweep(artifacts: list[Path], axes: str, as_json: bool, plot: Path | None, **options: Any) -> None:
+    from edgec.cli._benchmark_text import sweep_lines
+    from edgec.runtime.sweep import sweep
+
+    try:
+        result = sweep(artifacts, [axis.strip() for axis in axes.split(",")], **options)
+    except ValueError as e:
+        raise click.UsageError(f"--sweep: {e}") from e
+    if plot is not None:
+        from edgec.runtime.plots import write_plots
+
+        write_plots(plot, result)
+    shape = json.dumps(result.to_dict(), indent=2, allow_nan=False)
+    click.echo(shape if as_json else "\n".join(sweep_lines(result)))
 
 
 def _run_scenario(artifact: Path, scenario: str, as_json: bool, **options: Any) -> None:
