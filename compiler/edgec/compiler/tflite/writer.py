@@ -293,6 +293,7 @@ class _Run:
     def add_outputs(self, *, quantized: bool, keep_layout: bool) -> list[tuple[int, TfliteTensor]]:
         """Make the graph's outputs: each a tensor of its own, under its own name."""
         lowering, result = self.lowering, []
+        lowering.integer = False  # inputs as they came in
         taken = {lowering.take(n, quant=lowering.present_quant(n)) for n in self.graph.inputs}
         lowering.integer = self._mode.integer
         for name in self.graph.outputs:
