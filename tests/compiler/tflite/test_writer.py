@@ -263,3 +263,13 @@ def test_the_documentation_lists_the_operators() -> None:
     assert page.read_text(encoding="utf-8") == operator_table(), (
         "run  python -m edgec.compiler.tflite.operators > docs/tflite-operators.md"
     )
+
+
+def test_float_inputs_become_integers_before_anything_else() -> None:
+    nodes = [node("Reshape", ["x", "shape"], ["image"]), node("Conv", ["image", "w"], ["y"])]
+    constants = {"shape": np.array([1, 3, 4, 4], np.int64), "w": normal(4, 3, 1, 1)}
+    model = model_of(nodes, {"x": [1, 48]}, ["y"], constants)
+    written = quantized(model)
+    assert builtins(written) == ["QUANTIZE", "RESHAPE", "TRANSPOSE", "CONV_2D", "DEQUANTIZE"]
+    sample = samples_of(model, 1)[0]
+    assert snr_db(run_onnx(model, sample), run_tflite(written, sample)) >= 30

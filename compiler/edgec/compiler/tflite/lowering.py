@@ -61,6 +61,7 @@ class Lowering:
         mode: What the file computes with.
         file: Where tensors and operators go.
         integer: Whether the node at hand computes with integers; False for nodes left in float.
+        hybrid: Whether its weights are int8 and its activations float.
         done: Names of nodes that an earlier one took in, such as a fused ReLU.
     """
 
@@ -74,6 +75,7 @@ class Lowering:
     ) -> None:
         self.graph, self.mode, self.file = graph, mode, FlatModel()
         self.integer = mode.integer
+        self.hybrid = mode is Mode.DYNAMIC
         self.done: set[str] = set()
         self.column_order: dict[str, NDArray[np.intp]] = {}
         self._table, self._method = table, method
@@ -344,7 +346,10 @@ class Lowering:
         """Return how a value is quantized where it was computed, whatever the node at hand does."""
         if name in self.graph.constants:
             return self.quant(name)
-        return self._values[name].forms[0].quant
+        present = self._values[name].forms[0].quant
+        if present is None and self.integer and self.is_float(name) and name in self.graph.inputs:
+            return self.calibrated(name)  # what comes in as float becomes integers before anything else
+        return present
 
     def emit(self, builtin: int, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:
         """Append an operator."""
