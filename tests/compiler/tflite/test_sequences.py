@@ -318,3 +318,77 @@ def test_what_is_lacking_comes_with_a_way_out() -> None:
     model = model_of([node("NonMaxSuppression", ["b", "s"], ["y"])], boxes, ["y"])
     (refused,) = unsupported(model)
     assert refused.fix == "end the model before it; the pipeline's post-processing does it"
+
+
+def vision_block() -> onnx.ModelProto:
+    """A block of a vision transformer as exporters write it: patches, a class token, heads, a wide layer."""
+    size, heads, tokens = 16, 2, 17
+    constants = {
+        "patch": normal([size, 3, 4, 4], 0, 0.2),
+        "flat": np.array([1, size, tokens - 1], np.int64),
+        "class": normal([1, 1, size], 1),
+        "position": normal([1, tokens, size], 2, 0.5),
+        "qkv": normal([size, 3 * size], 3, 0.2),
+        "five": np.array([1, tokens, 3, heads, size // heads], np.int64),
+        "scale": np.float32((size // heads) ** -0.5),
+        "join": np.array([1, tokens, size], np.int64),
+        "out": normal([size, size], 4, 0.2),
+        "wide": normal([size, 4 * size], 5, 0.2),
+        "narrow": normal([4 * size, size], 6, 0.2),
+        "one": np.ones(size, np.float32),
+        "none": np.zeros(size, np.float32),
+        **{f"i{i}": np.array(i, np.int64) for i in range(3)},
+    }
+    nodes = [
+        node("Conv", ["image", "patch"], ["p0"], strides=[4, 4]),
+        node("Reshape", ["p0", "flat"], ["p1"]),
+        node("Transpose", ["p1"], ["p2"], perm=[0, 2, 1]),
+        node("Concat", ["class", "p2"], ["p3"], axis=1),
+        node("Add", ["p3", "position"], ["x"]),
+        node("LayerNormalization", ["x", "one", "none"], ["n"]),
+        node("MatMul", ["n", "qkv"], ["a0"]),
+        node("Reshape", ["a0", "five"], ["a1"]),
+        node("Transpose", ["a1"], ["a2"], perm=[2, 0, 3, 1, 4]),
+        *(node("Gather", ["a2", f"i{i}"], [name], axis=0) for i, name in enumerate(("q", "k", "v"))),
+        node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
+        node("MatMul", ["q", "kt"], ["s0"]),
+        node("Mul", ["s0", "scale"], ["s1"]),
+        node("Softmax", ["s1"], ["s2"], axis=-1),
+        node("MatMul", ["s2", "v"], ["h0"]),
+        node("Transpose", ["h0"], ["h1"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["h1", "join"], ["h2"]),
+        node("MatMul", ["h2", "out"], ["h3"]),
+        node("Add", ["x", "h3"], ["r"]),
+        node("LayerNormalization", ["r", "one", "none"], ["m"]),
+        node("MatMul", ["m", "wide"], ["w0"]),
+        node("Gelu", ["w0"], ["w1"]),
+        node("MatMul", ["w1", "narrow"], ["w2"]),
+        node("Add", ["r", "w2"], ["o"]),
+        node("Gather", ["o", "i0"], ["y"], axis=1),
+    ]
+    return model_of(nodes, {"image": [1, 3, 16, 16]}, ["y"], constants, opset=20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "floor"), [(Mode.FLOAT32, 100), (Mode.FLOAT16, 55), (Mode.DYNAMIC, 30), (Mode.INT8, 20)]
+)
+def test_a_block_of_a_vision_transformer(mode: Mode, floor: float) -> None:
+    model = vision_block()
+    sample = samples_of(model, 1)[0]
+    written = quantized(model, mode, float_fallback=mode.integer)
+    assert snr_db(run_onnx(model, sample), run_tflite(written, sample)) >= floor
+
+
+def test_excluded_layers_of_a_dynamic_file_keep_their_weights() -> None:
+    constants = {"w": normal([64, 64]), "v": normal([64, 64], 1)}
+    nodes = [node("MatMul", ["x", "w"], ["m"], "first"), node("MatMul", ["m", "v"], ["y"], "second")]
+    model = model_of(nodes, {"x": [4, 64]}, ["y"], constants)
+    sample = samples_of(model, 1)[0]
+    expected = run_onnx(model, sample)
+    found = []
+    for exclude in ([], ["first"], ["first", "second"]):
+        written = write_tflite(model, mode=Mode.DYNAMIC, exclude=exclude)
+        assert list(written.float_nodes) == exclude
+        found.append((snr_db(expected, run_tflite(written, sample)), len(written.data)))
+    assert found == sorted(found)
+    assert found[2][0] >= 100

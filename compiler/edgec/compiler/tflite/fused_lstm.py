@@ -17,7 +17,6 @@ from edgec.compiler.tflite import quantize
 from edgec.compiler.tflite.flatbuffer import B, Quant, S
 from edgec.compiler.tflite.graph import Node
 from edgec.compiler.tflite.lowering import Lowering
-from edgec.compiler.tflite.modes import Mode
 from edgec.compiler.tflite.recurrence import (
     Direction,
     Floats,
@@ -118,7 +117,7 @@ def _write(
     options = S.UnidirectionalSequenceLSTMOptionsT()
     options.fusedActivationFunction, options.timeMajor = _TANH, not batch_first
     options.cellClip = options.projClip = 0.0
-    options.asymmetricQuantizeInputs = lowering.mode is Mode.DYNAMIC
+    options.asymmetricQuantizeInputs = lowering.hybrid
     options.diagonalRecurrentTensors = False
     hidden = direction.recurrent.shape[1]
     dtype = "float32" if quant is None else quant.dtype
@@ -141,7 +140,7 @@ def _gate(array: Floats, gate: int) -> Floats:
 def _matrix(lowering: Lowering, matrix: Floats, node: Node, what: str) -> int:
     """Add weights: the kernels of integers know one scale per matrix."""
     name = f"{node.name}/{what}"
-    if lowering.integer or lowering.mode is Mode.DYNAMIC:
+    if lowering.integer or lowering.hybrid:
         scale = float(np.float32(max(float(np.abs(matrix).max(initial=0.0)) / 127, 1e-9)))
         quant = Quant((scale,), 0, "int8")
         return lowering.array(np.maximum(quantize.to_integers(matrix, quant), -127), name, quant)

@@ -81,8 +81,8 @@ class TfliteModel:
         data: The file; the same arguments give the same bytes.
         inputs: In the source's order.
         outputs: Likewise.
-        float_nodes: Names of nodes that compute in float in an integer file: excluded ones, and those that
-            have no integer kernel where the caller allows that.
+        float_nodes: Names of nodes that compute in float in an integer or dynamic file: excluded ones, and
+            those that have no integer kernel where the caller allows that.
     """
 
     data: bytes
@@ -145,7 +145,8 @@ def write_tflite(
         method: How ranges are taken from the table, one of ``edgec.compiler.ranges.METHODS``.
         io: Dtype of float inputs and outputs in the file, in the integer modes: ``float32``, with QUANTIZE
             and DEQUANTIZE at the boundary, or ``int8`` (then int16 in mode int16x8).
-        exclude: Names of nodes to leave in float; a node without a name goes by its first output.
+        exclude: Names of nodes to leave in float, weights included; a node without a name goes by its first
+            output.
         float_fallback: Whether nodes without an integer kernel stay in float rather than be refused.
         keep_layout: Whether inputs and outputs keep the source's axes, at the price of a TRANSPOSE each.
 
@@ -269,7 +270,9 @@ class _Run:
         operator = find_operator(node.op)
         if operator is None:
             raise Refused(_UNKNOWN, way_out(node.op))
-        if self._mode.integer and not self._exclude & {node.name, *node.outputs}:
+        excluded = bool(self._exclude & {node.name, *node.outputs})
+        self.lowering.hybrid = self._mode is Mode.DYNAMIC and not excluded
+        if self._mode.integer and not excluded:
             try:
                 self._lower_with_integers(node, operator)
                 return
@@ -277,7 +280,7 @@ class _Run:
                 if not self._fallback:
                     raise
         self.lowering.integer = False
-        if self._mode.integer and self._touches_floats(node):
+        if (self._mode.integer or excluded) and self._touches_floats(node):
             self.float_nodes.append(node.name)
         operator.lower(self.lowering, node)
 

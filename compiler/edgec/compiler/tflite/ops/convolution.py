@@ -12,7 +12,6 @@ from edgec.compiler.tflite.flatbuffer import B, S
 from edgec.compiler.tflite.graph import Node
 from edgec.compiler.tflite.layout import channels_last
 from edgec.compiler.tflite.lowering import NONE, Lowering
-from edgec.compiler.tflite.modes import Mode
 from edgec.compiler.tflite.registry import Refused, operator
 from edgec.compiler.tflite.spatial import VALID, Window, pad_image, padded_image, read_window
 
@@ -50,7 +49,7 @@ def add_weights(
         )
         summed, bias_scales = quantize.quantize_bias(bias, quant.scale[0], scales, dtype)
         return lowering.array(integers, name, scales), lowering.array(summed, f"{name}/bias", bias_scales)
-    if lowering.mode is Mode.DYNAMIC and hybrid:
+    if lowering.hybrid and hybrid:
         integers, scales = quantize.quantize_weights(weights, axis)
         return lowering.array(integers, name, scales), lowering.array(bias, f"{name}/bias")
     return lowering.array(weights, name), lowering.array(bias, f"{name}/bias")

@@ -9,7 +9,6 @@ from edgec.compiler.tflite.flatbuffer import B, S
 from edgec.compiler.tflite.graph import Node
 from edgec.compiler.tflite.layout import identity
 from edgec.compiler.tflite.lowering import Lowering
-from edgec.compiler.tflite.modes import Mode
 from edgec.compiler.tflite.ops.attention import lower_batch_matmul
 from edgec.compiler.tflite.ops.convolution import add_weights
 from edgec.compiler.tflite.registry import Refused, operator
@@ -87,6 +86,6 @@ def _connect(
     options = S.FullyConnectedOptionsT()
     options.fusedActivationFunction = activation
     options.keepNumDims = len(layout) > 2
-    options.asymmetricQuantizeInputs = lowering.mode is Mode.DYNAMIC
+    options.asymmetricQuantizeInputs = lowering.hybrid
     after = (0, 1) if layout == (1, 0) else layout
     lowering.emit(B.FULLY_CONNECTED, [tensor, w, b], [lowering.give(output, after)], options)
