@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgec.artifact import Pipeline, TensorSpec
 from edgec.compiler.extensions import apply_pass, registered_passes
+from edgec.compiler.likeness import Likeness
 from edgec.compiler.model import SourceModel, real_inputs, tensor_specs
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.parity import (
@@ -53,6 +54,7 @@ class Variant:
         original: What accuracy is held against, where this form is not the source itself but computes
             something else: a pruned one, or one in float of what its author quantized. None otherwise.
         rounds_like: The Q/DQ graph whose rounding this form does in float; None for all others.
+        itself: How near a quantized source comes to itself, by the number of samples; shared by its forms.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Variant:
     weights_from: Path | None = None
     original: onnx.ModelProto | None = None
     rounds_like: onnx.ModelProto | None = None
+    itself: dict[int, Sequence[Likeness]] = field(default_factory=dict, repr=False, compare=False)
     _references: dict[str, Reference] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
