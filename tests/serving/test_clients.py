@@ -1,7 +1,7 @@
 """Clients that others wrote work unmodified.
 
-Each is in an environment of its own, since they pin what others need newer; together they are 640 MB. They are
-made in the folder that EDGEC_CLIENT_ENVS names, and kept there.
+Each is in an environment of its own, since they pin what others need newer; together they are 640 MB. They
+are made in the folder that EDGEC_CLIENT_ENVS names, and kept there.
 """
 
 from __future__ import annotations
