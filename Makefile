@@ -56,10 +56,10 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 	@$(PIP) install --group bench
 	@touch $@
 
-bench: $(VENV)/.dev $(VENV)/.bench  ## Run the benchmarks; writes benchmarks/results/*.json; zoo and peers need EDGEC_TEST_MODELS
+bench: $(VENV)/.dev $(VENV)/.bench  ## Run the benchmarks; writes benchmarks/results/*.json; zoo, peers and pruning need EDGEC_TEST_MODELS
 	@for name in bounds overhead; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 	@if test -n "$${EDGEC_TEST_MODELS:-}"; then test -e build/minilm/minilm.onnx || $(BIN)/python benchmarks/export_minilm.py; \
-	for name in zoo peers; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done; fi
+	for name in zoo peers pruning; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done; fi
 
 dist: $(VENV)/.dev  ## Build the wheel and the source distribution into dist/
 	@$(PIP) install build

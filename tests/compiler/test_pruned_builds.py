@@ -54,6 +54,23 @@ def test_a_pruned_form_can_ship_and_is_smaller(model: Path, calibration: Path, t
 
 
 @pytest.mark.slow
+def test_vela_ranks_a_pruned_form(model: Path, calibration: Path, tmp_path: Path) -> None:
+    options = replace(PRUNE, precision="int8")
+    result = compile_model(
+        model, ["ethos-u55-128"], tmp_path / "out", calibration=calibration, options=options
+    )
+    (info,) = result.report["artifacts"]
+    found = {c["name"]: (c["status"], c.get("estimate")) for c in info["candidates"]}
+    (_, whole), (status, pruned) = found["litert int8"], found["litert int8, 30 % pruned"]
+    assert whole is not None
+    assert pruned is not None
+    assert pruned["macs"] < whole["macs"]
+    faster = pruned["latency_ms"] < whole["latency_ms"]
+    assert (status == "winner") == faster
+    assert faster or any("pruning does not make it faster" in d for d in info["decisions"])
+
+
+@pytest.mark.slow
 def test_a_pruned_form_is_judged_against_the_source(model: Path, calibration: Path, tmp_path: Path) -> None:
     options = replace(PRUNE, max_drop=0.01, prune=0.7)
     result = compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
