@@ -179,14 +179,14 @@ def test_layers_that_need_not_stay_in_fp32_go_back_to_int8(tmp_path: Path) -> No
     assert any("common goes back to int8: fp32 gains nothing there" in d for d in decisions)
     (account,) = [d for d in decisions if "kept in fp32: int8 costs" in d]
     tried = [d.split(": ")[1].split(" in fp32")[0] for d in decisions if " in fp32: score" in d]
-    assert tried[:4] == [
-        *("common", "common, culprit", "common, culprit, offset, head"),  # twice as many each time
-        "common, culprit, offset",  # then halfway
+    assert tried[:2] == [
+        "culprit, common",  # what is noisiest, and what stands before it, so that nothing is converted
+        "culprit, common, offset",  # then one more at a time
     ]
     kept = account.split(" kept in fp32")[0].split(": ")[1].split(", ")
     assert "culprit" in kept
     assert "common" not in kept
-    assert len(kept) < 4
+    assert len(kept) < 3
 
 
 @pytest.mark.slow

@@ -218,11 +218,27 @@ class Shared:
             self._bases[key] = model
         return self._bases[key]
 
-    def graph(self, variant: Variant, scheme: QuantizationScheme, recipe: Recipe) -> onnx.ModelProto:
-        """Return the Q/DQ graph of a variant under a scheme; made anew."""
+    def graph(
+        self,
+        variant: Variant,
+        scheme: QuantizationScheme,
+        recipe: Recipe,
+        *,
+        base: onnx.ModelProto | None = None,
+    ) -> onnx.ModelProto:
+        """Return the Q/DQ graph of a variant under a scheme; made anew.
+
+        Args:
+            variant: A form of the source.
+            scheme: The target's.
+            recipe: In int8.
+            base: What is quantized, where it is not what the recipe makes of the variant: the same but for
+                biases.
+        """
         if variant.quantized:
             return normalize_qdq(variant.model, scheme)[0]
-        base = self.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
+        if base is None:
+            base = self.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
         table = self.table(variant, equalized=recipe.equalize, smooth=recipe.smooth)
         quantize = partial(
             quantize_static,

@@ -1,8 +1,8 @@
 """Repair: an int8 candidate that loses too much accuracy gets it back, as cheaply as possible.
 
 The order is fixed, from what costs no speed to what does: other ranges, corrected biases, equalised channels,
-then the smallest set of layers in float. Each trial is a full candidate, made, checked and scored
-like any other, so there are few; the best so far is always kept.
+then the set of layers in float that costs least time. Each trial is a full candidate, made, checked and
+scored like any other, so there are few; the best so far is always kept.
 """
 
 from __future__ import annotations
@@ -18,8 +18,19 @@ import onnx
 
 from edgec.compiler.accuracy import score_graph
 from edgec.compiler.candidates import Candidate, Made, Outcome, Shared, judge
-from edgec.compiler.explain import Flip, LayerError, Score, by_harm, flips, isolate, layer_errors
+from edgec.compiler.equalization import shift_biases
+from edgec.compiler.explain import (
+    Flip,
+    LayerError,
+    Score,
+    by_harm,
+    flips,
+    isolate,
+    layer_errors,
+    mean_shifts,
+)
 from edgec.compiler.recipes import Recipe
+from edgec.compiler.sparing import Layers, layers_of
 from edgec.compiler.tournament import Contender
 from edgec.errors import EdgecError, OutputError
 from edgec.runtime import load
@@ -27,7 +38,7 @@ from edgec.runtime.measurement import measure_interleaved, median_ratio
 from edgec.targets import Target, host_arch, host_features
 
 MOST_EVALUATIONS = 12
-_ANALYSIS_SAMPLES = 4
+_ANALYSIS_SAMPLES = 16
 _METHODS = ("mse", "percentile", "minmax", "entropy")
 _TIME_SHARE = 0.8  # of the time-out, after which no trial is begun
 _NAMED = 4  # layers in a sentence
@@ -112,9 +123,14 @@ def repair(target: Target, order: RepairOrder, shared: Shared, progress: Callabl
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A recipe and what came of it."""
+    """A recipe and what came of it.
+
+    Attributes:
+        cost: What its layers in float cost in time, in no unit that matters.
+    """
 
     recipe: Recipe
+    cost: float = 0.0
     contender: Contender
     outcome: Outcome | None = None
     made: Made | None = None
@@ -126,7 +142,7 @@ class _Trial:
     def better_than(self, other: _Trial) -> bool:
         """Whether it is to be kept instead of another: it passes, with less in float, or loses less."""
         if self.passed and other.passed:
-            return len(self.recipe.exclude) < len(other.recipe.exclude)
+            return self.cost < other.cost
         return self.passed or (not other.passed and self._loses_less_than(other))
 
     def _loses_less_than(self, other: _Trial) -> bool:
@@ -158,6 +174,7 @@ class _Search:
     decisions: list[str] = field(default_factory=list)
     layers: tuple[LayerError, ...] = ()
     flips: tuple[Flip, ...] = ()
+    sparing: Layers = field(default_factory=lambda: Layers(names=(), noise=(), products=(), values=()))
     first: _Trial = field(init=False)
     best: _Trial = field(init=False)
     _longest_s: float = 0.0
@@ -231,36 +248,44 @@ class _Search:
         self._change(replace(self.best.recipe, equalize=True), "equalised channels")
 
     def _fewest_in_float(self) -> None:
-        """Keep the most harmful layers in float: twice as many each time, then as few as will do."""
+        """Keep layers in float that spare much noise for their time: ever more, then as few as will do."""
         if not self._may_go_on():
             return
         base = self.best
         analysed = self.layers if base is self.first else self._analysed(base.recipe)
-        ranked = [e.name for e in by_harm(analysed)]
-        low, high, count = 0, None, 1
-        trials = {0: base}
-        while high is None and low < count < len(ranked) and self._may_go_on():
-            trials[count] = self._exclude(base, ranked[:count])
-            if trials[count].passed:
+        self.sparing = self._layers_of(base.recipe, analysed)
+        sets = self.sparing.choices()
+        low, high, count = -1, None, 0
+        while high is None and low < count < len(sets) and self._may_go_on():
+            if self._exclude(base, sets[count]).passed:
                 high = count
             else:
-                low, count = count, min(2 * count, len(ranked) - 1)
+                low, count = count, min(2 * count + 1, len(sets) - 1)
         if high is None:
             return
         while high - low > 1 and self._may_go_on():
             middle = (low + high) // 2
-            trials[middle] = self._exclude(base, ranked[:middle])
-            low, high = (low, middle) if trials[middle].passed else (middle, high)
-        self._drop_needless(base, ranked[:high])
+            low, high = (low, middle) if self._exclude(base, sets[middle]).passed else (middle, high)
+        order = [e.name for e in by_harm(analysed)]
+        self._drop_needless(base, sorted(sets[high], key=order.index))
         self._account(base)
 
+    def _layers_of(self, recipe: Recipe, errors: Sequence[LayerError]) -> Layers:
+        variant = self.shared.variants[self.order.candidate.variant]
+        return layers_of(self.shared.base(variant, equalized=recipe.equalize, smooth=recipe.smooth), errors)
+
     def _drop_needless(self, base: _Trial, names: Sequence[str]) -> None:
-        """Give layers back to int8 whose precision gains nothing, the least harmful first."""
+        """Give layers back to int8 whose precision gains nothing, the least harmful first.
+
+        Not where a neighbour in float makes int8 the slower form.
+        """
         kept = list(names)
         for name in reversed(names):
-            if len(kept) < 2 or not self._may_go_on():
-                return
             fewer = [n for n in kept if n != name]
+            if len(kept) < 2 or self.sparing.cost(fewer) >= self.sparing.cost(kept):
+                continue
+            if not self._may_go_on():
+                return
             if self._exclude(base, fewer).passed:
                 kept = fewer
                 self.say(f"{_listed([name])} goes back to int8: fp32 gains nothing there")
@@ -305,16 +330,18 @@ class _Search:
 
     def _exclude(self, base: _Trial, names: Sequence[str]) -> _Trial:
         recipe = replace(base.recipe, exclude=tuple(sorted({*base.recipe.exclude, *names})))
-        trial = self._try(recipe)
+        trial = self._try(recipe, self.sparing.cost(names))
         self.say(f"{_listed(names)} in fp32: {_figures(trial.contender)}")
         return trial
 
-    def _try(self, recipe: Recipe) -> _Trial:
+    def _try(self, recipe: Recipe, cost: float = 0.0) -> _Trial:
         self.evaluations += 1
         begun = time.monotonic()
         candidate = replace(self.order.candidate, recipe=recipe)
         outcome = judge(candidate, self.target, self.shared, self.progress)
-        trial = _Trial(recipe=recipe, contender=outcome.contender, outcome=outcome, made=outcome.made)
+        trial = _Trial(
+            recipe=recipe, cost=cost, contender=outcome.contender, outcome=outcome, made=outcome.made
+        )
         worse = trial
         if trial.better_than(self.best):
             worse, self.best = self.best, trial
@@ -356,11 +383,16 @@ def analyse(
     base = shared.base(variant, equalized=recipe.equalize, smooth=recipe.smooth)
     graph = quantized if quantized is not None else shared.graph(variant, scheme, recipe)
     errors = layer_errors(base, graph, inputs)
-    # Biases are corrected for all layers at once; a layer alone is judged without.
     alone = replace(recipe, correct_bias=False)
+    shifts = {}
+    if recipe.correct_bias:
+        shifts = mean_shifts(base, shared.graph(variant, scheme, alone), inputs)
 
     def quantize(names: tuple[str, ...]) -> onnx.ModelProto:
-        return shared.graph(variant, scheme, replace(alone, exclude=tuple(sorted({*recipe.exclude, *names}))))
+        kept = replace(alone, exclude=tuple(sorted({*recipe.exclude, *names})))
+        # A layer alone has its own bias corrected, as it will have among the others.
+        own, _ = shift_biases(base, {name: shift for name, shift in shifts.items() if name not in names})
+        return shared.graph(variant, scheme, kept, base=own)
 
     return isolate(errors, base, quantize, inputs, score=score)
 
