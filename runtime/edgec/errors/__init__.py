@@ -19,6 +19,7 @@
     + SelfTestError
     + OverloadedError
     + DeadlineError
+    + UnknownModelError
   x ServingError
     + RequestError
   x CompileError
@@ -143,6 +144,10 @@ class OverloadedError(InferenceError):
 
 class DeadlineError(InferenceError):
     """A call waited until its deadline had passed; it was not run."""
+
+
+class UnknownModelError(InferenceError):
+    """No model of this name or version is known here."""
 
 
 class ServingError(EdgecError):

@@ -177,6 +177,11 @@ class Session:
         """How many nodes run on which device, read back from the engine: ``{"CPU": 12}``."""
         return self._open_program().placement
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the artifact."""
+        return self._artifact.size_bytes
+
     def run(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]] | None = None
     ) -> dict[str, NDArray[Any]]:
