@@ -37,7 +37,7 @@ ENGINES = {
 REWRITERS = ("onnxruntime.quantization", "onnxruntime.transformers", "ai_edge_litert.schema_py_generated")
 # Heavy packages that what every device carries must not import on its own.
 HEAVY = {*ENGINES, "onnx", "onnx_ir", "onnxslim", "cv2", "tokenizers", "jinja2", "scipy", "sklearn", "torch"}
-HEAVY |= {"mlperf_loadgen", "matplotlib"}
+HEAVY |= {"mlperf_loadgen", "matplotlib", "pyarrow"}
 
 
 def test_no_portion_hides_the_others() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgec.errors import OutputError
+from edgec.errors import MissingExtraError, OutputError
 from edgec.runtime.results import Result, plain, write_results
 
 CLASSES = [
@@ -109,7 +110,7 @@ def test_a_table_too_wide_is_refused_and_what_was_there_stays(tmp_path: Path) ->
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["out.txt", "out", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.txt", "out", "out.xlsx"])
 def test_another_form_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match=r"ends in \.npz, \.json, \.csv"):
         write_results(tmp_path / name, SCALARS)
@@ -129,3 +130,26 @@ def test_another_form_is_refused(tmp_path: Path, name: str) -> None:
 )
 def test_values_become_what_json_has(value: Any, as_json: Any) -> None:
     assert plain(value) == as_json
+
+
+def test_jsonl_has_a_line_per_sample(tmp_path: Path) -> None:
+    write_results(tmp_path / "out.jsonl", SCALARS)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines == [{"name": "0", "anomaly_score": 0.25}, {"name": "1", "anomaly_score": 4.0}]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingExtraError, match=r"edgec\[parquet\]"):
+        write_results(tmp_path / "out.parquet", SCALARS)
+
+
+def test_parquet_has_a_column_per_key(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra parquet")
+    write_results(tmp_path / "out.parquet", BOXES)
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["name", "boxes", "scores", "classes", "labels"]
+    assert [len(boxes) for boxes in table.column("boxes").to_pylist()] == [2, 0, 1]

@@ -47,6 +47,7 @@ _EXTRAS = {
     "onnxruntime": "onnxruntime",
     "onnxslim": "compiler",
     "openvino": "openvino",
+    "pyarrow": "parquet",
     "tokenizers": "text",
     "uvicorn": "serve",
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     Source = Dataset | Sequence[Sample]
 
-_SUFFIXES = (".npz", ".json", ".csv")
+_SUFFIXES = (".npz", ".json", ".csv", ".jsonl", ".parquet")
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _SHOWN = 20
 
@@ -49,7 +51,20 @@ def _check_suffix(_: click.Context, __: click.Parameter, value: Path | None) -> 
     "-o",
     type=click.Path(path_type=Path),
     callback=_check_suffix,
-    help="Write the results here: .npz, .json or .csv.",
+    help="Write the results here: .npz, .json, .csv, .jsonl or .parquet. A run that was killed goes on when "
+    "it is started again.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    help="With --output: samples at a time. Each then gets its share of the cores, unless --threads says "
+    "otherwise. Default: 1.",
+)
+@click.option(
+    "--annotate",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --output: also draw boxes, or maps of classes, on copies of the images, into this folder.",
 )
 @click.option("--raw", is_flag=True, help="Bare tensors in and out, without pre- and post-processing.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
@@ -70,6 +85,8 @@ def command(
     inputs: tuple[str, ...],
     texts: tuple[str, ...],
     output: Path | None,
+    jobs: int | None,
+    annotate: Path | None,
     raw: bool,
     threads: int | None,
     cache_dir: Path | None,
@@ -85,25 +102,42 @@ def command(
     """
     from edgec.evaluation import Sample
     from edgec.runtime import load
+    from edgec.runtime.results import plain
 
     if not inputs and not texts:
         raise click.UsageError("nothing to run on: give --input DATA or --text TEXT")
     if raw and texts:
         raise click.UsageError("--raw takes tensors: give them as --input tensors.npz")
+    if output is None and (jobs is not None or annotate is not None):
+        raise click.UsageError("--jobs and --annotate are for runs that write an --output")
+    if raw and annotate is not None:
+        raise click.UsageError("--annotate draws predictions, and --raw makes none")
+    if jobs is not None and threads is None:
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     with load(artifact, threads=threads, cache_dir=cache_dir, delegate=delegate) as session:
         sources = [(f"{spec}: ", _open(session, spec, raw)) for spec in inputs]
         if texts:
             sources.append(("text: ", [Sample(text, name=text[:40]) for text in texts]))
-        results, seconds = _run(session, sources, raw)
-        shape = _summary(artifact, session, results, seconds, raw, output)
-    if output is not None:
-        from edgec.runtime.results import write_results
+        if output is not None:
+            from edgec.cli._run_batch import write_batch
 
-        write_results(output, results)
+            identity = {"inputs": [_seen(spec) for spec in inputs], "texts": list(texts), "raw": raw}
+            call = partial(_run_raw, session) if raw else lambda sample: session.predict(sample.data)
+            numbered = [(prefix * (len(sources) > 1), source) for prefix, source in sources]
+            with _progress(sum(len(source) for _, source in sources)) as advance:
+                batch = write_batch(artifact, output, numbered, call, identity, jobs or 1, annotate, advance)
+            shape = _summary(artifact, session, batch["samples"], batch["seconds"], raw) | batch
+            results: list[Result] = []
+        else:
+            results, seconds = _run(session, sources, raw)
+            shape = _summary(artifact, session, len(results), seconds, raw)
+            shape["results"] = [{"name": result.name, **plain(result.values)} for result in results]
     if as_json:
         click.echo(json.dumps(shape, indent=2, allow_nan=False))
     else:
         _show(shape, results, output)
+    if shape.get("failed"):
+        sys.exit(1)
 
 
 def _open(session: Session, spec: str, raw: bool) -> Source:
@@ -114,6 +148,15 @@ def _open(session: Session, spec: str, raw: bool) -> Source:
         return [Sample(path, name=path.name)]
     pipeline = None if raw else session.manifest.pipeline
     return open_dataset(spec, inputs=session.inputs, pipeline=pipeline)
+
+
+def _seen(spec: str) -> list[str | int]:
+    """Return what tells an input from another: its name and, of a file, its size and when it was written."""
+    path = Path(spec)
+    if not path.is_file():
+        return [spec]
+    stat = path.stat()
+    return [spec, stat.st_size, stat.st_mtime_ns]
 
 
 def _run(session: Session, sources: Sequence[tuple[str, Source]], raw: bool) -> tuple[list[Result], float]:
@@ -150,29 +193,17 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.update(1)
 
 
-def _summary(
-    artifact: Path,
-    session: Session,
-    results: Sequence[Result],
-    seconds: float,
-    raw: bool,
-    output: Path | None,
-) -> dict[str, Any]:
-    from edgec.runtime.results import plain
-
-    shape: dict[str, Any] = {
+def _summary(artifact: Path, session: Session, samples: int, seconds: float, raw: bool) -> dict[str, Any]:
+    return {
         "artifact": str(artifact),
         "engine": session.engine,
         "engine_version": session.engine_version,
         "state": session.state,
         "call": "run" if raw else "predict",
-        "samples": len(results),
+        "samples": samples,
         "seconds": seconds,
-        "output": None if output is None else str(output),
+        "output": None,
     }
-    if output is None:
-        shape["results"] = [{"name": result.name, **plain(result.values)} for result in results]
-    return shape
 
 
 def _show(shape: Mapping[str, Any], results: Sequence[Result], output: Path | None) -> None:
@@ -181,12 +212,24 @@ def _show(shape: Mapping[str, Any], results: Sequence[Result], output: Path | No
             click.echo(f"{result.name}: {_line(result.values)}")
         if len(results) > _SHOWN:
             click.echo(f"... {len(results) - _SHOWN} more: write them all with --output")
-    what = "sample" if len(results) == 1 else "samples"
+    samples = shape["samples"]
+    what = "sample" if samples == 1 else "samples"
     place = f", results in {output}" if output is not None else ""
     click.echo(
-        f"{len(results)} {what} in {shape['seconds']:.2f} s on {shape['engine']} {shape['engine_version']}"
+        f"{samples} {what} in {shape['seconds']:.2f} s on {shape['engine']} {shape['engine_version']}"
         f"{' (fallback)' if shape['state'] == 'fallback' else ''}{place}"
     )
+    if shape.get("resumed"):
+        click.echo(f"{shape['resumed']} of them were finished by an earlier run")
+    if shape.get("annotated") is not None:
+        click.echo(f"{shape['annotated']} images annotated")
+    failed = shape.get("failed", [])
+    for failure in failed[:_SHOWN]:
+        click.echo(f"failed: {failure['name']}: {failure['error']}", err=True)
+    if failed:
+        click.echo(
+            f"{len(failed)} of them failed; started again, the same command tries only those", err=True
+        )
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Predictions of many samples, as files: .npz, .json and .csv."""
+"""Predictions of many samples, as files: .npz, .json, .csv, .jsonl and .parquet."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import atomic_write
-from edgec.errors import OutputError
+from edgec.errors import MissingExtraError, OutputError
 
-SUFFIXES = (".npz", ".json", ".csv")
+SUFFIXES = (".npz", ".json", ".csv", ".jsonl", ".parquet")
 # A table wider than this is no table; most programs for them stop at 16384 columns.
 _MOST_COLUMNS = 10_000
 _CORNERS = ("x1", "y1", "x2", "y2")
@@ -44,12 +44,16 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
       differ in shape, one array per sample instead, ``key/0``, ``key/1`` ...; the names of the samples
       are the array ``names``.
     * ``.json``: ``[{"name": "17", "scores": [...]}, ...]``; NaN and infinities are null.
+    * ``.jsonl``: the same objects, one per line.
+    * ``.parquet``: a row per sample, with a column per key; arrays are lists. Needs the extra ``parquet``.
     * ``.csv``: a row per class or box where a prediction has classes, else a row per sample.
 
     Raises:
+        MissingExtraError: It is ``.parquet``, and pyarrow is not installed.
         OutputError: It cannot be written, has no such form, or holds too much for a table.
     """
-    write = {".npz": _npz, ".json": _json, ".csv": _csv}.get(path.suffix.lower())
+    forms = {".npz": _npz, ".json": _json, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    write = forms.get(path.suffix.lower())
     if write is None:
         raise OutputError(f"cannot write {path}: expected a name that ends in {', '.join(SUFFIXES)}")
     data = write(results)
@@ -76,6 +80,42 @@ def plain(value: Any) -> Any:
 def _json(results: Sequence[Result]) -> bytes:
     rows = [{"name": result.name, **plain(result.values)} for result in results]
     return (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _jsonl(results: Sequence[Result]) -> bytes:
+    rows = ({"name": result.name, **plain(result.values)} for result in results)
+    return b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
+
+
+def check_parquet() -> None:
+    """Find out, before there is anything to write, whether Parquet can be.
+
+    Raises:
+        MissingExtraError: It cannot: pyarrow is not installed.
+    """
+    _pyarrow()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as e:
+        raise MissingExtraError("results as .parquet", e.name, "parquet") from e
+    return pyarrow
+
+
+def _parquet(results: Sequence[Result]) -> bytes:
+    pyarrow = _pyarrow()
+    rows = [{"name": result.name, **plain(result.values)} for result in results]
+    # Not those of the first row only, which is what from_pylist would take.
+    keys = dict.fromkeys(["name", *(key for row in rows for key in row)])
+    data = io.BytesIO()
+    try:
+        table = pyarrow.table({key: [row.get(key) for row in rows] for key in keys})
+        pyarrow.parquet.write_table(table, data)
+    except pyarrow.ArrowException as e:
+        raise OutputError(f"these results are no table: {e}; write .jsonl") from e
+    return data.getvalue()
 
 
 def _npz(results: Sequence[Result]) -> bytes:
