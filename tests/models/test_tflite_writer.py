@@ -93,8 +93,8 @@ door quietly."""
 def test_minilm() -> None:
     if not MINILM.exists():
         pytest.skip("run benchmarks/export_minilm.py first")
-    shapes: Shapes = {name: (1, 128) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    model = simplify(load_model(MINILM, shapes).proto)
+    names: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    model = simplify(load_model(MINILM, dict.fromkeys(names, (1, 128))).proto)
     specs = tensor_specs(model.graph.input), tensor_specs(model.graph.output)
     processor = make_processor(read_pipeline(MINILM.with_name("pipeline.toml")), *specs)
     sample = dict(processor.preprocess(TEXT)[0])

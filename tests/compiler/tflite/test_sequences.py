@@ -392,3 +392,29 @@ def test_excluded_layers_of_a_dynamic_file_keep_their_weights() -> None:
         found.append((snr_db(expected, run_tflite(written, sample)), len(written.data)))
     assert found == sorted(found)
     assert found[2][0] >= 100
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("scaled", ["none", "scale", "both"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_layer_normalization_in_pieces_is_one(square: str, scaled: str, elsewhere: bool) -> None:
+    constants = {"two": np.float32(2), "e": np.float32(1e-5), "s": normal([6], 1), "b": normal([6], 2)}
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[-1]),
+        node("Sub", ["x", "m"], ["d"]),
+        node(square, ["d", "two" if square == "Pow" else "d"], ["q"]),
+        node("ReduceMean", ["q"], ["v"], axes=[-1]),
+        node("Add", ["e", "v"], ["p"]),
+        node("Sqrt", ["p"], ["r"]),
+        node("Div", ["d", "r"], ["y" if scaled == "none" else "n"]),
+    ]
+    if scaled != "none":
+        nodes.append(node("Mul", ["s", "n"], ["t" if scaled == "both" else "y"]))
+    if scaled == "both":
+        nodes.append(node("Add", ["t", "b"], ["y"]))
+    outputs = ["y", "d"] if elsewhere else ["y"]
+    model = model_of(nodes, {"x": [4, 6]}, outputs, constants)
+    found = [u.operator for u in unsupported(model, Mode.INT8)]
+    assert (found == ["LayerNormalization"]) is not elsewhere
+    sample = samples_of(model, 1)[0]
+    assert snr_db(run_onnx(model, sample), run_tflite(write_tflite(model), sample)) >= 90

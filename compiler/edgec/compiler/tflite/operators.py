@@ -15,17 +15,17 @@ within which it does, and the builtin operators that come out. `edgec check` nam
 a model that are outside this table, all at once.
 
 Every operator is written in the modes float32, float16 (weights) and dynamic (int8 weights, float
-activations; Conv, Gemm and MatMul compute in int8 there, everything else in float). The columns *int8* and
-*int16x8* say whether it also has an integer kernel; where it has none, a full-integer file is refused unless
-the node may stay in float.
+activations; Conv, Gemm, MatMul and recurrent layers compute in int8 there, everything else in float). The
+columns *int8* and *int16x8* say whether it also has an integer kernel; where it has none, a full-integer file
+is refused unless the node may stay in float.
 
 Shapes are fixed. Images of four axes are NHWC in the file, inputs and outputs of the model included; values
 of other ranks keep their axes. TRANSPOSE is written only where bytes have to move.
 
 Constants alone, such as the shape computations of an exporter, are folded, and these patterns are recognised:
-GELU by its Erf, hard swish by its HardSigmoid or Clip, a bias added after MatMul, activations after an
-operator that can take them in, and an NHWC image flattened before a fully connected layer, whose weights are
-reordered instead.
+GELU by its Erf, hard swish by its HardSigmoid or Clip, layer normalisation in pieces, a bias added after
+MatMul, activations after an operator that can take them in, and an NHWC image flattened before a fully
+connected layer, whose weights are reordered instead.
 """
 
 

@@ -17,8 +17,10 @@ def find_patterns(graph: Graph) -> Graph:
 
     1. ``x * 0.5 * (1 + Erf(x / sqrt 2))``, in any order of the factors: Gelu.
     2. ``x * HardSigmoid(x)`` with slope 1/6, and ``x * Clip(x + 3, 0, 6) / 6``: HardSwish.
+    3. ``d / Sqrt(mean(d * d) + epsilon)`` where ``d = x - mean(x)`` over the last axes, times a constant,
+       plus a constant: LayerNormalization.
     """
-    for finder in (_gelu, _hard_swish):
+    for finder in (_gelu, _hard_swish, _layer_normalization):
         _replace(graph, finder)
     return graph
 
@@ -155,3 +157,83 @@ def _clipped_swish(graph: Graph, clip: Node) -> Match | None:
     if x is None:
         return None
     return Node(chain[-1].name, "HardSwish", (x,), chain[-1].outputs, {}), {n.name for n in chain}
+
+
+def _layer_normalization(graph: Graph) -> Iterator[Match]:
+    for division in graph.nodes:
+        if division.op != "Div":
+            continue
+        chain = _deviation(graph, division)
+        if chain is None:
+            continue
+        mean, shifted = chain[0], chain[4]
+        epsilon = next(v for v in (_scalar(graph, n) for n in shifted.inputs) if v is not None)
+        axes = _last_axes(graph, mean)
+        if axes is None or axes != _last_axes(graph, chain[3]):
+            continue
+        last, (scale, bias) = _scaled_and_shifted(graph, division, chain)
+        attributes = {"axis": axes, "epsilon": epsilon}
+        inputs = (mean.inputs[0], scale, bias)
+        names = {n.name for n in (*chain, division)}
+        yield Node(last.name, "LayerNormalization", inputs, last.outputs, attributes), names
+
+
+def _deviation(graph: Graph, division: Node) -> list[Node] | None:
+    """Return mean, difference, square, mean, sum and root that a division by a deviation ends, or None."""
+    wanted = ("Sqrt", "Add", "ReduceMean")
+    chain: list[Node] = []
+    name = division.inputs[1]
+    for op in wanted:
+        node = graph.producers.get(name)
+        if node is None or node.op != op or graph.only_consumer(name) is not (chain or [division])[0]:
+            return None
+        chain.insert(0, node)
+        name = next((n for n in node.inputs if n not in graph.constants), "")
+    if sum(_scalar(graph, n) is not None for n in chain[1].inputs) != 1:
+        return None
+    square, difference = graph.producers.get(name), graph.producers.get(division.inputs[0])
+    if square is None or difference is None or difference.op != "Sub":
+        return None
+    d = division.inputs[0]
+    squared = (
+        square.op == "Pow" and square.inputs[0] == d and _is(_scalar(graph, square.inputs[1]), 2.0)
+    ) or (square.op == "Mul" and set(square.inputs) == {d})
+    mean = graph.producers.get(difference.inputs[1])
+    if not squared or mean is None or mean.op != "ReduceMean" or mean.inputs[0] != difference.inputs[0]:
+        return None
+    taken = {n.name for n in graph.consumers.get(d, [])} == {square.name, division.name}
+    alone = graph.only_consumer(mean.outputs[0]) is difference and graph.only_consumer(name) is chain[0]
+    if not taken or not alone or d in graph.outputs:
+        return None
+    return [mean, difference, square, *chain]
+
+
+def _last_axes(graph: Graph, mean: Node) -> int | None:
+    """Return the first of the last axes that a mean is taken over; None where these are others."""
+    rank = len(graph.shape(mean.inputs[0]))
+    given = graph.constants.get(mean.input(1))
+    axes = sorted(int(a) % rank for a in (mean.ints("axes", ()) if given is None else given.reshape(-1)))
+    if not axes or axes != list(range(axes[0], rank)) or not mean.attributes.get("keepdims", 1):
+        return None
+    return axes[0]
+
+
+def _scaled_and_shifted(graph: Graph, division: Node, chain: list[Node]) -> tuple[Node, tuple[str, str]]:
+    """Follow a product with and a sum of constants; return the last node and both, empty where absent."""
+    last, found = division, {"Mul": "", "Add": ""}
+    rank = len(graph.shape(division.outputs[0]))
+    for op in found:
+        taker = graph.only_consumer(last.outputs[0])
+        if taker is None or taker.op != op:
+            break
+        constant = next((n for n in taker.inputs if n in graph.constants), "")
+        if (
+            not constant
+            or len(graph.shape(constant)) > rank
+            or graph.shape(taker.outputs[0]) != graph.shape(division.outputs[0])
+        ):
+            break
+        chain.append(last)
+        last, found[op] = taker, constant
+    chain.append(last)
+    return last, (found["Mul"], found["Add"])
