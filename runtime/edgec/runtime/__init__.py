@@ -16,10 +16,12 @@ from edgec.runtime._self_test import OutputTest, SelfTestResult
 from edgec.runtime._session import Session, load
 
 if TYPE_CHECKING:
+    from edgec.runtime._batcher import Batcher
     from edgec.runtime._host import Host, HostedModel
     from edgec.runtime._shadow import Shadow, ShadowReport
 
 __all__ = [
+    "Batcher",
     "BoundCall",
     "Host",
     "HostedModel",
@@ -33,7 +35,13 @@ __all__ = [
 ]
 
 # What few applications use is imported when it is asked for.
-_LATER = {"Host": "_host", "HostedModel": "_host", "Shadow": "_shadow", "ShadowReport": "_shadow"}
+_LATER = {
+    "Batcher": "_batcher",
+    "Host": "_host",
+    "HostedModel": "_host",
+    "Shadow": "_shadow",
+    "ShadowReport": "_shadow",
+}
 
 
 def __getattr__(name: str) -> object:

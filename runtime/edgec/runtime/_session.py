@@ -178,6 +178,11 @@ class Session:
         return self._open_program().placement
 
     @property
+    def pool(self) -> Pool | None:
+        """What runs calls that are submitted; None for the pool that all sessions without one share."""
+        return self._pool
+
+    @property
     def size_bytes(self) -> int:
         """Size of the artifact."""
         return self._artifact.size_bytes
@@ -240,7 +245,7 @@ class Session:
             raise ValueError(f"expected a max_batch of at least 1, got {max_batch}")
         for sample in samples:
             check_inputs(self.inputs, sample)
-        if why_not_batched(self.manifest, self._promised().precision):
+        if why_not_batched(self.manifest, self.promised.precision):
             return [self.run(sample) for sample in samples]
         results: list[dict[str, NDArray[Any]]] = []
         for group in grouped(samples, max_batch):
@@ -456,7 +461,9 @@ class Session:
         """Say how `swap` loads: as this session was."""
         self._reload = reload
 
-    def _promised(self) -> EngineSpec:
+    @property
+    def promised(self) -> EngineSpec:
+        """What the artifact promises of the engine that runs it."""
         fallback = self.manifest.fallback
         return fallback if self.state == "fallback" and fallback is not None else self.manifest.engine
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.errors import EdgecError, IncompatibleArtifactError
+from edgec.errors import IncompatibleArtifactError
 
 if TYPE_CHECKING:
     from edgec.runtime._session import Session
@@ -164,14 +164,14 @@ class Shadow:
         start = perf_counter()
         try:
             own = self._run(inputs)
-        except EdgecError as e:
+            taken = perf_counter() - start
+            errors = {name: _largest_error(live[name], own[name]) for name in live}
+            agree = self._agree(live, own)
+        except Exception as e:  # noqa: BLE001 - an application's `agree` may raise anything
             with self._changed:
                 self._failed += 1
-                self._last_error = str(e)
+                self._last_error = str(e) or type(e).__name__
             return
-        taken = perf_counter() - start
-        errors = {name: _largest_error(live[name], own[name]) for name in live}
-        agree = self._agree(live, own)
         with self._changed:
             self._compared += 1
             self._disagreed += not agree
