@@ -45,6 +45,8 @@ _MOST_KEPT_PLANS = 64
 # Requests may be this much larger than those a model was measured with, and still run on the event loop.
 _INLINE_SLACK = 2
 _INLINE_JSON = 4096
+# On a machine that is busy when the server starts, a thread seems to cost more than it will.
+_LONGEST_INLINE_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class App:
             binary = memoryview(body)[at:]
             plan = await self._plan(entry, memoryview(body)[:at])
         small = plan.is_reusable or len(body) <= _INLINE_JSON
-        if small and len(binary) <= entry.inline_bytes:
+        if small and entry.inline_bytes and len(binary) <= entry.inline_bytes:
             return _inference(entry, plan, binary)
         run = partial(_inference, entry, plan, binary)
         return await entry.lane.run(run, partial(_gone, call.receive), plan.queue_timeout_s)
@@ -351,7 +353,7 @@ class App:
 
     def _place(self, loaded: Loaded) -> None:
         """Let a model run on the event loop if that takes less than waking a thread."""
-        if loaded.run_s < self._hop_s:
+        if loaded.run_s < min(self._hop_s, _LONGEST_INLINE_S):
             loaded.entries[0].inline_bytes = max(1, _INLINE_SLACK * loaded.input_bytes)
 
     def _extensions(self) -> list[str]:
