@@ -2,7 +2,7 @@
 
     EDGEC_TEST_MODELS=DIR python -m benchmarks.pruning [--parts speed accuracy] [--only NAME ...]
 
-Speed: ResNet50 and MobileNetV2 as structures, whole and with 30 % of the multiply-accumulates gone, in every
+Speed: ResNet18 and MobileNetV2 as structures, whole and with 30 % of the multiply-accumulates gone, in every
 engine of the x86-64 targets that is installed, in fp32; whole and pruned are timed side by side in one run,
 one thread. Accuracy: labelled models, and ResNet8 by agreement with its source; calibrated on some samples,
 judged on others. Results go to benchmarks/results/pruning.json, part by part: an interrupted run keeps
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 from benchmarks.cases import ROOT, Case, make_case
-from benchmarks.structures import STRUCTURES, pictures
+from benchmarks.structures import mobilenet_v2, pictures, resnet18
 
 from edgec.compiler import CompileOptions, compile_model
 from edgec.compiler.accuracy import measure_baseline, score_graph
@@ -44,6 +44,7 @@ RATIO = 0.3
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 CASES = ("digits", "vibration", "dscnn", "nab_dense", "nab_conv", "resnet8")
 TARGETS = ("cpu-x86_64", "intel-cpu")
+STRUCTURES = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
 _SAMPLES = 128
 _MEASURE_S = 10.0
 _ROUNDS = 100

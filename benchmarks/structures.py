@@ -101,6 +101,23 @@ def resnet50() -> onnx.ModelProto:
     return b.model("resnet50", b.head(x, channels))
 
 
+def resnet18() -> onnx.ModelProto:
+    """ResNet18: two 3x3 convolutions in each block."""
+    b = _Builder(np.random.default_rng(0))
+    x = b.node("Relu", [b.conv("image", (3, 64), 7, 2)])
+    x = b.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    channels = 64
+    for width, first_stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for block in range(2):
+            stride = first_stride if block == 0 else 1
+            y = b.node("Relu", [b.conv(x, (channels, width), 3, stride)])
+            y = b.conv(y, (width, width), 3, 1, gain=_RESIDUAL_GAIN)
+            skip = b.conv(x, (channels, width), 1, stride) if stride > 1 or channels != width else x
+            x = b.node("Relu", [b.node("Add", [y, skip])])
+            channels = width
+    return b.model("resnet18", b.head(x, channels))
+
+
 def mobilenet_v2() -> onnx.ModelProto:
     """MobileNetV2 1.0."""
     b = _Builder(np.random.default_rng(0))
