@@ -59,11 +59,12 @@ def _depthwise(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], op
 def _fully_connected(dtypes: list[str], inputs: Tensors, outputs: Sequence[Tensor], options: Any) -> int:
     unbiased = len(inputs) < 3 or inputs[2] is None
     shape = 6 if unbiased else 5 if options.keepNumDims else 1
+    by_row = inputs[1] is not None and inputs[1].quant is not None and len(inputs[1].quant.scale) > 1
     if dtypes[0] == "int16":
-        return 7
+        return 12 if by_row else 7  # tflite-runtime 2.14 computes zeros by rows, without a word
     if dtypes[1] == "int8" and dtypes[0] == "float32":
         # Runtimes before version 12 compute it with the first row's scale for all, without a word.
-        if inputs[1] is not None and inputs[1].quant is not None and len(inputs[1].quant.scale) > 1:
+        if by_row:
             return 12
         return 9 if options.asymmetricQuantizeInputs else max(3, shape)
     return max(shape, 4 if dtypes[0] == "int8" else 1)

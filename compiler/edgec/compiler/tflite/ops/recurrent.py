@@ -21,7 +21,7 @@ _STEP = ("FULLY_CONNECTED", "LOGISTIC", "TANH", "MUL", "ADD", "SPLIT", "UNPACK",
     tflite=("UNIDIRECTIONAL_SEQUENCE_LSTM", "SLICE", "REVERSE_V2", *_STEP),
     limits=f"{_PLAIN}; input_forget 0; at most {MAX_STEPS} steps where the last cell state is used",
     note="one operator per direction; unrolled where it is one step, where the last cell state is used, "
-    "and in int16x8; int8 has cell states of int16",
+    "and in int16x8; int8 has cell states of int16 (tflite-runtime 2.14 refuses unrolled integers)",
 )
 def lower_lstm(lowering: Lowering, node: Node) -> None:
     """Write an LSTM of one or two directions."""
@@ -53,7 +53,7 @@ def _used(lowering: Lowering, node: Node) -> Node:
     "GRU",
     tflite=(*_STEP, "SUB"),
     limits=f"{_PLAIN}; at most {MAX_STEPS} steps",
-    note="unrolled; int8 has states of int16",
+    note="unrolled; int8 has states of int16, which tflite-runtime 2.14 refuses",
 )
 def lower_gru(lowering: Lowering, node: Node) -> None:
     """Write a GRU of one or two directions, with its reset gate before or after the product."""
@@ -64,7 +64,7 @@ def lower_gru(lowering: Lowering, node: Node) -> None:
     "RNN",
     tflite=("FULLY_CONNECTED", "TANH", "ADD", "UNPACK", "PACK"),
     limits=f"{_PLAIN}; at most {MAX_STEPS} steps",
-    note="unrolled; int8 has states of int16",
+    note="unrolled; int8 has states of int16, which tflite-runtime 2.14 refuses",
 )
 def lower_rnn(lowering: Lowering, node: Node) -> None:
     """Write a plain recurrent layer of one or two directions."""
