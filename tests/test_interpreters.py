@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
-DEVICE_TESTS = ["tests/targets", "tests/artifact", "tests/runtime", "tests/conformance"]
+DEVICE_TESTS = ["tests/sketch", "tests/targets", "tests/artifact", "tests/runtime", "tests/conformance"]
 EXTRAS = "onnxruntime,openvino,litert,vision,text"
 
 
