@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ from numpy.typing import NDArray
 from typing_extensions import assert_type
 
 from edgec.artifact import Artifact, EngineSpec, GoldenVector, Manifest, TensorSpec
-from edgec.runtime import OutputTest, SelfTestResult, Session, load
+from edgec.runtime import (
+    Batcher,
+    BoundCall,
+    Host,
+    OutputTest,
+    Pool,
+    SelfTestResult,
+    Session,
+    Shadow,
+    load,
+)
 from edgec.runtime.backends import Backend, LoadOptions, Payload, Program, get_backend
 from edgec.runtime.benchmark import (
     BenchmarkResult,
@@ -40,6 +52,28 @@ def use_a_session() -> None:
         assert_type(result.passed, bool)
         assert_type(result.outputs, tuple[OutputTest, ...])
         assert_type(result.worst, OutputTest | None)
+
+
+async def call_a_session(session: Session) -> None:
+    inputs = {"image": np.zeros((1, 8, 8, 1), np.uint8)}
+    outputs = {"scores": np.zeros((1, 10), np.float32)}
+    assert_type(session.run(inputs, outputs), dict[str, NDArray[Any]])
+    assert_type(session.run_batch([inputs]), list[dict[str, NDArray[Any]]])
+    assert_type(session.bind(inputs, outputs), BoundCall)
+    assert_type(session.submit(inputs, priority=1, deadline_ms=5.0), Future[dict[str, NDArray[Any]]])
+    assert_type(await session.arun(inputs), dict[str, NDArray[Any]])
+    session.swap(Path("next.edgec"))
+    with Batcher(session, max_batch=4) as batcher:
+        assert_type(batcher.submit(inputs), Future[dict[str, NDArray[Any]]])
+
+
+def host_models() -> None:
+    with Pool(2, threads=1, affinity=[0]) as pool, Host(partial(load, pool=pool)) as host:
+        assert_type(host.add("digits", "digits.edgec"), str)
+        assert_type(host.run("digits", {}, key="me"), dict[str, NDArray[Any]])
+        assert_type(host.shadow("digits", "2"), Shadow | None)
+        with host.session("digits") as session:
+            assert_type(session, Session)
 
 
 def open_an_artifact() -> None:

@@ -10,14 +10,14 @@ Importing this package imports no engine; `load` imports the one that an artifac
 
 from typing import TYPE_CHECKING
 
-from edgec.runtime._buffers import BoundCall
-from edgec.runtime._pool import Pool
 from edgec.runtime._self_test import OutputTest, SelfTestResult
 from edgec.runtime._session import Session, load
 
 if TYPE_CHECKING:
     from edgec.runtime._batcher import Batcher
+    from edgec.runtime._buffers import BoundCall
     from edgec.runtime._host import Host, HostedModel
+    from edgec.runtime._pool import Pool
     from edgec.runtime._shadow import Shadow, ShadowReport
 
 __all__ = [
@@ -37,8 +37,10 @@ __all__ = [
 # What few applications use is imported when it is asked for.
 _LATER = {
     "Batcher": "_batcher",
+    "BoundCall": "_buffers",
     "Host": "_host",
     "HostedModel": "_host",
+    "Pool": "_pool",
     "Shadow": "_shadow",
     "ShadowReport": "_shadow",
 }

@@ -199,7 +199,7 @@ class Batcher:
         if len(calls) > 1 and not why_not_batched(session.manifest, session.promised.precision):
             try:
                 parts = split(self._run(join([c.inputs for c in calls])), [c.size for c in calls])
-            except Exception:  # noqa: BLE001, S110 - whatever it is: one by one, only those fail that have to
+            except Exception:  # noqa: BLE001 - whatever it is: one by one, only those fail that have to
                 pass
             else:
                 for call, part in zip(calls, parts, strict=True):
