@@ -264,7 +264,7 @@ def served_by(program: str, python: str, onnx: Mapping[Model, Path]) -> Iterator
                 process.kill()
 
 
-def wait_for(port: int, models: list[Model], process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, models: list[Model], process: subprocess.Popen[Any]) -> None:
     """Return when a server is ready; give up after a minute."""
     end = time.monotonic() + 60
     while not all(is_ready(port, model) for model in models):

@@ -202,7 +202,8 @@ def _best(
         winner = admissible[estimates.index(min(estimates))]
         assert winner.estimate is not None
         return winner, (
-            f"{winner.name} ships: {winner.estimate.latency_ms:.3g} ms, {winner.estimate.source}; that is no measurement",
+            f"{winner.name} ships: {winner.estimate.latency_ms:.3g} ms, {winner.estimate.source}; "
+            "that is no measurement",
         )
     winner = min(admissible, key=lambda c: _rank(c.precision, ranking))
     return winner, (f"{winner.name} ships: nothing was measured for this target; {rule}",)

@@ -74,7 +74,7 @@ def _class_map(values: Mapping[str, Any]) -> NDArray[np.int64] | None:
 def _draw_map(cv2: Any, picture: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[Any]:
     height, width = picture.shape[:2]
     whole = cv2.resize(classes.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
-    drawn = picture.copy()
+    drawn: NDArray[np.uint8] = picture.copy()
     for number in np.unique(whole):
         if number:
             where = whole == number

@@ -50,7 +50,8 @@ class Adapter:
             return array
         # As ONNX's QuantizeLinear: halves to even. NaN has no integer; it becomes the zero point.
         steps = np.nan_to_num(np.rint(array / self._scale), nan=0.0) + self._zero_point
-        return np.clip(steps, self._lowest, self._highest).astype(self._dtype)
+        entered: NDArray[Any] = np.clip(steps, self._lowest, self._highest).astype(self._dtype)
+        return entered
 
     def leave(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a tensor of the file as it is declared; a new array, or `array` itself."""
