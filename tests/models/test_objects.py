@@ -52,14 +52,14 @@ def test_artifact_passes_parity_and_detects_as_its_source_does(
         assert map50(session, photos) == pytest.approx(source_map50, abs=0.001)
 
 
-def test_int8_detects_within_a_point_of_its_source(
-    models: Path, build: Build, photos: Dataset, source_map50: float
-) -> None:
+def test_int8_detects_within_a_point_of_its_source(models: Path, build: Build, photos: Dataset) -> None:
     built = build(models / MODEL, pipeline=PIPELINE, precision="int8", evaluation=photos, metric="map50")
     for target in TARGETS:
-        (int8,) = [c for c in built.reports[target]["candidates"] if c["precision"] == "int8"]
-        parity, accuracy = int8.get("parity"), int8.get("accuracy")
-        assert parity is not None
-        assert parity["passed"]
-        assert accuracy is not None
-        assert accuracy["artifact"] > source_map50 - 0.01
+        candidates = [c for c in built.reports[target]["candidates"] if c["precision"] == "int8"]
+        assert candidates
+        for int8 in candidates:
+            parity, accuracy = int8.get("parity"), int8.get("accuracy")
+            assert parity is not None
+            assert parity["passed"]
+            assert accuracy is not None
+            assert accuracy["artifact"] > accuracy["source"] - 0.01  # on the photos that judge
