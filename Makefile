@@ -34,10 +34,10 @@ demo: $(VENV)/.demo  ## Compile the example model for three targets, prove it, r
 	@$(BIN)/python examples/digits/demo.py
 
 test: $(VENV)/.dev  ## Run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/.dev  ## Run the fast tests (under 2 minutes)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, layout
 	$(BIN)/ruff check .
