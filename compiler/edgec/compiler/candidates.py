@@ -251,9 +251,7 @@ class Shared:
         )
         made = quantize(base)
         if recipe.correct_bias:
-            shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
-            base, _ = shift_biases(base, shifts)
-            made = quantize(base)
+            made = quantize(_corrected(base, made, variant))
         return made
 
     def quantized(
@@ -286,8 +284,7 @@ class Shared:
                     method=recipe.method,
                     exclude=recipe.exclude,
                 )
-                shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
-                base, _ = shift_biases(base, shifts)
+                base = _corrected(base, made, variant)
             made = fake_quantized(base, quantities)
             reference = quantized_reference(made, variant.parity_inputs, ROUNDED)
             self._rounded[key] = base, quantities, reference
@@ -316,6 +313,12 @@ def quantizes(converter: Converter) -> bool:
 def mixed_with(converter: Converter) -> str:
     """Return what the arithmetic beside int8 is in a converter's mixed precision: fp32, fp16 or bf16."""
     return str(getattr(converter, "mixes", "fp32"))
+
+
+def _corrected(base: onnx.ModelProto, made: onnx.ModelProto, variant: Variant) -> onnx.ModelProto:
+    """Return a model whose biases make up for what its quantized form shifts on average."""
+    shifts = mean_shifts(base, made, variant.spread_inputs(_STATISTICS_SAMPLES))
+    return shift_biases(base, shifts)[0]
 
 
 def usual_recipe(variant: Variant, precision: str, *, saturates: bool = False) -> Recipe:

@@ -6,6 +6,7 @@ what they differ in.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
 
@@ -91,7 +92,7 @@ def is_transposed(node: onnx.NodeProto) -> bool:
     return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
 
 
-class Rewriter:
+class Rewriter(ABC):
     """Replaces nodes of a graph in place; subclasses say by what."""
 
     def __init__(self, graph: onnx.GraphProto, exclude: Collection[str]) -> None:
@@ -127,9 +128,9 @@ class Rewriter:
         del self._graph.input[:]
         self._graph.input.extend(inputs)
 
+    @abstractmethod
     def _replace_product(self, node: onnx.NodeProto) -> None:
         """Add the nodes that compute what a product does."""
-        raise NotImplementedError
 
     def _replace_other(self, node: onnx.NodeProto) -> bool:
         """Add the nodes that compute what a node does; return False where it stays as it is."""

@@ -7,6 +7,7 @@ takes. Embeddings have int8 rows with one scale each, in int4 too.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -225,11 +226,11 @@ class _Writer(Rewriter):
         self._write_product(node, stem, matrix, block)
         self._add_bias(node)
 
+    @abstractmethod
     def _write_product(
         self, node: onnx.NodeProto, stem: str, matrix: NDArray[np.float32], block: int
     ) -> None:
         """Add the nodes of the product itself."""
-        raise NotImplementedError
 
 
 def block_of(rows: int, bits: int) -> int | None:

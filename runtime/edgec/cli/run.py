@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli import _options
+
 if TYPE_CHECKING:
     from edgec.evaluation import Dataset, Sample
     from edgec.runtime import Session
@@ -68,17 +70,8 @@ def _check_suffix(_: click.Context, __: click.Parameter, value: Path | None) -> 
 )
 @click.option("--raw", is_flag=True, help="Bare tensors in and out, without pre- and post-processing.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
-@click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the engine keeps what it compiles; for TensorRT, where edgec finish put it.",
-)
-@click.option(
-    "--delegate",
-    type=click.Path(path_type=Path),
-    metavar="LIB",
-    help="Shared library through which LiteRT reaches the NPU; it is loaded into this process.",
-)
+@_options.engine_cache
+@_options.delegate
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,

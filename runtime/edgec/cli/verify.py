@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli import _options
 from edgec.cli._text import columns, printable, size
 
 if TYPE_CHECKING:
@@ -19,17 +20,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--digests-only", is_flag=True, help="Do not run the golden vectors; needs no engine.")
-@click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the engine keeps what it compiles; for TensorRT, where edgec finish put it.",
-)
-@click.option(
-    "--delegate",
-    type=click.Path(path_type=Path),
-    metavar="LIB",
-    help="Shared library through which LiteRT reaches the NPU; it is loaded into this process.",
-)
+@_options.engine_cache
+@_options.delegate
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path, digests_only: bool, cache_dir: Path | None, delegate: Path | None, as_json: bool

@@ -8,7 +8,6 @@ TASK and RESULT are files that `time_in_fresh_process` makes and removes again.
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import Artifact
-from edgec.errors import EdgecError, InferenceError
+from edgec.errors import EdgecError
 from edgec.runtime._energy import Energy, EnergyMeter
+from edgec.runtime._fresh import run_fresh
 from edgec.runtime._session import Session, load
 from edgec.runtime._synthetic import calling_inputs
 from edgec.runtime.measurement import measure_interleaved
@@ -104,14 +104,7 @@ def time_in_fresh_process(
     with tempfile.TemporaryDirectory(prefix="edgec-") as directory:
         task, result = Path(directory, "task"), Path(directory, "result")
         task.write_bytes(pickle.dumps((str(path), dict(options), samples, duration_s)))
-        command = [sys.executable, "-m", "edgec.runtime._timing", str(task), str(result)]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        if process.returncode != 0:
-            said = process.stderr.strip().splitlines()
-            raise InferenceError(
-                f"{path}: a fresh process could not run it (exit status {process.returncode}): "
-                f"{said[-1] if said else 'it said nothing'}"
-            )
+        run_fresh(path, "edgec.runtime._timing", str(task), str(result))
         timing = pickle.loads(result.read_bytes())  # noqa: S301 - from our own process, in our own directory
         assert isinstance(timing, Timing)
         return timing

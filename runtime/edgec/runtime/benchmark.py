@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgec.errors import InferenceError
 from edgec.runtime._energy import Energy
+from edgec.runtime._fresh import run_fresh
 from edgec.runtime._machine import Machine, this_machine
 from edgec.runtime._thermal import ThermalState, thermal_state, throttling
 from edgec.runtime._timing import Timing, time_calls, time_in_fresh_process
@@ -236,17 +234,8 @@ def measure_cold_starts(
         InferenceError: A process failed; the message is what it said last.
     """
     options = {"threads": threads, "cache_dir": None if cache_dir is None else str(cache_dir)}
-    command = [sys.executable, "-m", "edgec.runtime._cold_start", str(path), json.dumps(options)]
-    rows = []
-    for _ in range(processes):
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        if process.returncode != 0:
-            said = process.stderr.strip().splitlines()
-            raise InferenceError(
-                f"{path}: a fresh process could not run it (exit status {process.returncode}): "
-                f"{said[-1] if said else 'it said nothing'}"
-            )
-        rows.append(json.loads(process.stdout))
+    words = str(path), json.dumps(options)
+    rows = [json.loads(run_fresh(path, "edgec.runtime._cold_start", *words)) for _ in range(processes)]
     return ColdStart(**{key: _median([row[key] for row in rows]) for key in rows[0]})
 
 
