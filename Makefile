@@ -44,7 +44,7 @@ check: $(VENV)/.dev  ## Lint, types, import contracts, layout
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy --python-version 3.10 targets runtime
+	$(BIN)/mypy --python-version 3.10 targets runtime device_agent
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_house.py
 

@@ -22,6 +22,12 @@
     + UnknownModelError
   x ServingError
     + RequestError
+  x ProtocolError
+    + LinkError
+  x TrustError
+  x DeltaError
+  x TransferError
+  x AgentError
   x CompileError
     + ModelError
     + UnsupportedModelError
@@ -164,6 +170,46 @@ class RequestError(ServingError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ProtocolError(EdgecError):
+    """A message between device and fleet is malformed, too large, or of a newer protocol."""
+
+
+class LinkError(ProtocolError):
+    """The broker cannot be reached, or refuses this client."""
+
+
+class TrustError(EdgecError):
+    """Signed metadata or a signed command is not to be trusted; nothing was taken over from it.
+
+    Attributes:
+        reason: For programs, a word: ``expired``, ``signature``, ``rollback``, ``hardware`` ...
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DeltaError(EdgecError):
+    """A patch is damaged, or does not lead from the file at hand to the file wanted."""
+
+
+class TransferError(EdgecError):
+    """A file could not be fetched.
+
+    Attributes:
+        reason: For programs, a word: ``not_found``, ``too_slow``, ``length``, ``digest``, ``cancelled`` ...
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class AgentError(EdgecError):
+    """The device agent cannot do what was asked for, or cannot start."""
 
 
 class CompileError(EdgecError):

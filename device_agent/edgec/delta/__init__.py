@@ -1,0 +1,1 @@
+"""Patches from one version of an artifact to the next."""
