@@ -19,7 +19,7 @@ from edgec.compiler import BuildResult, CompileOptions, compile_model
 from edgec.compiler.equalization import equalize_channels, shift_biases
 from edgec.compiler.explain import LayerError, by_harm, isolate, layer_errors, mean_shifts
 from edgec.compiler.quantization import quantize_static
-from edgec.compiler.repair import MOST_EVALUATIONS
+from edgec.compiler.repair import MOST_EVALUATIONS, has_cells
 from edgec.compiler.report import ArtifactInfo, CandidateInfo
 
 CLASSES = 6
@@ -293,3 +293,61 @@ def test_corrected_biases_take_the_mean_error_away() -> None:
     left = mean_shifts(model, quantize_static(corrected, table, X86, method="mse"), inputs)
     for name, shift in shifts.items():
         assert np.abs(left[name]).max() < max(0.2 * np.abs(shift).max(), 1e-4)
+
+
+def cell() -> onnx.ModelProto:
+    """A recurrent cell, written out, of ``x`` [1,8] and ``state`` [1,16], of which one value is large."""
+    rng = np.random.default_rng(3)
+    nodes = [helper.make_node("Concat", ["x", "seen"], ["xh"], "concat", axis=1)]
+    weights: dict[str, NDArray[np.float32]] = {}
+    for gate, kind in (("f", "Sigmoid"), ("i", "Sigmoid"), ("o", "Sigmoid"), ("g", "Tanh")):
+        weights |= {f"w{gate}": normal(rng, 24, 16), f"b{gate}": normal(rng, 16)}
+        nodes += [
+            helper.make_node("Gemm", ["xh", f"w{gate}", f"b{gate}"], [f"{gate}0"], f"gate_{gate}"),
+            helper.make_node(kind, [f"{gate}0"], [gate], f"{kind}_{gate}"),
+        ]
+    weights |= {"head": normal(rng, 16, 1), "bias": normal(rng, 1), "shrink": np.array([0.02], np.float32)}
+    nodes = [
+        helper.make_node("Mul", ["state", "shrink"], ["small"], "shrunk"),
+        helper.make_node("Tanh", ["small"], ["seen"], "seen"),
+        *nodes,
+        helper.make_node("Mul", ["f", "state"], ["kept"], "forget"),
+        helper.make_node("Mul", ["i", "g"], ["new"], "input"),
+        helper.make_node("Add", ["kept", "new"], ["following"], "state"),
+        helper.make_node("Tanh", ["following"], ["squashed"], "squash"),
+        helper.make_node("Mul", ["o", "squashed"], ["h"], "output"),
+        helper.make_node("Gemm", ["h", "head", "bias"], ["y"], "head"),
+    ]
+    return networks.model_of(nodes, {"x": [1, 8], "state": [1, 16]}, ["y"], weights)
+
+
+@pytest.mark.slow
+def test_the_state_of_a_recurrent_cell_goes_back_to_float(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    states = normal(rng, 200, 16)
+    states[:, 0] *= 300
+    onnx.save(cell(), tmp_path / "cell.onnx")
+    for name, rows in (("calibration", slice(0, 100)), ("evaluation", slice(100, 200))):
+        np.savez(tmp_path / f"{name}.npz", x=normal(rng, 100, 8) * 3, state=states[rows])
+    build = compile_model(
+        tmp_path / "cell.onnx",
+        ["cpu-x86_64"],
+        tmp_path / "build",
+        calibration=tmp_path / "calibration.npz",
+        evaluation=tmp_path / "evaluation.npz",
+        options=CompileOptions(precision="int8", workers=0, measure_s=0.05),
+    )
+    assert candidate(build, "onnxruntime int8")["status"] == "refused"
+    [repaired] = [c for c in artifact(build)["candidates"] if "products only" in c["name"]]
+    assert repaired["status"] in ("admissible", "winner")
+    [said] = [d for d in artifact(build)["decisions"] if "int8 in layers with weights only" in d]
+    assert said.endswith("; kept")
+
+
+def test_gates_of_pictures_are_no_recurrent_cells() -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"], "sigmoid"),
+        helper.make_node("Mul", ["x", "s"], ["y"], "silu"),
+    ]
+    assert has_cells(cell())
+    assert not has_cells(networks.model_of(nodes, {"x": [1, 8]}, ["y"]))

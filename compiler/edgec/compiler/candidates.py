@@ -247,7 +247,7 @@ class Shared:
             method=recipe.method,
             exclude=recipe.exclude,
             narrow_weights=recipe.narrow_weights,
-            pass_on=recipe.smooth is None,
+            pass_on=recipe.passes_on,
         )
         made = quantize(base)
         if recipe.correct_bias:
@@ -274,7 +274,7 @@ class Shared:
                 table=table,
                 method=recipe.method,
                 exclude=recipe.exclude,
-                products_only=recipe.smooth is not None,
+                products_only=not recipe.passes_on,
             )
             if recipe.correct_bias:
                 made = quantize_static(
@@ -283,6 +283,7 @@ class Shared:
                     scheme=_FULL_INTEGER,
                     method=recipe.method,
                     exclude=recipe.exclude,
+                    pass_on=recipe.passes_on,
                 )
                 base = _corrected(base, made, variant)
             made = fake_quantized(base, quantities)

@@ -19,6 +19,8 @@ class Recipe:
         correct_bias: Whether biases make up for what quantization shifts on average.
         exclude: Names of nodes that stay in higher precision, sorted.
         narrow_weights: Whether weights use 7 bits, for CPUs on which sums of products saturate otherwise.
+        products_only: Whether only layers with weights are in int8, and what is between them in float, as
+            the state of recurrent cells may need. Transformers, with `smooth`, are so anyway.
     """
 
     precision: str
@@ -28,6 +30,12 @@ class Recipe:
     correct_bias: bool = True
     exclude: tuple[str, ...] = ()
     narrow_weights: bool = False
+    products_only: bool = False
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether operators without weights are in int8 where int8 comes in."""
+        return self.smooth is None and not self.products_only
 
     @property
     def name(self) -> str:
@@ -43,6 +51,8 @@ class Recipe:
             extras.append("bias corrected" if self.correct_bias else "biases as they are")
         if self.narrow_weights:
             extras.append("7-bit weights")
+        if self.products_only:
+            extras.append("products only")
         if self.exclude:
             extras.append(f"{len(self.exclude)} in float")
         return f"{self.precision} ({', '.join(extras)})" if extras else self.precision

@@ -1,7 +1,8 @@
 """Repair: an int8 candidate that loses too much accuracy gets it back, as cheaply as possible.
 
 The order is fixed, from what costs no speed to what does: other ranges, corrected biases, equalised channels,
-then the set of layers in float that costs least time. Each trial is a full candidate, made, checked and
+in recurrent networks what is between the layers in float, then the set of layers in float that costs least
+time. Each trial is a full candidate, made, checked and
 scored like any other, so there are few; the best so far is always kept.
 """
 
@@ -189,7 +190,7 @@ class _Search:
     def run(self) -> None:
         """Try one thing after the other until the gate passes."""
         self._explain()
-        for change in (*self._range_methods(), self._bias, self._equalization):
+        for change in (*self._range_methods(), self._bias, self._equalization, self._products_only):
             if self.best.passed or not self._may_go_on():
                 break
             change()
@@ -246,6 +247,12 @@ class _Search:
 
     def _equalization(self) -> None:
         self._change(replace(self.best.recipe, equalize=True), "equalised channels")
+
+    def _products_only(self) -> None:
+        """Leave what is between layers in float, where a state is carried on: its rounding adds up."""
+        variant = self.shared.variants[self.order.candidate.variant]
+        if self.best.recipe.passes_on and has_cells(variant.model):
+            self._change(replace(self.best.recipe, products_only=True), "int8 in layers with weights only")
 
     def _fewest_in_float(self) -> None:
         """Keep layers in float that spare much noise for their time: ever more, then as few as will do."""
@@ -395,6 +402,15 @@ def analyse(
         return shared.graph(variant, scheme, kept, base=own)
 
     return isolate(errors, base, quantize, inputs, score=score)
+
+
+def has_cells(model: onnx.ModelProto) -> bool:
+    """Whether a model has recurrent cells written out: a Tanh that a Sigmoid gates, as in LSTM and GRU."""
+    producers = {name: n.op_type for n in model.graph.node for name in n.output}
+    return any(
+        n.op_type == "Mul" and {producers.get(name) for name in n.input} == {"Sigmoid", "Tanh"}
+        for n in model.graph.node
+    )
 
 
 def _cost(before: Contender, after: Contender) -> str:
