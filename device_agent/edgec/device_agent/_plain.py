@@ -1,0 +1,70 @@
+"""Frozen dataclasses out of plain JSON values, every field checked."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Hashable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from math import isfinite
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from edgec.errors import AgentError
+
+T = TypeVar("T")
+
+
+def from_plain(cls: type[T], value: object, where: str) -> T:
+    """Build a dataclass from an object of JSON; fields that it does not know are ignored.
+
+    Args:
+        cls: A dataclass of text, numbers, booleans, literals, dataclasses, tuples of them, or None.
+        where: What messages call it.
+
+    Raises:
+        AgentError: A field is missing or holds something else; the message names it.
+    """
+    if not isinstance(value, dict):
+        raise _wrong(value, where, "an object")
+    found: dict[str, Any] = {}
+    for name, (hint, needed) in _layout(cls).items():
+        if name in value:
+            found[name] = _read(hint, value[name], f"{where}.{name}")
+        elif needed:
+            raise AgentError(f"{where}.{name} is missing")
+    return cls(**found)
+
+
+@cache
+def _layout(cls: Hashable) -> dict[str, tuple[Any, bool]]:
+    assert isinstance(cls, type)
+    assert is_dataclass(cls)
+    hints = get_type_hints(cls)
+    return {
+        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(cls)
+    }
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _read(get_args(hint)[0], value, where)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise _wrong(value, where, f"one of {', '.join(get_args(hint))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong(value, where, "a list")
+        return tuple(_read(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(hint, type) and is_dataclass(hint):
+        return from_plain(hint, value, where)
+    if hint is float and type(value) in (int, float) and isfinite(value):
+        return float(value)
+    if hint is not float and type(value) is hint:
+        return value
+    raise _wrong(value, where, hint.__name__)
+
+
+def _wrong(value: object, where: str, wanted: str) -> AgentError:
+    return AgentError(f"{where} must be {wanted}, not {value!r:.60}")
