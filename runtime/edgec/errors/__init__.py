@@ -12,6 +12,7 @@
   x PipelineError
   x DataError
     + CalibrationError
+  x SourceError
   x InferenceError
     + BackendUnavailableError
     + InputError
@@ -122,6 +123,18 @@ class DataError(EdgecError):
 
 class CalibrationError(DataError):
     """Calibration data is missing, or unfit to calibrate with."""
+
+
+class SourceError(EdgecError):
+    """A source of a stream cannot be opened, or failed while it was read.
+
+    Attributes:
+        transient: Whether it may work again later, as a camera or a network does.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class InferenceError(EdgecError):
