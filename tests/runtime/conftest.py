@@ -10,6 +10,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep what passed a self-test out of the user's own cache."""
-    cache = tmp_path / "user-cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    return cache
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    return home / ".cache"

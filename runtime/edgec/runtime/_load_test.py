@@ -12,7 +12,7 @@ from hashlib import sha256
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgec.errors import SelfTestError
+from edgec.errors import OutputError, SelfTestError
 from edgec.runtime._self_test import SelfTestResult, run_golden_vectors
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _sentence(artifact: Artifact, spec: EngineSpec, program: Program, result: Se
 
 def _mark(artifact: Artifact, program: Program, spec: EngineSpec, options: LoadOptions) -> Path | None:
     """Return the file that says that the test passed; None where the user has no home."""
-    from pathlib import Path
+    from edgec.runtime._home import user_cache
 
     library = "" if options.delegate is None else f"{options.delegate} {_changed(options.delegate)}"
     # A home may be shared by machines.
@@ -94,10 +94,10 @@ def _mark(artifact: Artifact, program: Program, spec: EngineSpec, options: LoadO
         os.uname() if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""), _cpu(),
     )  # fmt: skip
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home
+        home = user_cache("marks of self-tests", "self_test=False")
+    except OutputError:
         return None
-    return home / "edgec" / "self-tests" / sha256(repr(facts).encode()).hexdigest()
+    return home / "self-tests" / sha256(repr(facts).encode()).hexdigest()
 
 
 def _cpu() -> str:

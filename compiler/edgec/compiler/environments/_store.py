@@ -19,6 +19,7 @@ from edgec.compiler.environments._process import run_group
 from edgec.compiler.environments._pythons import find_python
 from edgec.compiler.environments._table import Environment
 from edgec.errors import ConversionError, MissingEnvironmentError, OutputError
+from edgec.runtime._home import user_cache
 
 Progress = Callable[[str], None]
 
@@ -204,10 +205,7 @@ def default_home() -> Path:
     Raises:
         OutputError: The user has no home.
     """
-    try:
-        return Path.home() / ".cache" / "edgec"
-    except RuntimeError as e:
-        raise OutputError("this user has no home to keep environments in: say where, with --home") from e
+    return user_cache("environments", "--home")
 
 
 def _run(command: list[str], path: Path, progress: Progress, deadline: float, what: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from edgec.artifact import atomic_write
 from edgec.errors import OutputError
+from edgec.runtime._home import user_cache
 
 _FORMAT = 1
 _MAX_SIDECAR = 1 << 20
@@ -34,10 +35,7 @@ def default_cache_dir() -> Path:
     Raises:
         OutputError: The user has no home.
     """
-    try:
-        return Path.home() / ".cache" / "edgec" / "engines"
-    except RuntimeError as e:
-        raise OutputError("this user has no home to keep engines in: say where, with --cache-dir") from e
+    return user_cache("engines", "--cache-dir") / "engines"
 
 
 @dataclass(frozen=True, kw_only=True)
