@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ import click
 from edgec.artifact import PRECISIONS, atomic_write
 from edgec.cli._home import default_home
 from edgec.cli._metrics import METRICS
+from edgec.errors import ConversionError
 
 if TYPE_CHECKING:
     from edgec.compiler.report import Build
@@ -266,6 +267,8 @@ def command(
     from edgec.compiler import CompileOptions, compile_model
     from edgec.compiler.report import render_html, render_text
 
+    if emit:
+        _require_tflite(targets)
     # That a candidate runs on its fallback here is in the report, once, not on the terminal, per candidate.
     logging.getLogger("edgec.runtime").addHandler(logging.NullHandler())
     result = compile_model(
@@ -305,18 +308,22 @@ def command(
     html, data = output / f"{stem}-report.html", output / f"{stem}-report.json"
     _write(html, render_html(build))
     _write(data, json.dumps(build, indent=2, allow_nan=False) + "\n")
-    emitted = emit_c_arrays(build) if emit else None
+    emitted, not_emitted = emit_c_arrays(build) if emit else ([], [])
     if as_json:
-        printed = public_result(build, html) | ({} if emitted is None else {"emitted": emitted})
+        printed = public_result(build, html)
+        if emit:
+            printed |= {"emitted": emitted, "not_emitted": not_emitted}
         click.echo(json.dumps(printed, indent=2, allow_nan=False))
     else:
         click.echo(render_text(build, width=shutil.get_terminal_size((100, 0)).columns), nl=False)
         click.echo(f"report    {html}")
-        for path in emitted or ():
+        for path in emitted:
             click.echo(f"emitted   {path}")
+        for problem in not_emitted:
+            click.echo(f"edgec: {problem}", err=True)
     if result.interrupted:
         sys.exit(130)
-    if build.get("skipped"):
+    if build.get("skipped") or not_emitted:
         sys.exit(1)
 
 
@@ -325,15 +332,37 @@ def public_result(build: Build, html: Path) -> dict[str, Any]:
     return {"artifacts": build["artifacts"], "skipped": build.get("skipped", []), "report": str(html)}
 
 
-def emit_c_arrays(build: Build) -> list[str]:
-    """Write each artifact of a build as C beside it; return the paths of all files.
+def _require_tflite(targets: Sequence[str]) -> None:
+    """Refuse, before any work, targets for which no TFLite file is ever made.
 
     Raises:
-        ConversionError: An artifact is for another engine than LiteRT.
+        BadParameter: There are such.
+        TargetError: A target is unknown or wrong.
     """
+    from edgec.targets import load_target
+
+    without = [t for t in targets if "litert" not in [e.name for e in load_target(t).engines]]
+    if without:
+        raise click.BadParameter(
+            f"c-array needs a TFLite file, and none is made for {', '.join(without)}: name targets with "
+            "LiteRT, such as npu-tflite",
+            param_hint="'--emit'",
+        )
+
+
+def emit_c_arrays(build: Build) -> tuple[list[str], list[str]]:
+    """Write each artifact of a build as C beside it; return the paths, and why there are none of others."""
     from edgec.compiler.tflite.c_array import emit_c_array
 
-    return [str(path) for made in build["artifacts"] for path in emit_c_array(Path(made["path"]))]
+    made = [_emitted(Path(one["path"]), emit_c_array) for one in build["artifacts"]]
+    return [str(p) for paths, _ in made for p in paths], [problem for _, problem in made if problem]
+
+
+def _emitted(artifact: Path, emit: Callable[[Path], tuple[Path, ...]]) -> tuple[tuple[Path, ...], str]:
+    try:
+        return emit(artifact), ""
+    except ConversionError as e:  # LiteRT was among the candidates, and another engine won
+        return (), str(e)
 
 
 def _write(path: Path, text: str) -> None:

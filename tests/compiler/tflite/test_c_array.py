@@ -110,6 +110,15 @@ def test_compile_emits_a_c_array_beside_the_artifact(tmp_path: Path) -> None:
     assert f"emitted   {out / 'net-npu-tflite.cc'}" in result.output
 
 
+def test_a_target_without_tflite_files_is_refused_before_any_work(tmp_path: Path) -> None:
+    onnx.save(_conv(8), tmp_path / "net.onnx")
+    words = ["compile", str(tmp_path / "net.onnx"), "-t", "jetson", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main_group, [*words, "--emit", "c-array"])
+    assert result.exit_code == 2
+    assert "none is made for jetson" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_artifact_of_another_engine_has_no_c_array(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path / "net.edgec")
     with pytest.raises(ConversionError, match="and a C array is made of a TFLite file: compile for a target"):
