@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-fast check format bench dist clean
+.PHONY: help demo brokers test test-fast check format bench dist clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,10 +33,21 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo  ## Compile the example model for three targets, prove it, run it (under 3 minutes)
 	@$(BIN)/python examples/digits/demo.py
 
-test: $(VENV)/.dev  ## Run every test
+# Tests that need a broker run with Mosquitto and with nats-server, which pip brings. Without Mosquitto, its half is
+# skipped: nothing fails here, and the service that the package starts is not used.
+brokers:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; command -v mosquitto >/dev/null || { \
+	as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; \
+	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+	echo "installing mosquitto, a broker that tests run against"; \
+	install="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto"; \
+	$$install >/dev/null 2>&1 || { $$as_root apt-get update -q >/dev/null 2>&1 && $$install >/dev/null 2>&1; } || true; fi; \
+	command -v mosquitto >/dev/null || echo "mosquitto is not installed: tests with it are skipped (apt-get install mosquitto)"; }
+
+test: $(VENV)/.dev brokers  ## Run every test
 	@$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-fast: $(VENV)/.dev  ## Run the fast tests (under 2 minutes)
+test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, layout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+pytest_plugins = ["tests.brokers"]
+
 
 def pytest_configure() -> None:
     """Let Ctrl-C raise KeyboardInterrupt, which some tests are about.
