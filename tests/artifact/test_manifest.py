@@ -16,8 +16,10 @@ from edgec.artifact import (
     EngineSpec,
     Manifest,
     Member,
+    Observation,
     Pipeline,
     Quantization,
+    Scores,
     TensorSpec,
     content_digest,
     manifest_from_json,
@@ -52,6 +54,9 @@ FULL = Manifest(
     budgets=Budgets(max_drop=0.01, latency_ms=2.5, memory_mib=100.25, size_bytes=2**33),
     reference={"scores": {"0": -1.5, "0.01": -1.25e-7, "0.5": 0.25, "1": 1e21}},
     golden={"scores": {"max_abs_error": 1e-5}},
+    observe=Observation(
+        inputs={"image": ("mean", "std"), "q": ()}, scores=Scores(output="scores", activation="softmax")
+    ),
     provenance={"tools": {"onnx": "1.23.2"}, "source": "sha256:...", "€": 1, "\U0001f600": 2, "\ufb33": 3},
     requires=(),
 )
@@ -260,6 +265,29 @@ _INPUT = ("inputs", 0)
         ),
         (("golden",), {"scores": {"max_abs_error": -1}}, "must be 0 or more"),
         (("golden",), {"scores": 1}, r"manifest.golden\['scores'\] must be an object"),
+        (
+            ("observe",),
+            {"inputs": {"image": ["median"]}},
+            r"must be one of mean, std, min, max, not 'median'",
+        ),
+        (("observe",), {"inputs": {"image": ["min"] * 5}}, "5 items; 0 to 4 are allowed"),
+        (
+            ("observe",),
+            {"inputs": {"x": ["min"]}},
+            "manifest.observe.inputs speaks of 'x', which is no input",
+        ),
+        (("observe",), {"scores": {"activation": "softmax"}}, "manifest.observe.scores.output is missing"),
+        (
+            ("observe",),
+            {"scores": {"output": "y"}},
+            "manifest.observe.scores speaks of 'y', which is no output",
+        ),
+        (
+            ("observe",),
+            {"scores": {"output": "scores", "activation": "relu"}},
+            "must be one of none, softmax",
+        ),
+        (("observe",), [], "manifest.observe must be an object, not a list"),
         (("provenance",), "me", "manifest.provenance must be an object, not 'me'"),
         (("requires",), "x", "manifest.requires must be a list"),
         (("content_digest",), None, "content_digest"),

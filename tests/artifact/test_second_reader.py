@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.artifact.forge import Tiny
 
-from edgec.artifact import GOLDEN, Artifact
+from edgec.artifact import GOLDEN, Artifact, Observation, Scores, pack
 
 
 def read(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -84,6 +85,21 @@ def test_it_reads_what_the_first_one_reads(tiny: Tiny, tmp_path: Path) -> None:
         for i, vector in enumerate(artifact.golden()):
             assert golden[f"{i}/inputs/image"] == ("U8", [1, 2, 2, 1], vector.inputs["image"].tobytes())
             assert golden[f"{i}/outputs/scores"] == ("F32", [1, 3], vector.outputs["scores"].tobytes())
+
+
+def test_it_reads_what_is_worth_watching(tiny: Tiny, tmp_path: Path) -> None:
+    observe = Observation(inputs={"image": ("mean", "std")}, scores=Scores(output="scores"))
+    plain, _ = read(tiny.pack(tmp_path / "a.edgec").read_bytes())
+    assert "observe" not in plain
+    manifest, _ = read(
+        pack(tmp_path / "b.edgec", replace(tiny.manifest, observe=observe), tiny.members).read_bytes()
+    )
+    assert manifest["observe"] == {
+        "inputs": {"image": ["mean", "std"]}, "scores": {"activation": "none", "output": "scores"}
+    }  # fmt: skip
+    with Artifact.open(tmp_path / "b.edgec") as artifact:
+        assert artifact.manifest.observe == observe
+        assert artifact.content_digest == manifest["content_digest"] != plain["content_digest"]
 
 
 def test_it_notices_damage(tiny: Tiny, tmp_path: Path) -> None:

@@ -4,24 +4,39 @@ from edgec.artifact._artifact import Artifact
 from edgec.artifact._files import atomic_write
 from edgec.artifact._golden import GoldenVector, encode_golden
 from edgec.artifact._layout import GOLDEN
-from edgec.artifact._manifest import FORMAT_VERSION, PRECISIONS, Budgets, EngineSpec, Manifest, Member
+from edgec.artifact._manifest import (
+    ACTIVATIONS,
+    FORMAT_VERSION,
+    PRECISIONS,
+    STATISTICS,
+    Budgets,
+    EngineSpec,
+    Manifest,
+    Member,
+    Observation,
+    Scores,
+)
 from edgec.artifact._manifest_json import content_digest, manifest_from_json, manifest_to_json
 from edgec.artifact._pack import pack
 from edgec.artifact._pipeline import Pipeline, read_pipeline
 from edgec.artifact._tensor import Quantization, TensorSpec
 
 __all__ = [
+    "ACTIVATIONS",
     "FORMAT_VERSION",
     "GOLDEN",
     "PRECISIONS",
+    "STATISTICS",
     "Artifact",
     "Budgets",
     "EngineSpec",
     "GoldenVector",
     "Manifest",
     "Member",
+    "Observation",
     "Pipeline",
     "Quantization",
+    "Scores",
     "TensorSpec",
     "atomic_write",
     "content_digest",

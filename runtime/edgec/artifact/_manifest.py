@@ -10,7 +10,11 @@ from edgec.artifact._pipeline import Pipeline
 from edgec.artifact._tensor import TensorSpec
 
 FORMAT_VERSION = 1
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "mixed")
+STATISTICS = ("mean", "std", "min", "max")
+ACTIVATIONS = ("none", "softmax", "sigmoid")
+PRECISIONS = (
+    "fp32", "fp16", "bf16", "int8", "int16x8", "int8-dynamic", "int8-weights", "int4-weights", "mixed"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,32 @@ class Budgets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Where the confidence of a model is that has no pipeline to say so.
+
+    Attributes:
+        output: Name of the output with one score per class: ``[batch, classes]``.
+        activation: What makes its values scores, one of `ACTIVATIONS`.
+    """
+
+    output: str
+    activation: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What is worth watching on a device, where an application asks for that.
+
+    Attributes:
+        inputs: Of each input, which of `STATISTICS` of one call's values: ``{"image": ("mean", "std")}``.
+        scores: Where the confidence is; None where the pipeline says so, or there is none.
+    """
+
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The first thing a device reads of an artifact.
 
@@ -82,6 +112,7 @@ class Manifest:
             name of the output: ``{"scores": {"0.01": ..., "0.5": ..., "0.99": ...}}``.
         golden: Tolerances of the golden vectors, by name of the output:
             ``{"scores": {"max_abs_error": 1e-5}}``; empty where there are none.
+        observe: What is worth watching on a device.
         provenance: Tool versions, digests of the source model and data, options.
         requires: Features a reader must know; a reader refuses what it does not.
     """
@@ -99,5 +130,6 @@ class Manifest:
     budgets: Budgets = Budgets()
     reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     golden: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    observe: Observation = Observation()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()

@@ -23,7 +23,18 @@ from edgec.artifact._fields import (
     text,
 )
 from edgec.artifact._layout import MANIFEST, REPORT
-from edgec.artifact._manifest import FORMAT_VERSION, PRECISIONS, Budgets, EngineSpec, Manifest, Member
+from edgec.artifact._manifest import (
+    ACTIVATIONS,
+    FORMAT_VERSION,
+    PRECISIONS,
+    STATISTICS,
+    Budgets,
+    EngineSpec,
+    Manifest,
+    Member,
+    Observation,
+    Scores,
+)
 from edgec.artifact._pipeline import Pipeline
 from edgec.artifact._tensor import Quantization, TensorSpec
 from edgec.errors import DigestMismatchError, IncompatibleArtifactError, ManifestError, PipelineError
@@ -151,6 +162,7 @@ def _document(manifest: Manifest) -> dict[str, Any]:
             ),
             "reference": manifest.reference,
             "golden": manifest.golden,
+            "observe": _observation_document(manifest.observe),
             "provenance": manifest.provenance,
             "requires": list(manifest.requires),
         },
@@ -190,6 +202,16 @@ def _tensor_document(spec: TensorSpec) -> dict[str, Any]:
     )
 
 
+def _observation_document(observation: Observation) -> dict[str, Any]:
+    scores = observation.scores
+    return _without_nothing(
+        {
+            "inputs": {name: list(chosen) for name, chosen in observation.inputs.items()},
+            "scores": {"output": scores.output, "activation": scores.activation} if scores else None,
+        }
+    )
+
+
 def _without_nothing(document: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         key: value
@@ -216,6 +238,7 @@ def _manifest(fields: Fields, requires: tuple[str, ...]) -> Manifest:
         budgets=fields.may("budgets", _budgets, Budgets()),
         reference=fields.may("reference", mapping_of(mapping_of(number, _quantile)), {}),
         golden=fields.may("golden", mapping_of(mapping_of(not_negative)), {}),
+        observe=fields.may("observe", _observation, Observation()),
         provenance=fields.may("provenance", mapping, {}),
         requires=requires,
     )
@@ -287,6 +310,22 @@ def _budgets(value: object, where: str) -> Budgets:
     )
 
 
+def _observation(value: object, where: str) -> Observation:
+    fields = Fields(value, where)
+    return Observation(
+        inputs=fields.may("inputs", mapping_of(sequence(one_of(STATISTICS), most=len(STATISTICS))), {}),
+        scores=fields.may("scores", _scores, None),
+    )
+
+
+def _scores(value: object, where: str) -> Scores:
+    fields = Fields(value, where)
+    return Scores(
+        output=fields.need("output", text),
+        activation=fields.may("activation", one_of(ACTIVATIONS), "none"),
+    )
+
+
 def _pipeline(value: object, where: str) -> Pipeline:
     try:
         return Pipeline.from_dict(mapping(value, where))
@@ -313,3 +352,11 @@ def _check(manifest: Manifest) -> None:
         for name in by_output:
             if name not in outputs:
                 raise ManifestError(f"manifest.{field} speaks of {name!r}, which is no output")
+    observe = manifest.observe
+    for name in observe.inputs:
+        if name not in {spec.name for spec in manifest.inputs}:
+            raise ManifestError(f"manifest.observe.inputs speaks of {name!r}, which is no input")
+    if observe.scores is not None and observe.scores.output not in outputs:
+        raise ManifestError(
+            f"manifest.observe.scores speaks of {observe.scores.output!r}, which is no output"
+        )

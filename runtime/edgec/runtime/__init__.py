@@ -17,32 +17,47 @@ if TYPE_CHECKING:
     from edgec.runtime._batcher import Batcher
     from edgec.runtime._buffers import BoundCall
     from edgec.runtime._host import Host, HostedModel
+    from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
     from edgec.runtime._shadow import Shadow, ShadowReport
+    from edgec.runtime._window import Window
+    from edgec.runtime.chains import Chain, ChainStream, load_chain
 
 __all__ = [
     "Batcher",
     "BoundCall",
+    "Chain",
+    "ChainStream",
     "Host",
     "HostedModel",
+    "ObserveOptions",
+    "Observer",
     "OutputTest",
     "Pool",
     "SelfTestResult",
     "Session",
     "Shadow",
     "ShadowReport",
+    "Window",
     "load",
+    "load_chain",
 ]
 
 # What few applications use is imported when it is asked for.
 _LATER = {
     "Batcher": "_batcher",
     "BoundCall": "_buffers",
+    "Chain": "chains",
+    "ChainStream": "chains",
     "Host": "_host",
     "HostedModel": "_host",
+    "ObserveOptions": "_observer",
+    "Observer": "_observer",
     "Pool": "_pool",
     "Shadow": "_shadow",
     "ShadowReport": "_shadow",
+    "Window": "_window",
+    "load_chain": "chains",
 }
 
 

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from numpy.typing import NDArray
 
 from edgec.artifact import Artifact, EngineSpec, Manifest, TensorSpec
-from edgec.errors import BackendUnavailableError, InferenceError, PlacementError
+from edgec.errors import BackendUnavailableError, InferenceError, InputError, PlacementError
 from edgec.runtime._inputs import check_inputs, input_test
 from edgec.runtime._placement import other_arch, placement_problems
 from edgec.runtime._self_test import SelfTestResult, run_golden_vectors
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgec.runtime._buffers import BoundCall
+    from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
     from edgec.runtime.pipeline import Processor
 
@@ -116,6 +117,7 @@ class Session:
         outputs: What `run` gives, in the model's order.
         engine: Name of the engine that runs it: ``onnxruntime``.
         state: ``ready``, or ``fallback`` where not the artifact's engine but its fallback runs it.
+        fallback_reason: Why the fallback runs it; empty where it does not.
     """
 
     manifest: Manifest
@@ -123,26 +125,32 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     engine: str
     state: str
+    fallback_reason: str
 
-    def __init__(self, artifact: Artifact, program: Program, engine: str, state: str) -> None:
+    def __init__(
+        self, artifact: Artifact, program: Program, engine: str, state: str, fallback_reason: str = ""
+    ) -> None:
         """Use `load`."""
         self.manifest = artifact.manifest
         self.inputs = self.manifest.inputs
         self.outputs = self.manifest.outputs
         self.engine = engine
         self.state = state
+        self.fallback_reason = fallback_reason
         self._artifact = artifact
         self._program: Program | None = program
         self._conforms = input_test(self.inputs)
-        self._run = program.run
+        self._run: _Run = program.run
         self._changing = Lock()
         # With the program that it was made for: a swap may change how a model wants its inputs.
         self._processor: tuple[Processor, _Run] | None = None
+        self._plain_processor: Processor | None = None
         self._bound: WeakSet[BoundCall] = WeakSet()
         self._swapping = Lock()
         self._reload: Callable[[str | Path], Session] = load
         self._pool: Pool | None = None
         self._priority = 0.0
+        self._observer: Observer | None = None
 
     @property
     def engine_version(self) -> str:
@@ -178,6 +186,16 @@ class Session:
         return self._open_program().placement
 
     @property
+    def content_digest(self) -> str:
+        """Digest of what the artifact is: ``sha256:5e8f...``."""
+        return self._artifact.content_digest
+
+    @property
+    def observer(self) -> Observer | None:
+        """What observes it; None where nothing does."""
+        return self._observer
+
+    @property
     def pool(self) -> Pool | None:
         """What runs calls that are submitted; None for the pool that all sessions without one share."""
         return self._pool
@@ -207,7 +225,7 @@ class Session:
             InferenceError: The engine failed, and the session can be used again; or it is closed.
         """
         if not self._conforms(inputs):
-            check_inputs(self.inputs, inputs)
+            self._check(inputs)
         if outputs is not None:
             return self._run_into(inputs, outputs)
         run = self._run
@@ -244,7 +262,7 @@ class Session:
         if max_batch < 1:
             raise ValueError(f"expected a max_batch of at least 1, got {max_batch}")
         for sample in samples:
-            check_inputs(self.inputs, sample)
+            self._check(sample)
         if why_not_batched(self.manifest, self.promised.precision):
             return [self.run(sample) for sample in samples]
         results: list[dict[str, NDArray[Any]]] = []
@@ -304,13 +322,17 @@ class Session:
             OverloadedError: Too many calls wait in the pool.
         """
         if not self._conforms(inputs):
-            check_inputs(self.inputs, inputs)
+            self._check(inputs)
         pool = self._pool
         if pool is None:
             from edgec.runtime._pool import default_pool
 
             pool = default_pool()
         rank = self._priority if priority is None else priority
+        if self._observer is not None:
+            from edgec.runtime._observer import submit_observed
+
+            return submit_observed(self._observer, pool, self.run, inputs, rank, deadline_ms)
         return pool.submit(self.run, inputs, priority=rank, deadline_ms=deadline_ms)
 
     async def arun(
@@ -358,7 +380,7 @@ class Session:
         processor, run = made
         inputs, context = processor.preprocess(sample)
         if not self._conforms(inputs):
-            check_inputs(self.inputs, inputs)
+            self._check(inputs)
         try:
             values = run(inputs)
         except InferenceError:
@@ -366,6 +388,63 @@ class Session:
                 raise
             return self.predict(sample)  # the session was swapped meanwhile
         return processor.postprocess(values, context)
+
+    def predict_batch(self, samples: Sequence[object], *, max_batch: int = 32) -> list[dict[str, Any]]:
+        """Run the whole pipeline on several samples, as few calls of the engine as `run_batch` makes of them.
+
+        Args:
+            samples: Each what `predict` takes.
+            max_batch: Most rows of one call, so that memory stays bounded.
+
+        Returns:
+            What `predict` gives, for each sample in its order.
+
+        Raises:
+            PipelineError, InputError, InferenceError: As of `predict`, for any of them.
+            ValueError: `max_batch` is below 1.
+        """
+        made = self._processor or self._make_processor()
+        prepared = [made[0].preprocess(sample) for sample in samples]
+        outputs = self.run_batch([inputs for inputs, _ in prepared], max_batch=max_batch)
+        if self._processor is not made:  # swapped meanwhile, for a model that may want its inputs otherwise
+            return self.predict_batch(samples, max_batch=max_batch)
+        return [
+            made[0].postprocess(values, context)
+            for values, (_, context) in zip(outputs, prepared, strict=True)
+        ]
+
+    def observe(self, options: ObserveOptions | None = None) -> Observer:
+        """Count calls from now on, and look into some of them; see `Observer.take`.
+
+        Without this, calls cost nothing more than before. It stays on when the session is swapped. What is
+        run by `bind` is not observed.
+
+        Args:
+            options: What to look at and what that may cost; None for the defaults.
+
+        Raises:
+            InferenceError: The session is closed.
+        """
+        from edgec.runtime._observer import Observer
+
+        observer = Observer(options)
+        self.set_observer(observer)
+        return observer
+
+    def set_observer(self, observer: Observer | None) -> None:
+        """Let an observer see calls from now on, in place of the one that does; None for none.
+
+        Args:
+            observer: Of this session; or one that was of another session with the same artifact, which it
+                goes on with.
+
+        Raises:
+            InferenceError: The session is closed.
+        """
+        with self._changing:
+            self._open_program()
+            self._observer = observer
+            self._arrange()
 
     def self_test(self) -> SelfTestResult:
         """Run the golden vectors of the artifact and compare what comes out with what they promise.
@@ -413,12 +492,15 @@ class Session:
         """
         with self._changing:
             self._open_program()
-            for name in ("manifest", "inputs", "outputs", "engine", "state", "_artifact", "_program"):
+            for name in (
+                "manifest", "inputs", "outputs", "engine", "state", "fallback_reason", "_artifact", "_program"
+            ):  # fmt: skip
                 mine = getattr(self, name)
                 setattr(self, name, getattr(other, name))
                 setattr(other, name, mine)
-            self._processor = other._processor = None
-            self._run, other._run = other._run, self._run  # from here on
+            self._processor = self._plain_processor = other._processor = other._plain_processor = None
+            other._arrange()
+            self._arrange()  # from here on
         for bound in list(self._bound):
             bound.expire()
         return other
@@ -447,6 +529,23 @@ class Session:
         state = "closed" if self._program is None else self.state
         return f"<Session {self.manifest.model} on {self.engine}: {state}>"
 
+    def _arrange(self) -> None:
+        """Put what watches calls around those of the program."""
+        run: _Run = self._open_program().run
+        if self._observer is not None:
+            run = self._observer.watch(self, run)
+        self._run = run
+        self._processor = None
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Do nothing if inputs conform; else it is an error that is observed."""
+        try:
+            check_inputs(self.inputs, inputs)
+        except InputError as e:
+            if self._observer is not None:
+                self._observer.failed(e)
+            raise
+
     def current_program(self) -> Program:
         """Return what the engine has loaded; for what is beside sessions in this package."""
         return self._open_program()
@@ -473,8 +572,12 @@ class Session:
         from edgec.runtime._buffers import run_into
 
         program = self._open_program()
-        try:
+
+        def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             return run_into(program, self.outputs, inputs, outputs)
+
+        try:
+            return run(inputs) if self._observer is None else self._observer.watch(self, run)(inputs)
         except InferenceError:
             if self._program is program:
                 raise
@@ -486,7 +589,16 @@ class Session:
         with self._changing:
             if self._processor is None:
                 self._open_program()
-                processor = Processor(self.manifest.pipeline, self.inputs, self.outputs, self._artifact.read)
+                processor = self._plain_processor
+                if processor is None:
+                    processor = Processor(
+                        self.manifest.pipeline, self.inputs, self.outputs, self._artifact.read
+                    )
+                    self._plain_processor = processor
+                if self._observer is not None:
+                    from edgec.runtime._observed_pipeline import ObservedProcessor
+
+                    processor = ObservedProcessor(processor, self._observer)
                 self._processor = processor, self._run
             return self._processor
 
@@ -532,7 +644,7 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
             f"running on the declared fallback, {manifest.fallback.name}"
         )
         program = _load_program(artifact, manifest.fallback, options, checks)
-        return Session(artifact, program, manifest.fallback.name, "fallback")
+        return Session(artifact, program, manifest.fallback.name, "fallback", str(e))
 
 
 def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions, checks: _Checks) -> Program:

@@ -121,6 +121,21 @@ class QuantileSketch:
                 return self._within(_middle(key))
         return self.maximum
 
+    def count_below(self, value: float) -> int:
+        """Return how many values are at most `value`, give or take those within 2 % of it."""
+        if value < self.minimum:
+            return 0
+        if value >= self.maximum:
+            return self.count
+        if value < 0:
+            first = math.ceil(math.log(-value) * _PER_LOG)
+            return sum(n for key, n in self._negative.items() if key >= first)
+        below = sum(self._negative.values()) + self.zeros
+        if value == 0:
+            return below
+        last = math.ceil(math.log(value) * _PER_LOG)
+        return below + sum(n for key, n in self._positive.items() if key <= last)
+
     def to_bytes(self) -> bytes:
         """Return the sketch as bytes, some two per bin; `from_bytes` reads them."""
         limits = np.array([self.minimum, self.maximum, self.total], "<f8").tobytes()
