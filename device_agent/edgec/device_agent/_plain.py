@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Hashable
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgec.errors import AgentError
 
 T = TypeVar("T")
+# Of a dataclass: per field, its type, and whether it must be there.
+_LAYOUTS: dict[type, dict[str, tuple[Any, bool]]] = {}
 
 
 def from_plain(cls: type[T], value: object, where: str) -> T:
@@ -35,14 +35,14 @@ def from_plain(cls: type[T], value: object, where: str) -> T:
     return cls(**found)
 
 
-@cache
-def _layout(cls: Hashable) -> dict[str, tuple[Any, bool]]:
-    assert isinstance(cls, type)
-    assert is_dataclass(cls)
-    hints = get_type_hints(cls)
-    return {
-        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(cls)
-    }
+def _layout(cls: Any) -> dict[str, tuple[Any, bool]]:
+    if cls not in _LAYOUTS:
+        hints = get_type_hints(cls)
+        _LAYOUTS[cls] = {
+            f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+            for f in fields(cls)
+        }
+    return _LAYOUTS[cls]
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -165,7 +165,7 @@ class State:
         candidate: What is being installed.
         pending: What is wanted next, as soon as this is over.
         reuse: Whether the candidate already lies in the other slot.
-        switched: Whether the candidate has taken over from `fallback`.
+        switched: Whether the candidate has taken over from `fallback`, and is now `active`.
         unsettled: Whether a rollback was given up, and is due again at the next opportunity.
         deadline_s: Monotonic time at which the phase has hung, or waited long enough.
         attempts: Passing failures of this update.
@@ -173,7 +173,7 @@ class State:
         interruptions: How often the agent died in this phase.
         crashes: How often model, application or agent died in probation.
         calm_s: Monotonic time at which `crashes` is forgotten.
-        verdict: How a rollback or failure that is under way will be reported.
+        verdict: How the last update ended, or the one will that is being rolled back or cleaned up after.
         reason: Why it is where it is, as a word: ``power``, ``digest``, ``timeout`` ...
         detail: The same for people.
         tries: Per digest, newest last.
@@ -217,9 +217,9 @@ class State:
 
     @property
     def candidate_slot(self) -> Slot:
-        """Where the candidate goes: not where the active one is."""
-        if self.reuse and self.previous is not None:
-            return self.previous.slot
+        """Where the candidate is or goes: not where the active one is, until it has become that."""
+        if self.switched and self.active is not None:
+            return self.active.slot
         return "b" if self.active is not None and self.active.slot == "a" else "a"
 
     def quarantined(self, digest: str) -> Quarantined | None:

@@ -6,6 +6,10 @@ any instruction the same work is done again and leads to the same end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
 from edgec.device_agent._events import (
     Abort,
     Acknowledged,
@@ -34,6 +38,9 @@ from edgec.device_agent._state import (
     State,
     Wanted,
 )
+from edgec.device_agent._turn import WORK, Limits, Turn
+
+_LIMITS = Limits()
 
 __all__ = [
     "Abort",
@@ -46,6 +53,7 @@ __all__ = [
     "Event",
     "Failed",
     "Installed",
+    "Limits",
     "Linked",
     "Moment",
     "Phase",
@@ -60,4 +68,364 @@ __all__ = [
     "Wanted",
     "Work",
     "WorkName",
+    "step",
 ]
+
+# Phases in which nothing that serves has been touched yet.
+BEFORE_SWITCH: frozenset[Phase] = frozenset(
+    ("notified", "deferred", "admitted", "downloading", "verified", "staged", "self_test", "shadow")
+)
+# Why an order to stop is refused, by phase; in all others it is accepted.
+ABORT_REFUSED: Mapping[Phase, str] = MappingProxyType(
+    {
+        "idle": "nothing_under_way",
+        "cleaned": "nothing_under_way",
+        "committed": "committed",
+        "rolling_back": "rolling_back",
+        "failed": "failed",
+        "removing": "removing",
+    }
+)
+# Work during which deaths of the agent, time after time, blame the candidate.
+_SUSPECT = frozenset(("verify", "self_test", "shadow", "switch"))
+# Work that may be cut off any number of times, because it goes on where it was or must be done in the end.
+_PATIENT = frozenset(("admit", "reserve", "fetch", "commit", "clean", "roll_back", "remove"))
+# Work that condemns a digest when it fails for good.
+_JUDGES = frozenset(("verify", "self_test", "shadow", "switch"))
+_MUST_SUCCEED = frozenset(("commit", "clean", "roll_back", "remove"))
+# Work whose hanging says nothing about the candidate.
+_EXTERNAL = frozenset(("admit", "reserve", "fetch", "stage", "confirm"))
+
+
+def step(state: State, event: Event, limits: Limits = _LIMITS) -> tuple[State, tuple[Effect, ...]]:
+    """Take an event in.
+
+    Args:
+        state: Before; not changed.
+        event: What happened. Results of work that is not under way any more are ignored.
+        limits: How patient to be.
+
+    Returns:
+        The next state, which must be on disk before the first effect begins, and the effects in order. The
+        state is the same object where nothing changed.
+    """
+    turn = Turn(state, event.now, limits)
+    if isinstance(event, Started):
+        _started(turn, event.clean)
+    elif isinstance(event, Desired):
+        _desired(turn, event.wanted)
+    elif isinstance(event, Done | Failed | Postponed):
+        if event.work and event.work == state.work:
+            turn.set(work=0, deadline_s=None)
+            _result(turn, event)
+    elif isinstance(event, Crashed):
+        if state.phase in ("switched", "probation"):
+            _crashed(turn, event.reason, event.detail)
+    elif isinstance(event, Abort):
+        _abort(turn, event.epoch)
+    elif isinstance(event, Acknowledged):
+        if event.seq <= state.report_seq:
+            turn.set(reports=tuple(r for r in state.reports if r.seq > event.seq))
+            _rest(turn)
+    elif isinstance(event, Linked):
+        turn.effects += [Tell(report=r) for r in state.reports]
+    elif isinstance(event, Tick):
+        _tick(turn)
+    return turn.end()
+
+
+def _result(turn: Turn, event: Done | Failed | Postponed) -> None:
+    if isinstance(event, Done):
+        if turn.piece_done():
+            _phase_done(turn)
+    elif isinstance(event, Failed):
+        _failed(turn, event.reason, event.detail, passing=event.passing)
+    elif turn.state.phase in BEFORE_SWITCH:
+        until = turn.now.mono_s + event.retry_s
+        turn.enter("deferred", deadline_s=until, **turn.because(event.reason, event.detail))
+    else:
+        _failed(turn, event.reason, event.detail, passing=True)
+
+
+def _phase_done(turn: Turn) -> None:
+    state = turn.state
+    if state.phase == "notified":
+        turn.enter("verified" if state.reuse else "admitted")
+    elif state.phase == "admitted":
+        turn.enter("downloading")
+    elif state.phase == "downloading":
+        # Staging takes the place of what is in the other slot.
+        turn.enter("verified", previous=None)
+    elif state.phase == "verified":
+        turn.enter("staged")
+    elif state.phase == "staged":
+        turn.enter("self_test")
+    elif state.phase == "self_test" and state.active and state.candidate and state.candidate.shadow_s > 0:
+        turn.enter("shadow")
+    elif state.phase in ("self_test", "shadow"):
+        turn.enter("switched", fallback=state.active, switched=False, crashes=0, calm_s=None)
+    elif state.phase == "switched":
+        new = turn.installed_candidate()
+        turn.set(active=new, previous=state.fallback, switched=True, reuse=False)
+        turn.enter("probation")
+        if state.pending is not None:
+            _make_way(turn, state.pending)
+    elif state.phase == "probation":
+        _commit(turn)
+    elif state.phase == "rolling_back":
+        _rolled_back(turn)
+    elif state.phase == "removing":
+        turn.tell("removed", state.candidate)
+        turn.set(active=None, previous=None, verdict="removed")
+        _finish(turn)
+    else:
+        _finish(turn)
+
+
+def _commit(turn: Turn) -> None:
+    state = turn.state
+    if state.candidate is not None:
+        turn.forgive(state.candidate.digest)
+    turn.tell("committed", state.candidate)
+    turn.enter("committed", fallback=None, crashes=0, calm_s=None, verdict="committed")
+
+
+def _failed(turn: Turn, reason: str, detail: str, *, passing: bool) -> None:
+    state, name = turn.state, turn.piece
+    if name in _MUST_SUCCEED:
+        _once_more(turn, reason, detail)
+    elif name in ("switch", "watch"):
+        condemned = name == "watch" or not passing
+        _roll_back(turn, "rolled_back", reason, detail, condemned=condemned)
+    elif state.phase == "verified" and state.reuse:
+        # What lay in the other slot is damaged: fetch it like anything else.
+        turn.set(reuse=False, previous=None)
+        turn.enter("admitted")
+    elif passing and state.attempts + 1 < turn.limits.attempts:
+        attempts = state.attempts + 1
+        until = turn.wait(attempts)
+        turn.enter("deferred", attempts=attempts, deadline_s=until, **turn.because(reason, detail))
+    else:
+        if not passing and name in _JUDGES:
+            _condemn(turn, reason)
+        tried = f" (given up after {state.attempts + 1} attempts)" if passing else ""
+        _fail(turn, "failed", reason, detail + tried)
+
+
+def _once_more(turn: Turn, reason: str, detail: str) -> None:
+    """Work that must be done in the end is tried again, and given up only as far as it must be."""
+    retries = turn.state.retries + 1
+    if retries < turn.limits.retries:
+        turn.set(retries=retries, deadline_s=turn.wait(retries), **turn.because(reason, detail))
+    elif turn.piece == "roll_back":
+        turn.set(unsettled=True)
+        _fail(turn, "failed", "rollback_failed", f"{turn.state.reason}, then {reason}: {detail}")
+    elif turn.piece == "remove":
+        _fail(turn, "failed", reason, detail)
+    elif turn.piece_done():
+        _phase_done(turn)
+
+
+def _condemn(turn: Turn, reason: str) -> None:
+    if turn.state.candidate is not None:
+        turn.quarantine(turn.state.candidate.digest, reason)
+
+
+def _fail(turn: Turn, result: Result, reason: str, detail: str) -> None:
+    """End an update; what serves is what did before."""
+    turn.tell(result, turn.state.candidate, reason, detail)
+    turn.enter("failed", verdict=result, **turn.because(reason, detail))
+
+
+def _roll_back(turn: Turn, result: Result, reason: str, detail: str, *, condemned: bool) -> None:
+    if condemned:
+        _condemn(turn, reason)
+    turn.enter("rolling_back", verdict=result, **turn.because(reason, detail))
+
+
+def _rolled_back(turn: Turn) -> None:
+    state = turn.state
+    turn.set(
+        active=state.fallback, previous=None, fallback=None, switched=False, unsettled=False, reuse=False
+    )
+    turn.set(crashes=0, calm_s=None)
+    _fail(turn, state.verdict or "rolled_back", state.reason, state.detail)
+
+
+def _finish(turn: Turn) -> None:
+    state = turn.state
+    if not state.unsettled:
+        turn.set(candidate=None, fallback=None, switched=False)
+    why = {} if state.phase == "committed" else {"reason": state.reason, "detail": state.detail}
+    turn.enter("cleaned", reuse=False, attempts=0, **why)
+    if state.pending is not None and not state.unsettled:
+        turn.set(pending=None)
+        _begin(turn, state.pending)
+    _rest(turn)
+
+
+def _settle(turn: Turn) -> None:
+    """Take up a rollback again that was given up."""
+    state = turn.state
+    turn.enter("rolling_back", verdict="rolled_back", **turn.because(state.reason, state.detail))
+
+
+def _rest(turn: Turn) -> None:
+    """An end that the fleet knows of is the beginning."""
+    state = turn.state
+    if state.phase == "cleaned" and not state.reports and not state.unsettled:
+        turn.set(phase="idle")
+
+
+def _begin(turn: Turn, wanted: Wanted) -> None:
+    """Take up what is wanted, with nothing under way."""
+    state = turn.state
+    if state.unsettled:
+        turn.set(pending=wanted)
+        _settle(turn)
+    elif wanted.removes and state.active is None and state.previous is None:
+        _refuse(turn, "removed", wanted, "already_removed", "nothing of this model is here")
+    elif wanted.removes:
+        turn.enter("removing", candidate=wanted)
+    elif state.active is not None and state.active.digest == wanted.digest:
+        _refuse(turn, "unchanged", wanted, "already_active", "it serves already")
+    elif (bad := state.quarantined(wanted.digest)) and not (wanted.retry and wanted.epoch > bad.epoch):
+        detail = f"it was found bad here in epoch {bad.epoch} ({bad.reason}); order a retry to try it again"
+        _refuse(turn, "refused", wanted, "quarantined", detail)
+    elif turn.tried(wanted.digest) >= turn.limits.tries and not wanted.retry:
+        detail = (
+            f"{turn.tried(wanted.digest)} updates to it did not succeed here; order a retry to try it again"
+        )
+        _refuse(turn, "refused", wanted, "too_many_tries", detail)
+    else:
+        if wanted.retry:
+            turn.forgive(wanted.digest)
+        turn.count_try(wanted.digest)
+        reuse = state.previous is not None and state.previous.digest == wanted.digest
+        turn.enter("notified", candidate=wanted, reuse=reuse, attempts=0, verdict=None)
+
+
+def _refuse(turn: Turn, result: Result, wanted: Wanted, reason: str, detail: str) -> None:
+    """End before anything has begun."""
+    turn.tell(result, wanted, reason, detail)
+    turn.enter("cleaned", verdict=result, **turn.because(reason, detail))
+
+
+def _desired(turn: Turn, wanted: Wanted) -> None:
+    state = turn.state
+    if wanted.epoch <= state.epoch:
+        return
+    turn.set(epoch=wanted.epoch)
+    if state.phase in ("idle", "cleaned"):
+        _drop_pending(turn, wanted)
+        _begin(turn, wanted)
+    elif _is_candidate(state, wanted) and (
+        state.phase in BEFORE_SWITCH or state.phase in ("switched", "probation")
+    ):
+        _drop_pending(turn, wanted)
+        turn.set(candidate=replace(state.candidate, epoch=wanted.epoch) if state.candidate else None)
+    else:
+        _drop_pending(turn, wanted)
+        turn.set(pending=wanted)
+        _make_way(turn, wanted)
+
+
+def _is_candidate(state: State, wanted: Wanted) -> bool:
+    return state.candidate is not None and state.candidate.digest == wanted.digest
+
+
+def _make_way(turn: Turn, wanted: Wanted) -> None:
+    """Something else is wanted now: end what is under way, where that does not leave nothing to serve."""
+    state = turn.state
+    detail = f"epoch {wanted.epoch} wants something else"
+    if state.phase in BEFORE_SWITCH:
+        _fail(turn, "superseded", "superseded", detail)
+    elif state.phase == "probation" and (state.fallback is not None or wanted.removes):
+        _roll_back(turn, "superseded", "superseded", detail, condemned=False)
+
+
+def _drop_pending(turn: Turn, wanted: Wanted) -> None:
+    if turn.state.pending is not None:
+        detail = f"epoch {wanted.epoch} came before it was begun"
+        turn.tell("superseded", turn.state.pending, "superseded", detail)
+        turn.set(pending=None)
+
+
+def _abort(turn: Turn, epoch: int | None) -> None:
+    state = turn.state
+    dropped = state.pending is not None and epoch in (None, state.pending.epoch)
+    if dropped:
+        turn.tell("aborted", state.pending, "aborted", "stopped by order before it was begun")
+        turn.set(pending=None)
+    current = None if state.candidate is None else state.candidate.epoch
+    refusal = ABORT_REFUSED.get(state.phase, "")
+    if not refusal and epoch not in (None, current):
+        refusal = "other_epoch"
+    if refusal and not dropped:
+        turn.tell("abort_refused", state.candidate, refusal, f"the update is {state.phase}")
+        return
+    turn.tell("abort_accepted", state.candidate or state.pending, "", f"the update was {state.phase}")
+    if refusal:
+        return
+    if state.phase in BEFORE_SWITCH:
+        _fail(turn, "aborted", "aborted", "stopped by order")
+    else:
+        _roll_back(turn, "aborted", "aborted", "stopped by order", condemned=False)
+
+
+def _crashed(turn: Turn, reason: str, detail: str) -> None:
+    crashes = turn.state.crashes + 1
+    turn.set(crashes=crashes, calm_s=turn.now.mono_s + turn.limits.calm_s)
+    if crashes >= turn.limits.crashes:
+        detail = f"{crashes} crashes in {turn.state.phase}, the last one: {detail or reason}"
+        _roll_back(turn, "rolled_back", "crash_loop", detail, condemned=True)
+
+
+def _tick(turn: Turn) -> None:
+    state, now = turn.state, turn.now.mono_s
+    if state.calm_s is not None and now >= state.calm_s:
+        turn.set(crashes=0, calm_s=None)
+    if state.deadline_s is None or now < state.deadline_s:
+        return
+    if state.phase == "deferred":
+        turn.enter("notified")
+    elif not state.work:
+        turn.start()
+    else:
+        name = turn.piece
+        turn.cancel()
+        detail = f"{name} took longer than {turn.timeout_s(name):.0f} s"
+        _failed(turn, "timeout", detail, passing=name in _EXTERNAL)
+
+
+def _started(turn: Turn, clean: bool) -> None:
+    state = turn.state
+    turn.effects += [Tell(report=r) for r in state.reports]
+    calm_s = turn.now.mono_s + turn.limits.calm_s if state.crashes else None
+    turn.set(work=0, deadline_s=None, calm_s=calm_s)
+    if state.phase == "deferred":
+        turn.enter("notified")
+    elif state.phase in ("idle", "cleaned"):
+        if state.unsettled:
+            _settle(turn)
+    else:
+        _resume(turn, clean)
+
+
+def _resume(turn: Turn, clean: bool) -> None:
+    """Do the work again that the start found under way, unless it was what ended the agent before."""
+    name = turn.piece
+    if not clean:
+        turn.set(interruptions=turn.state.interruptions + 1)
+    if name == "watch" and not clean:
+        _crashed(turn, "restarted", "the agent or the device started again without having been stopped")
+    elif name not in _PATIENT and turn.state.interruptions >= turn.limits.interruptions:
+        detail = f"the agent died {turn.state.interruptions} times during {name}"
+        if name in ("switch", "watch"):
+            _roll_back(turn, "rolled_back", "crash_loop", detail, condemned=True)
+        else:
+            if name in _SUSPECT:
+                _condemn(turn, "crash_loop")
+            _fail(turn, "failed", "crash_loop", detail)
+    if not turn.state.work and turn.state.phase in WORK:
+        turn.start()

@@ -1,7 +1,7 @@
 """The contract between compiler and device: what an artifact is, how it is read and written."""
 
 from edgec.artifact._artifact import Artifact
-from edgec.artifact._files import atomic_write
+from edgec.artifact._files import atomic_write, sync_directory
 from edgec.artifact._golden import GoldenVector, encode_golden
 from edgec.artifact._layout import GOLDEN
 from edgec.artifact._manifest import (
@@ -45,4 +45,5 @@ __all__ = [
     "manifest_to_json",
     "pack",
     "read_pipeline",
+    "sync_directory",
 ]

@@ -18,7 +18,7 @@ _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, *, aside: str | Path | None = None) -> Iterator[BinaryIO]:
     """Open `path` for writing so that it is replaced whole when the block ends, or not at all.
 
     The bytes go to a hidden file beside it, which is synced to disk and then renamed. When the
@@ -26,6 +26,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
     Args:
         path: Of a file that may be there already, in a directory that is.
+        aside: The hidden file, on the same file system; one that a killed process left is replaced. None
+            for a new name each time.
 
     Yields:
         A binary file that can be written, read back and sought.
@@ -37,9 +39,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     # Renaming onto a link would replace the link, and onto /dev/null would replace that for everyone.
     final = os.path.realpath(path)
     directory = os.path.dirname(final)
-    aside = os.path.join(directory, f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
     try:
         _refuse_special(final)
+        if aside is None:
+            aside = os.path.join(directory, f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
+        else:
+            aside = os.fspath(aside)
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
         descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as e:
         raise _cannot_write(path, e) from e
@@ -49,7 +56,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, final)
-        _sync_directory(directory)
+        sync_directory(directory)
     except OSError as e:
         # Only what the file itself said; a write that fails names no file.
         if e.filename is None or os.fspath(e.filename) == aside:
@@ -71,8 +78,11 @@ def _refuse_special(path: str) -> None:
         raise OutputError(f"cannot write {path}: it is a device or a pipe; give the path of a file")
 
 
-def _sync_directory(directory: str) -> None:
-    # Makes the rename durable. Some file systems refuse it; the file is there all the same.
+def sync_directory(directory: str | Path) -> None:
+    """Make what was created, renamed or removed in a directory durable.
+
+    Some file systems refuse to; what was done is done all the same.
+    """
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
