@@ -21,10 +21,10 @@ import onnxruntime.capi.onnxruntime_pybind11_state as binding
 from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
+from edgec.artifact.onnx_reader import ExternalTensor, read_facts
 from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
 from edgec.runtime._buffers import deliver
 from edgec.runtime.backends import LoadOptions, Payload
-from edgec.runtime.backends._onnx_reader import ExternalTensor, read_facts
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._profiles import LayerTime, kernel_runs, layer_times
 from edgec.runtime.backends._versions import check_version

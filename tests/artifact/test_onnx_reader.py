@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgec.artifact import TensorSpec
+from edgec.artifact.onnx_reader import read_facts
 from edgec.errors import ArtifactError
-from edgec.runtime.backends._onnx_reader import read_facts
 from edgec.runtime.testing import Node, onnx_members
 
 IN, OUT = (TensorSpec("x", "float32", (1, 16)),), (TensorSpec("y", "float32", (1, 16)),)
