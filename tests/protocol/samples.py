@@ -38,6 +38,7 @@ PRESENCE = Presence(
 )
 DESIRED = Desired(
     epoch=12,
+    revision=3,
     models={"kws": DesiredModel(path="models/kws/2.edgec", length=4096, sha256=B, patches=(PATCH,))},
     metadata=Metadata(director={"timestamp.json": '{"signed":{}}'}, image={"3.root.json": '{"ü":1}'}),
     sources=("https://models.example/repo",),

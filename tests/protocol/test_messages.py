@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.protocol.samples import DESIRED, MESSAGES, PRESENCE, REPORTED, TELEMETRY
 
@@ -153,6 +153,7 @@ def test_bad_cbor_is_refused(data: bytes) -> None:
         Telemetry.from_bytes(data)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(MESSAGES), st.data())
 def test_any_bytes_are_a_message_or_a_protocol_error(message: Message, data: st.DataObject) -> None:
     good = bytearray(message.to_bytes())

@@ -14,6 +14,7 @@ from edgec.protocol._control import (
     Presence,
     Reported,
 )
+from edgec.protocol._ledgers import Handled, Issued, Received
 from edgec.protocol._message import MAX_MESSAGE_BYTES, Message
 from edgec.protocol._telemetry import (
     CHUNK_BYTES,
@@ -26,19 +27,25 @@ from edgec.protocol._telemetry import (
     TelemetryRecord,
 )
 from edgec.protocol._topics import Address, Topics
+from edgec.protocol._views import Boot, DesiredView, DeviceView
 
 __all__ = [
     "CHUNK_BYTES",
     "MAX_MESSAGE_BYTES",
     "Address",
     "Alert",
+    "Boot",
     "Chunk",
     "ChunkRequest",
     "Command",
     "CommandReply",
     "Desired",
     "DesiredModel",
+    "DesiredView",
     "DeviceEvent",
+    "DeviceView",
+    "Handled",
+    "Issued",
     "Message",
     "Metadata",
     "ModelReport",
@@ -46,6 +53,7 @@ __all__ = [
     "Patch",
     "Poke",
     "Presence",
+    "Received",
     "Reported",
     "SeqRange",
     "Telemetry",

@@ -84,6 +84,9 @@ class Desired(Message):
     """What a device is to have. Retained; it says nothing that signed metadata does not confirm."""
 
     epoch: int = wire(COUNT, doc="Greater each time something else is wanted; a device never goes back.")
+    revision: int = wire(
+        COUNT, default=0, doc="Greater each time metadata or sources of the epoch are newer."
+    )
     models: Mapping[str, DesiredModel] = wire(
         MapOf(ID, Record(DesiredModel), MAX_MODELS), doc="By the name the device's applications use."
     )
