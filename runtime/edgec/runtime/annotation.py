@@ -39,16 +39,12 @@ def annotate(image: Path, values: Mapping[str, Any], target: Path) -> bool:
         import cv2
     except ModuleNotFoundError as e:
         raise MissingExtraError("drawing on images", e.name, "vision") from e
-    class_map = _class_map(values)
-    if "boxes" not in values and class_map is None:
+    if not can_draw(values):
         return False
     picture = cv2.imread(str(image), cv2.IMREAD_COLOR)
     if picture is None:
         raise DataError(f"cannot read the image {image}")
-    if class_map is not None:
-        picture = _draw_map(cv2, picture, class_map)
-    if "boxes" in values:
-        _draw_boxes(cv2, picture, values)
+    picture = draw(picture, values)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         written = cv2.imwrite(str(target), picture)
@@ -57,6 +53,32 @@ def annotate(image: Path, values: Mapping[str, Any], target: Path) -> bool:
     if not written:
         raise OutputError(f"cannot write {target}")
     return True
+
+
+def can_draw(values: Mapping[str, Any]) -> bool:
+    """Whether there is anything in a prediction that `draw` draws."""
+    return "boxes" in values or _class_map(values) is not None
+
+
+def draw(picture: NDArray[Any], values: Mapping[str, Any]) -> NDArray[Any]:
+    """Return a copy of a picture with a prediction drawn on it; see `annotate` for what is drawn.
+
+    Args:
+        picture: uint8[h, w, 3], BGR.
+        values: The prediction.
+
+    Raises:
+        MissingExtraError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ModuleNotFoundError as e:
+        raise MissingExtraError("drawing on images", e.name, "vision") from e
+    class_map = _class_map(values)
+    drawn: NDArray[Any] = picture.copy() if class_map is None else _draw_map(cv2, picture, class_map)
+    if "boxes" in values:
+        _draw_boxes(cv2, drawn, values)
+    return drawn
 
 
 def _class_map(values: Mapping[str, Any]) -> NDArray[np.int64] | None:
