@@ -28,7 +28,7 @@ from edgec.artifact import (
 )
 from edgec.artifact.steps import Softmax, TopK
 from edgec.errors import DeadlineError, InputError, OverloadedError, PipelineError
-from edgec.runtime import ObserveOptions, Observer, Pool, Session, Window, load
+from edgec.runtime import Batcher, Host, ObserveOptions, Observer, Pool, Session, Window, load
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 from edgec.sketch import Histogram, population_stability, reference_bins
 
@@ -197,6 +197,38 @@ def test_what_a_queue_drops_is_counted(tmp_path: Path) -> None:
         window = observer.take()
     assert window.drops == {"overloaded": 1, "deadline": 1}
     assert (window.calls, window.errors) == (1, {})
+
+
+def submit_until_refused(batcher: Batcher) -> None:
+    while True:  # until one waits while another comes
+        batcher.submit(X)
+
+
+def test_what_a_batcher_drops_is_counted(tmp_path: Path) -> None:
+    with load(tiny_artifact(tmp_path / "a.edgec", batch="n")) as session:
+        with Batcher(session, max_delay_ms=200, max_queue=1) as batcher:
+            batcher.enabled = True  # whatever was measured
+            observer = session.observe()
+            late = batcher.submit(X, deadline_ms=0)
+            with pytest.raises(OverloadedError):
+                submit_until_refused(batcher)
+            with pytest.raises(DeadlineError):
+                late.result(20)
+        assert observer.take().drops == {"overloaded": 1, "deadline": 1}
+
+
+def test_a_host_observes_its_models_each_on_its_own(tmp_path: Path) -> None:
+    with Host() as host:
+        for factor in (2, 3):
+            host.add("m", doubling(tmp_path / f"{factor}.edgec", factor=factor), version=str(factor))
+        host.run("m", X, version="2")
+        host.observe()
+        host.run("m", X, version="2")
+        assert host.observers().keys() == {("m", "2")}
+        host.unload("m", "2")
+        host.run("m", X, version="2")
+        host.submit("m", X, version="3").result(20)
+        assert {key: o.take().calls for key, o in host.observers().items()} == {("m", "2"): 2, ("m", "3"): 1}
 
 
 def test_no_call_of_several_threads_is_lost(session: Session) -> None:

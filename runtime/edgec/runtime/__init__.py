@@ -16,6 +16,7 @@ from edgec.runtime._session import Session, load
 if TYPE_CHECKING:
     from edgec.runtime._batcher import Batcher
     from edgec.runtime._buffers import BoundCall
+    from edgec.runtime._cache import ResultCache
     from edgec.runtime._host import Host, HostedModel
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
@@ -34,6 +35,7 @@ __all__ = [
     "Observer",
     "OutputTest",
     "Pool",
+    "ResultCache",
     "SelfTestResult",
     "Session",
     "Shadow",
@@ -54,6 +56,7 @@ _LATER = {
     "ObserveOptions": "_observer",
     "Observer": "_observer",
     "Pool": "_pool",
+    "ResultCache": "_cache",
     "Shadow": "_shadow",
     "ShadowReport": "_shadow",
     "Window": "_window",

@@ -124,6 +124,7 @@ class Batcher:
             if self._closed:
                 raise InferenceError("the batcher is closed: make another")
             if len(self._queue) >= self._max_queue:
+                self._count("overloaded")
                 raise OverloadedError(
                     f"{len(self._queue)} calls wait already, and no more may: call again later or less often"
                 )
@@ -158,7 +159,7 @@ class Batcher:
 
     def _work(self) -> None:
         while calls := self._next():
-            begun = [call for call in calls if _begins(call)]
+            begun = [call for call in calls if self._begins(call)]
             if begun:
                 self._answer(begun)
             del calls, begun  # what they hold must not live until the next ones
@@ -214,19 +215,25 @@ class Batcher:
         except BaseException as e:  # noqa: BLE001 - whatever it is, it belongs to who waits
             call.future.set_exception(e)
 
+    def _begins(self, call: _Call) -> bool:
+        if not call.future.set_running_or_notify_cancel():
+            return False
+        if monotonic() <= call.deadline:
+            return True
+        self._count("deadline")
+        call.future.set_exception(
+            DeadlineError("the call waited until its deadline had passed; it was not run")
+        )
+        return False
+
+    def _count(self, reason: str) -> None:
+        if self._session.observer is not None:
+            self._session.observer.dropped(reason)
+
     def _run(self, inputs: Arrays) -> Outputs:
         # Through the pool where there is one of the caller's: it knows what else the device has to do.
         session = self._session
         return session.run(inputs) if session.pool is None else session.submit(inputs).result()
-
-
-def _begins(call: _Call) -> bool:
-    if not call.future.set_running_or_notify_cancel():
-        return False
-    if monotonic() <= call.deadline:
-        return True
-    call.future.set_exception(DeadlineError("the call waited until its deadline had passed; it was not run"))
-    return False
 
 
 def _measured_gain(session: Session, sample: Arrays, count: int) -> float:

@@ -20,6 +20,7 @@ from edgec.runtime._routes import Split
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._session import Session
     from edgec.runtime._shadow import Shadow
 
@@ -63,7 +64,7 @@ class _Loaded:
 class _Entry:
     """A model of a host, loaded or not. What is in it changes under the host's lock only."""
 
-    __slots__ = ("loaded", "memory", "name", "path", "removed", "used", "version")
+    __slots__ = ("loaded", "memory", "name", "observer", "path", "removed", "used", "version")
 
     def __init__(self, name: str, version: str, path: Path, size: int) -> None:
         self.name = name
@@ -71,6 +72,7 @@ class _Entry:
         self.path = path
         self.memory = size
         self.loaded: _Loaded | None = None
+        self.observer: Observer | None = None
         self.used = 0
         self.removed = False
 
@@ -108,6 +110,7 @@ class Host:
         self._defaults: dict[str, str] = {}
         self._splits: dict[str, Split] = {}
         self._shadows: dict[str, Shadow] = {}
+        self._observing: ObserveOptions | None = None
         self._clock = 0
         self._closed = False
 
@@ -253,6 +256,28 @@ class Host:
             before.close()
         return shadow
 
+    def observe(self, options: ObserveOptions | None = None) -> None:
+        """Observe every model from now on, each on its own; see `observers` and ``Session.observe``.
+
+        What was observed of a model stays when it is unloaded, and goes on when it is loaded again.
+
+        Args:
+            options: None for the defaults.
+        """
+        from edgec.runtime._observer import ObserveOptions
+
+        options = options or ObserveOptions()
+        with self._lock:
+            self._observing = options
+            for entry in self._entries.values():
+                if entry.loaded is not None:
+                    entry.observer = entry.loaded.session.observe(options)
+
+    def observers(self) -> dict[tuple[str, str], Observer]:
+        """Return what observes each model, by its name and version; of those that were loaded by now."""
+        with self._lock:
+            return {key: e.observer for key, e in self._entries.items() if e.observer is not None}
+
     def run(
         self, name: str, inputs: Arrays, *, version: str | None = None, key: str | None = None
     ) -> Outputs:
@@ -392,6 +417,8 @@ class Host:
                 self._check_open()
                 if entry.removed:
                     raise UnknownModelError(f"{entry.name} {entry.version} was removed while it was loaded")
+                if self._observing is not None:
+                    entry.observer = _observed(session, entry.observer, self._observing)
                 entry.loaded = _Loaded(session)
                 return self._count(entry, entry.loaded)
         except BaseException:
@@ -452,6 +479,14 @@ def _retire(entry: _Entry) -> Session | None:
         return None
     loaded.retired = True
     return None if loaded.calls else loaded.session
+
+
+def _observed(session: Session, before: Observer | None, options: ObserveOptions) -> Observer:
+    """Go on with the observer that a model had when it was loaded before."""
+    if before is None:
+        return session.observe(options)
+    session.set_observer(before)
+    return before
 
 
 def _end(session: Session | None) -> None:

@@ -174,6 +174,11 @@ class Observer:
             current.follow(session)
             return current.watch(run, self._is_current)
 
+    def around(self, run: Run) -> Run:
+        """Return a function that runs the model that is watched already in another way, and is observed."""
+        recorders = self._recorders
+        return recorders[-1].watch(run, self._is_current) if recorders else run
+
     def failed(self, error: BaseException) -> None:
         """Count a call that failed before it reached the engine."""
         with self._lock:

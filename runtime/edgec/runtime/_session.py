@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgec.runtime._buffers import BoundCall
+    from edgec.runtime._cache import ResultCache
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
     from edgec.runtime.pipeline import Processor
@@ -42,6 +43,7 @@ def load(
     self_test: bool = True,
     pool: Pool | None = None,
     priority: float = 0.0,
+    cache: ResultCache | None = None,
 ) -> Session:
     """Load an artifact with the engine it was made for.
 
@@ -69,6 +71,7 @@ def load(
             remembers that.
         pool: Runs what is submitted; None for one that all sessions without a pool share.
         priority: Of what is submitted, unless `Session.submit` says otherwise: a higher one goes first.
+        cache: Answers inputs that came before; None, as a rule, for running the model each time.
 
     Raises:
         ArtifactError: The artifact cannot be read, or is not sound.
@@ -96,6 +99,8 @@ def load(
         else:
             session = pool.run_here(lambda: _open_session(artifact, options, allow_fallback, checks))
         session.set_pool(pool, priority)
+        if cache is not None:
+            session.use_cache(cache)
         session.set_reload(
             partial(
                 load, threads=threads, cache_dir=cache_dir, delegate=delegate, allow_fallback=allow_fallback,
@@ -151,6 +156,7 @@ class Session:
         self._pool: Pool | None = None
         self._priority = 0.0
         self._observer: Observer | None = None
+        self._cache: ResultCache | None = None
 
     @property
     def engine_version(self) -> str:
@@ -446,6 +452,22 @@ class Session:
             self._observer = observer
             self._arrange()
 
+    def use_cache(self, cache: ResultCache | None) -> None:
+        """Answer inputs that came before from a cache, from now on; see `ResultCache`.
+
+        Calls made by `bind` do not ask it. A swap forgets the answers of the artifact before.
+
+        Args:
+            cache: None for running the model each time.
+
+        Raises:
+            InferenceError: The session is closed.
+        """
+        with self._changing:
+            self._open_program()
+            self._cache = cache
+            self._arrange()
+
     def self_test(self) -> SelfTestResult:
         """Run the golden vectors of the artifact and compare what comes out with what they promise.
 
@@ -501,6 +523,8 @@ class Session:
             self._processor = self._plain_processor = other._processor = other._plain_processor = None
             other._arrange()
             self._arrange()  # from here on
+            if self._cache is not None:
+                self._cache.clear(other.content_digest)
         for bound in list(self._bound):
             bound.expire()
         return other
@@ -534,6 +558,8 @@ class Session:
         run: _Run = self._open_program().run
         if self._observer is not None:
             run = self._observer.watch(self, run)
+        if self._cache is not None:
+            run = self._cache.around(self, run, self._observer)
         self._run = run
         self._processor = None
 
@@ -569,7 +595,7 @@ class Session:
     def _run_into(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        from edgec.runtime._buffers import run_into
+        from edgec.runtime._buffers import check_outputs, deliver, run_into
 
         program = self._open_program()
 
@@ -577,7 +603,10 @@ class Session:
             return run_into(program, self.outputs, inputs, outputs)
 
         try:
-            return run(inputs) if self._observer is None else self._observer.watch(self, run)(inputs)
+            if self._cache is not None:
+                check_outputs(self.outputs, outputs)
+                return deliver(self._run(inputs), outputs)
+            return run(inputs) if self._observer is None else self._observer.around(run)(inputs)
         except InferenceError:
             if self._program is program:
                 raise
