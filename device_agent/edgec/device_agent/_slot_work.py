@@ -1,0 +1,103 @@
+"""The work of updates that is done on disk alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgec.device_agent._actions import Context, WorkFailedError
+from edgec.device_agent._events import Work
+from edgec.device_agent._slots import Slots
+from edgec.device_agent._state import Installed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _stay(model: str, artifact: Path | None) -> None:
+    """Tell no one."""
+
+
+class SlotWork:
+    """Reserve, stage, switch, commit, clean, roll back and remove: the part of `Actions` that is on disk.
+
+    Args:
+        models: Directory of all models.
+        follow: Called after what serves has changed, with the model and the path of the artifact, None for
+            nothing; returns when the sessions of this process have followed. What it raises is a failure of
+            the switch.
+    """
+
+    def __init__(self, models: Path, follow: Callable[[str, Path | None], None] = _stay) -> None:
+        self._models = models
+        self._follow = follow
+
+    def slots(self, model: str) -> Slots:
+        """Return the slots of a model."""
+        return Slots(self._models, model)
+
+    def candidate(self, work: Work) -> Installed:
+        """Return the candidate as it lies, or will lie, in its slot."""
+        wanted = work.wanted
+        if wanted is None:
+            raise WorkFailedError("nothing_wanted", f"{work.name} of {work.model} has no candidate")
+        return Installed(digest=wanted.digest, length=wanted.length, slot=work.slot, target=wanted.target)
+
+    def located(self, work: Work) -> Path:
+        """Return where the candidate's bytes are or go: its slot where it is staged, else the download."""
+        slots, candidate = self.slots(work.model), self.candidate(work)
+        if slots.installed(candidate.slot) == candidate:
+            return slots.artifact(candidate.slot)
+        return slots.incoming(candidate.digest)
+
+    def here(self, work: Work) -> bool:
+        """Return whether the candidate is in its slot, whole, so that nothing needs to be fetched."""
+        return self.slots(work.model).whole(self.candidate(work))
+
+    def reserve(self, work: Work, context: Context) -> None:
+        """Make sure of the space for the download."""
+        context.check()
+        if not self.here(work):
+            candidate = self.candidate(work)
+            self.slots(work.model).reserve(candidate.digest, candidate.length, work.keep)
+
+    def stage(self, work: Work, context: Context) -> None:
+        """Put the candidate into its slot; one to be used again must be there already."""
+        if work.reuse and not self.here(work):
+            raise WorkFailedError("slot_damaged", f"slot {work.slot} of {work.model} has changed on disk")
+        with context.deciding():
+            self.slots(work.model).stage(self.candidate(work))
+
+    def switch(self, work: Work, context: Context) -> None:
+        """Make the candidate's slot current."""
+        self._serve(work, context, self.candidate(work), proven=False)
+
+    def commit(self, work: Work, context: Context) -> None:
+        """Tell readers that what serves is proven."""
+        if work.active is not None:
+            with context.deciding():
+                self.slots(work.model).prove(work.active)
+
+    def roll_back(self, work: Work, context: Context) -> None:
+        """Make the fallback current again."""
+        self._serve(work, context, work.fallback, proven=True)
+
+    def clean(self, work: Work, context: Context) -> None:
+        """Remove what is in no slot that counts."""
+        with context.deciding():
+            self.slots(work.model).clean(work.keep)
+
+    def remove(self, work: Work, context: Context) -> None:
+        """Take the model out of service, and its artifacts off the disk."""
+        self._serve(work, context, None, proven=False)
+        with context.deciding():
+            self.slots(work.model).clean(())
+
+    def _serve(self, work: Work, context: Context, installed: Installed | None, *, proven: bool) -> None:
+        slots = self.slots(work.model)
+        with context.deciding():
+            if installed is None:
+                slots.close()
+            else:
+                slots.switch(installed, proven=proven)
+        self._follow(work.model, None if installed is None else slots.artifact(installed.slot))
