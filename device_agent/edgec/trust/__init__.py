@@ -1,1 +1,62 @@
-"""Which artifact may run on which device: metadata signed by publishers, checked by devices."""
+"""Which artifact may run on which device: metadata signed by publishers, checked by devices.
+
+A publisher keeps an `ImageRepository` (which artifacts there are, signed offline) and a
+`DirectorRepository` (which device runs which, signed online) on a directory that any web server can
+serve. A device holds a `DeviceTrust`, and believes what both agree on. The form is The Update
+Framework's, split as Uptane does; the extra ``agent`` brings the library.
+"""
+
+from edgec.trust._assignment import AssignedTarget, Assignment, Delta, DeviceBundle, ImageTarget
+from edgec.trust._ceremony import rotate
+from edgec.trust._commands import SignedCommand, sign_command
+from edgec.trust._device import DeviceTrust
+from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, open_repositories
+from edgec.trust._image import DeltaFile, ImageRepository
+from edgec.trust._keys import (
+    OFFLINE_ROLES,
+    ROLES,
+    KeyRing,
+    Passphrase,
+    PublicKey,
+    generate_key,
+    no_passphrase,
+)
+from edgec.trust._provenance import verify_provenance
+from edgec.trust._repository import Lifetimes, Signatures
+from edgec.trust._source import DirectorySource, HttpSource, MetadataSource, Source
+from edgec.trust._status import Due, RepositoryStatus, RoleStatus, repository_status
+
+__all__ = [
+    "MAX_BUNDLE_BYTES",
+    "OFFLINE_ROLES",
+    "ROLES",
+    "AssignedTarget",
+    "Assignment",
+    "Delta",
+    "DeltaFile",
+    "DeviceBundle",
+    "DeviceTrust",
+    "DirectorRepository",
+    "DirectorySource",
+    "Due",
+    "HttpSource",
+    "ImageRepository",
+    "ImageTarget",
+    "KeyRing",
+    "Lifetimes",
+    "MetadataSource",
+    "Passphrase",
+    "PublicKey",
+    "RepositoryStatus",
+    "RoleStatus",
+    "Signatures",
+    "SignedCommand",
+    "Source",
+    "generate_key",
+    "no_passphrase",
+    "open_repositories",
+    "repository_status",
+    "rotate",
+    "sign_command",
+    "verify_provenance",
+]

@@ -1,0 +1,327 @@
+"""What a device believes: the one place where metadata from outside becomes an assignment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgec.errors import OutputError, TrustError
+from edgec.trust._assignment import AssignedTarget, Assignment
+from edgec.trust._commands import CommandLog, SignedCommand, open_command
+from edgec.trust._match import match
+from edgec.trust._metadata import (
+    DAY_S,
+    DIRECTOR,
+    IMAGE,
+    PREFIX,
+    Extra,
+    checked_name,
+    instant,
+    key_digest,
+    parse,
+    verified_root_chain,
+)
+from edgec.trust._refresh import Refreshed, check_owner, refresh, verified_roots
+from edgec.trust._source import MetadataSource, Source, open_source
+from edgec.trust._state import Floor, Floors, TrustState, merged
+
+_WORK = "work-"
+
+
+class DeviceTrust:
+    """The trust of one device, kept in a directory of its own; use one object per directory.
+
+    Image repository and director are checked each by tuf's client, in a scratch folder; then edgec
+    checks what tuf does not know: that both agree, that the metadata is for this device and its
+    hardware, that epoch, versions and rollback floors have not sunk. Only then is anything kept, in
+    one durable write. New roots are kept as soon as they are verified, whatever else fails, so that a
+    revoked key stays revoked.
+
+    Time is the clock's, but never before the trusted time: that of the newest metadata that was
+    verified. A clock that has not been set therefore cannot make old metadata valid again, and
+    expired metadata refuses what is new but takes nothing away that runs.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device_id: str,
+        hardware: Collection[str],
+        image_root: bytes,
+        director_root: bytes,
+        groups: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the trust of a device.
+
+        Args:
+            directory: Its own, on storage that survives a restart; made if missing.
+            device_id: Id of the device.
+            hardware: Names of the targets that it can run: ``{"rpi5", "cpu-arm64"}``.
+            image_root: Root metadata of the image repository that the device was provisioned with.
+            director_root: The same of the director.
+            groups: Groups whose commands it obeys.
+            clock: Seconds since 1970; may be wrong.
+
+        Raises:
+            TrustError: A root is not to be used, or the directory cannot be (``reason`` ``storage``).
+        """
+        self.device_id = checked_name(device_id, "the id of the device")
+        self._hardware = frozenset(hardware)
+        self._groups = frozenset(groups)
+        self._directory = directory
+        self._clock = clock
+        self._bootstrap = {IMAGE: image_root, DIRECTOR: director_root}
+        self._built = max(
+            Extra(verified_root_chain(root, {}, kind)).issued for kind, root in self._bootstrap.items()
+        )
+        self._state = TrustState(directory)
+        self._log = CommandLog(directory / "commands.json", self.now)
+        self._lock = threading.Lock()
+        for left in directory.glob(f"{_WORK}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    @property
+    def healed(self) -> tuple[str, ...]:
+        """Names of files that were damaged when the trust was opened, and are made anew."""
+        return tuple(self._state.healed)
+
+    @property
+    def time_floor(self) -> float:
+        """The trusted time in seconds since 1970: it is not earlier, whatever the clock says."""
+        return float(max(self._built, self._state.floors.time_s))
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest assignment that was verified; 0 before the first."""
+        return self._state.floors.epoch.value
+
+    def now(self) -> float:
+        """Return the time that expiry is judged by: the clock's, but not before the trusted time."""
+        clock = self._clock()
+        return max(self.time_floor, clock)
+
+    @property
+    def stale_since(self) -> float | None:
+        """When the metadata at hand began to be expired, in seconds since 1970; None while it is not.
+
+        What runs goes on running; nothing new is accepted until fresh metadata arrives.
+        """
+        expires = [
+            parse(data, name).signed.expires.timestamp()
+            for name, data in self._state.files.items()
+            if "/root_history/" not in name
+        ]
+        expires += [self._root(kind).expires.timestamp() for kind in self._bootstrap]
+        return min(expires) if min(expires) <= self.now() else None
+
+    def update(self, source: Source) -> Assignment:
+        """Fetch and verify metadata, and return what this device shall run.
+
+        Args:
+            source: Base URL of a repository, its directory, or the files of a message by name.
+
+        Raises:
+            TrustError: Something is not to be trusted or cannot be had; what was verified before holds
+                on. `reason` is a word: ``expired``, ``signature``, ``rollback``, ``epoch``, ``device``,
+                ``hardware``, ``unknown_target``, ``mismatch``, ``rollback_floor``, ``repository``,
+                ``digest``, ``malformed``, ``too_large``, ``too_slow``, ``not_found``, ``unreachable``,
+                ``storage``.
+        """
+        with self._lock:
+            try:
+                return self._update(open_source(source))
+            except OutputError as e:
+                raise TrustError(f"what was verified cannot be kept: {e}", "storage") from e
+
+    def recheck(self, assigned: AssignedTarget, source: Source | None = None) -> AssignedTarget:
+        """Check right before an installation that it is still wanted and allowed.
+
+        Args:
+            assigned: What `update` returned, maybe long ago.
+            source: Where to look for newer metadata; only what is known already if None.
+
+        Raises:
+            TrustError: It was revoked or replaced (``reason`` ``revoked``), its metadata has expired, or
+                as `update`.
+        """
+        current = self.update(_Known(self._state) if source is None else source).target(assigned.model)
+        if current is None or (current.path, current.sha256) != (assigned.path, assigned.sha256):
+            raise TrustError(
+                f"{assigned.path} is not assigned to {self.device_id} any more: do not install it", "revoked"
+            )
+        return current
+
+    def verify_command(self, envelope: bytes) -> SignedCommand:
+        """Check a signed command, and note that it was received: the same one is refused from now on.
+
+        Args:
+            envelope: As `sign_command` made it.
+
+        Raises:
+            TrustError: It is malformed, not signed by the director, for another device (``device``), past its
+                time (``expired``) or was received before (``replay``).
+        """
+        with self._lock:
+            root = self._root(DIRECTOR)
+            if root.is_expired(instant(self.now())):
+                raise TrustError("the director's root has expired: commands cannot be verified", "expired")
+            role = root.roles["targets"]
+            keys = [root.keys[keyid] for keyid in role.keyids]
+            command = open_command(envelope, keys, role.threshold)
+            self._check_receiver(command)
+            try:
+                self._log.receive(command, self.now())
+            except OutputError as e:
+                raise TrustError(f"the command cannot be noted and is not obeyed: {e}", "storage") from e
+            return command
+
+    def _check_receiver(self, command: SignedCommand) -> None:
+        if command.device not in ("", self.device_id):
+            raise TrustError(f"the command is for {command.device}, and this is {self.device_id}", "device")
+        if command.group and command.group not in self._groups:
+            raise TrustError(f"the command is for group {command.group}; this device is not in it", "device")
+
+    def _update(self, source: MetadataSource) -> Assignment:
+        with tempfile.TemporaryDirectory(dir=self._directory, prefix=_WORK) as work:
+            fresh = {kind: self._refresh(kind, source, Path(work, kind)) for kind in (DIRECTOR, IMAGE)}
+            floors = self._raised(fresh)
+            assignment, releases = match(
+                fresh[DIRECTOR],
+                fresh[IMAGE],
+                device_id=self.device_id,
+                hardware=self._hardware,
+                floors=floors,
+            )
+            floors = self._with_epoch(merged(floors, releases=releases), fresh[DIRECTOR], assignment)
+            models = [target.model for target in assignment.targets]
+            for kind, folder, roles in (
+                (DIRECTOR, Path(work, DIRECTOR), []),
+                (IMAGE, Path(work, IMAGE), [PREFIX + model for model in models]),
+            ):
+                names = [f"{role}.json" for role in ("timestamp", "snapshot", "targets", *roles)]
+                self._state.keep(
+                    kind, self._roots(kind) | {name: (folder / name).read_bytes() for name in names}
+                )
+            self._state.save(floors)
+        return assignment
+
+    def _refresh(self, kind: str, source: MetadataSource, folder: Path) -> Refreshed:
+        folder.mkdir()
+        try:
+            fresh = refresh(
+                kind,
+                self._bootstrap[kind],
+                self._state.of(kind),
+                source,
+                folder=folder,
+                device_id=self.device_id,
+                now_s=self.now(),
+            )
+        except TrustError as e:
+            self._keep_roots(kind, folder)
+            if e.reason == "expired":
+                raise self._expired(e) from e
+            raise
+        self._keep_roots(kind, folder)
+        check_owner(fresh, kind, self.device_id)
+        return fresh
+
+    def _keep_roots(self, kind: str, folder: Path) -> None:
+        roots = verified_roots(folder, self._bootstrap[kind], kind)
+        if roots != self._roots(kind):
+            self._state.keep(kind, self._state.of(kind) | roots)
+            self._state.save(self._state.floors)
+
+    def _roots(self, kind: str) -> dict[str, bytes]:
+        return {name: data for name, data in self._state.of(kind).items() if name.startswith("root_history/")}
+
+    def _root(self, kind: str) -> Any:
+        later = {int(name.split("/")[1].split(".")[0]): data for name, data in self._roots(kind).items()}
+        return verified_root_chain(self._bootstrap[kind], later, kind)
+
+    def _expired(self, error: TrustError) -> TrustError:
+        since = self.stale_since
+        stale = f"stale since {instant(since).isoformat()}, " if since is not None else ""
+        return TrustError(f"{error} ({stale}and it is {instant(self.now()).isoformat()} here)", "expired")
+
+    def _raised(self, fresh: Mapping[str, Refreshed]) -> Floors:
+        """Return the floors after verified metadata was seen; refuse what is below those before."""
+        floors = self._state.floors
+        versions, issued = dict(floors.versions), dict(floors.issued)
+        for kind, repository in fresh.items():
+            for role, version, keys in _versions(repository):
+                name = f"{kind}/{role}"
+                floor = versions.get(name, Floor())
+                if floor.below(version, keys):
+                    raise TrustError(
+                        f"{kind} repository: {role} {version} is older than {floor.value}, seen here before; "
+                        "older metadata than before is refused",
+                        "rollback",
+                    )
+                versions[name] = floor.raised(version, keys)
+            keys = key_digest(repository.root.roles["timestamp"].keyids)
+            issued[kind] = issued.get(kind, Floor()).raised(
+                self._learned(Extra(repository.timestamp).issued), keys
+            )
+        return merged(floors, versions=versions, issued=issued)
+
+    def _learned(self, issued: int) -> int:
+        """Return what is believed of the time that metadata says it was signed at.
+
+        A clock that runs is not to be left behind for ever by a publisher whose own is far ahead.
+        """
+        clock = self._clock()
+        return issued if clock <= self.time_floor else min(issued, int(clock) + DAY_S)
+
+    def _with_epoch(self, floors: Floors, director: Refreshed, assignment: Assignment) -> Floors:
+        keys = key_digest(director.root.roles["targets"].keyids)
+        content = [(t.model, t.path, t.length, t.sha256) for t in assignment.targets]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        if floors.epoch.below(assignment.epoch, keys):
+            raise TrustError(
+                f"the assignment has epoch {assignment.epoch}, and {floors.epoch.value} was seen already",
+                "epoch",
+            )
+        same = floors.epoch == Floor(keys=keys, value=assignment.epoch)
+        if same and floors.assignment != digest:
+            raise TrustError(
+                f"the assignment of epoch {assignment.epoch} changed without a new epoch; it is refused",
+                "epoch",
+            )
+        return merged(floors, epoch=floors.epoch.raised(assignment.epoch, keys), assignment=digest)
+
+
+class _Known:
+    """What is known already, as a source."""
+
+    def __init__(self, state: TrustState) -> None:
+        self._state = state
+
+    def fetch(self, file: str, max_bytes: int) -> bytes | None:
+        """Return the timestamp of a repository; the rest is at hand, and newer roots are not."""
+        folder, _, name = file.rpartition("/")
+        return (
+            self._state.files.get(f"{folder.partition('/')[0]}/{name}") if name == "timestamp.json" else None
+        )
+
+
+def _versions(repository: Refreshed) -> list[tuple[str, int, str]]:
+    """Return name, version and digest of the keys of each role that may not sink."""
+    roles = repository.root.roles
+    snapshot = roles["snapshot"].keyids
+    return [
+        ("root", repository.root.version, ""),
+        ("timestamp", repository.timestamp.version, key_digest(roles["timestamp"].keyids)),
+        ("snapshot", repository.snapshot.version, key_digest(snapshot)),
+        # A snapshot says which version of the targets there is, so both sign for it.
+        ("targets", repository.targets.version, key_digest(roles["targets"].keyids, snapshot)),
+    ]
