@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgec.artifact._toml import parse_toml, read_bounded
 from edgec.artifact.steps import POSTPROCESS, PREPROCESS, Step, Tokenize
 from edgec.artifact.steps._step import MAX_TEXT, is_plain_text
 from edgec.errors import PipelineError
@@ -69,7 +69,7 @@ class Pipeline:
             raise PipelineError(
                 f"the pipeline's file {name!r} is not at hand: read the pipeline from its TOML file"
             )
-        return _read(self.sources[name], _MAX_FILE_BYTES)
+        return read_bounded(self.sources[name], _MAX_FILE_BYTES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the pipeline as plain data for the manifest; `from_dict` gives it back."""
@@ -119,7 +119,7 @@ def read_pipeline(path: str | Path) -> Pipeline:
 
     path = Path(path)
     try:
-        return _from_toml(_parse_toml(path), path.parent)
+        return _from_toml(parse_toml(path, _MAX_TOML_BYTES), path.parent)
     except PipelineError as e:
         raise PipelineError(f"{path}: {e}") from e
 
@@ -184,34 +184,8 @@ def _check_labels(labels: tuple[str, ...] | list[Any]) -> None:
 
 def _read_labels(path: Path) -> list[str]:
     try:
-        text = _read(path, _MAX_TOML_BYTES).decode("utf-8-sig").rstrip()
+        text = read_bounded(path, _MAX_TOML_BYTES).decode("utf-8-sig").rstrip()
     except UnicodeDecodeError as e:
         raise PipelineError(f"labels: {path} is not UTF-8 text: {e.reason} at byte {e.start}") from e
     # An empty line in between is refused later: leaving it out would rename every class after it.
     return [line.strip() for line in text.split("\n")] if text else []
-
-
-def _parse_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        data: dict[str, Any] = tomllib.loads(_read(path, _MAX_TOML_BYTES).decode("utf-8"))
-    except UnicodeDecodeError as e:
-        raise PipelineError(f"not UTF-8 text: {e.reason} at byte {e.start}") from e
-    except (ValueError, RecursionError) as e:  # also of numbers and nesting that no sane file has
-        raise PipelineError(f"not TOML: {e}") from e
-    return data
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as e:
-        raise PipelineError(f"cannot read {path}: {e.strerror}") from e
-    if len(content) > limit:
-        raise PipelineError(f"{path} is larger than {limit >> 20} MiB")
-    return content

@@ -26,6 +26,7 @@ MAX_TEXT = 256
 _short = Repr()
 _short.maxstring = _short.maxother = 60
 _REQUIRED: Any = object()
+_MOST_SAID = 16
 _T = TypeVar("_T")
 _FILE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -86,13 +87,22 @@ class Step:
         cls.keys = own | inherited
 
     def __init__(self, **values: Any) -> None:
-        for unknown in values.keys() - self.keys.keys():
-            raise PipelineError(
-                f"{self.step}: unknown key {_short.repr(unknown)}; its keys are {', '.join(self.keys)}"
-            )
-        for name, declared in self.keys.items():
-            self.__dict__[name] = self._checked(name, declared, values)
+        problems = [
+            f"{self.step}: unknown key {_short.repr(unknown)}; its keys are {', '.join(self.keys)}"
+            for unknown in values.keys() - self.keys.keys()
+        ]
+        problems += filter(None, [self._take(name, declared, values) for name, declared in self.keys.items()])
+        if problems:
+            raise PipelineError("; ".join(problems[:_MOST_SAID]))
         self.validate()
+
+    def _take(self, name: str, declared: Key, values: Mapping[str, Any]) -> str:
+        """Set an attribute; return what is wrong with its value."""
+        try:
+            self.__dict__[name] = self._checked(name, declared, values)
+        except PipelineError as e:
+            return str(e)
+        return ""
 
     def _checked(self, name: str, declared: Key, values: Mapping[str, Any]) -> Any:
         value = values.get(name)

@@ -203,19 +203,24 @@ def _cut(image: Array, width: int, height: int, frame: Frame) -> Array:
 def plan_color(step: Color, value: Value, _: TensorSpec) -> tuple[Operation, Value]:
     _image_channels(step.step, value)
     assert value.shape is not None
-    name = f"COLOR_{value.color}2{step.order}"
+    before, order = value.color or step.order, step.order
     expect(
         value.dtype in ("uint8", "float32"),
         f"color takes images of uint8 or float32, here they are {value.dtype}: move it before `dtype`",
     )
 
     def convert(image: Array, _: Frame) -> Array:
-        cv2 = opencv()
-        converted = cv2.cvtColor(image, getattr(cv2, name))
-        return np.asarray(converted).reshape(*image.shape[:2], -1)
+        return convert_color(image, before, order)
 
     after = value._replace(shape=(*value.shape[:2], _CHANNELS[step.order]), color=step.order)
     return (convert if value.color != step.order else _nothing), after
+
+
+def convert_color(image: Array, before: str, order: str) -> Array:
+    """Return an image [h, w, c] with its channels in another order: ``RGB``, ``BGR`` or ``GRAY``."""
+    cv2 = opencv()
+    converted = cv2.cvtColor(image, getattr(cv2, f"COLOR_{before}2{order}"))
+    return np.asarray(converted).reshape(*image.shape[:2], -1)
 
 
 def plan_layout(step: Layout, value: Value, _: TensorSpec) -> tuple[Operation, Value]:

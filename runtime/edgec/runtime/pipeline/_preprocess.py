@@ -47,7 +47,7 @@ class ArrayChain:
         for operation in rest:
             value = operation(value, frame)
         advice = ": add a `resize` step to the pipeline" if self.decodes else ""
-        arrays[self.spec.name] = _conform(_tensor.to_array(value), self.spec, advice)
+        arrays[self.spec.name] = conform(_tensor.to_array(value), self.spec, advice)
 
 
 class TextChain:
@@ -72,7 +72,7 @@ class TextChain:
         """Prepare the inputs and note them in `arrays`."""
         assert self.tokenizer is not None
         for name, array in self.tokenizer(sample).items():
-            arrays[name] = _conform(array, self.filled[name])
+            arrays[name] = conform(array, self.filled[name])
 
 
 class Preprocessing:
@@ -232,7 +232,7 @@ def _dtype_advice(value: Value, spec: TensorSpec) -> str:
     return f'add a `normalize` step, or a `dtype` step with to = "{spec.dtype}"'
 
 
-def _conform(array: Array, spec: TensorSpec, advice: str = "") -> Array:
+def conform(array: Array, spec: TensorSpec, advice: str = "") -> Array:
     """Return `array` as the input `spec`: with a batch axis of 1 where it lacks, and in its dtype.
 
     Raises:

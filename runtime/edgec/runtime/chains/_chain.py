@@ -1,0 +1,419 @@
+"""Chains: several artifacts, and the steps between them, as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgec.artifact import Artifact, TensorSpec
+from edgec.artifact.steps import Step
+from edgec.errors import EdgecError, IncompatibleArtifactError, InferenceError, InputError, PipelineError
+from edgec.runtime._session import Session, load
+from edgec.runtime.chains._declaration import ChainSpec, read_chain
+from edgec.runtime.chains._models import prediction_of, sample_color
+from edgec.runtime.chains._plan import Array, State, Values, first_values
+from edgec.runtime.chains._stages import plan_stages
+from edgec.runtime.chains._steps import ImageInput, TensorInput
+from edgec.runtime.pipeline import conform, read_image, to_array
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from edgec.runtime._pool import Pool
+    from edgec.runtime._self_test import SelfTestResult
+
+
+def load_chain(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
+    allow_fallback: bool = True,
+    strict: bool = True,
+    self_test: bool = True,
+    pool: Pool | None = None,
+    priority: float = 0.0,
+) -> Chain:
+    """Load a chain and all of its artifacts.
+
+    Args:
+        path: Of its TOML file; see docs/chains.md.
+        threads: As of `edgec.runtime.load`, for each artifact; so are the others.
+        cache_dir: Where engines may keep what they compiled.
+        delegate: Shared library through which LiteRT reaches the device's NPU.
+        allow_fallback: Whether declared fallbacks may run.
+        strict: Whether to refuse models that would run elsewhere, or more coarsely.
+        self_test: Whether to run golden vectors.
+        pool: Runs what is submitted.
+        priority: Of what is submitted.
+
+    Raises:
+        PipelineError: The file is wrong, or its stages do not fit each other; all of it is said.
+        EdgecError: As of `edgec.runtime.load`; the message names the stage.
+    """
+    spec = read_chain(path)
+    sessions: dict[str, Session] = {}
+    try:
+        for name, artifact in spec.artifacts.items():
+            with _at(name):
+                sessions[name] = load(
+                    artifact, threads=threads, cache_dir=cache_dir, delegate=delegate,
+                    allow_fallback=allow_fallback, strict=strict, self_test=self_test, pool=pool,
+                    priority=priority,
+                )  # fmt: skip
+        try:
+            return Chain(spec, sessions, pool, priority)
+        except PipelineError as e:
+            raise PipelineError(f"{path}: {e}") from e
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
+
+
+class Chain:
+    """Several models, and the steps between them, as one; safe to use from several threads.
+
+    It is called as a `Session` is. Where a stage keeps something from call to call, each stream of
+    calls has a state of its own: call what `stream` gives, or pass a state of `new_state`.
+
+    Attributes:
+        manifest: What the chain's file says.
+        inputs: What `run` takes. An image is uint8[height, width, channels].
+        outputs: What `run` gives, of that what is a tensor.
+        is_tensors: Whether that is all: inputs and outputs are tensors.
+        sessions: The session of each stage that runs an artifact; the chain closes them.
+    """
+
+    manifest: ChainSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    is_tensors: bool
+    sessions: Mapping[str, Session]
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        sessions: Mapping[str, Session],
+        pool: Pool | None = None,
+        priority: float = 0.0,
+    ) -> None:
+        """Use `load_chain`."""
+        self.manifest = spec
+        self.sessions = dict(sessions)
+        self.inputs = spec.input_specs
+        planned = plan_stages(spec, self.sessions)
+        self._stages, self._state, self._results = planned.stages, planned.state, planned.results
+        self.outputs = tuple(
+            TensorSpec(name, value.dtype, value.shape)
+            for name, value in planned.given.items()
+            if value.kind == "tensor" and value.dtype != "complex64"
+        )
+        self.is_tensors = len(self.outputs) == len(self._results) and all(
+            spec.dtype != "object" for spec in self.inputs
+        )
+        self._readers = {name: _reader(declared, self.inputs[i]) for i, (name, declared) in
+                         enumerate(spec.inputs.items())}  # fmt: skip
+        self._pool = pool
+        self._priority = priority
+
+    @property
+    def state_specs(self) -> tuple[TensorSpec, ...]:
+        """What a stream keeps from call to call, by the names in a state: ``first.input_3``."""
+        return tuple(spec for spec, _ in self._state.values())
+
+    @property
+    def engine(self) -> str:
+        """Names of the engines: ``onnxruntime``, or ``onnxruntime+openvino``."""
+        return "+".join(dict.fromkeys(session.engine for session in self.sessions.values())) or "none"
+
+    @property
+    def engine_version(self) -> str:
+        """Versions of the engines, as they say themselves."""
+        versions = {session.engine: session.engine_version for session in self.sessions.values()}
+        return "+".join(versions.values())
+
+    @property
+    def state(self) -> str:
+        """``ready``, or ``fallback`` where the declared fallback of any artifact runs."""
+        states = {session.state for session in self.sessions.values()}
+        return "fallback" if "fallback" in states else "ready"
+
+    def new_state(self) -> State:
+        """Return the state of a stream before its first call: arrays by name, see `state_specs`."""
+        return {name: first_values(spec, initial) for name, (spec, initial) in self._state.items()}
+
+    def stream(self) -> ChainStream:
+        """Return a stream of calls with a state of its own."""
+        return ChainStream(self)
+
+    def run(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
+        """Run the chain on arrays.
+
+        Args:
+            inputs: One array per spec of `inputs`, by name; a text for a text.
+            state: Of the stream, from `new_state`; it is changed to that after the call, and stays as it was
+                where the call fails. For one call at a time.
+
+        Returns:
+            By name of the output: new arrays, lists of texts, lists of predictions.
+
+        Raises:
+            InputError: An input differs, or the chain keeps a state and none was given; nothing was run.
+            PipelineError: A step cannot work on what it got; the message names the stage.
+            InferenceError: An engine failed; the message names the stage.
+        """
+        values: Values = {}
+        if inputs.keys() != self._readers.keys():
+            raise InputError(
+                f"expected the inputs {', '.join(map(str, self.inputs))}; "
+                f"got {', '.join(map(repr, inputs)) or 'none'}"
+            )
+        for spec in self.inputs:
+            value = inputs[spec.name]
+            if spec.dtype != "object":
+                spec.check(value)
+            elif not isinstance(value, str):
+                raise InputError(f"expected a text as input {spec.name!r}, got {type(value).__name__}")
+            values[spec.name] = value
+        return self._run(values, state)
+
+    def predict(self, sample: object, state: State | None = None) -> dict[str, Any]:
+        """Run the chain on a sample.
+
+        Args:
+            sample: What the only input takes, or a mapping by name of the input: an array or list, with or
+                without a batch axis of 1; the path or bytes of an image; a text.
+            state: As of `run`.
+
+        Returns:
+            What `run` gives.
+
+        Raises:
+            PipelineError: The sample does not fit, or a step cannot work on what it got.
+            InputError: The chain keeps a state and none was given; nothing was run.
+            InferenceError: An engine failed; the message names the stage.
+        """
+        if not (isinstance(sample, Mapping) and sample.keys() <= self._readers.keys()):
+            if len(self._readers) != 1:
+                raise PipelineError(
+                    f"the chain takes several inputs: give a mapping by name, with {', '.join(self._readers)}"
+                )
+            sample = {next(iter(self._readers)): sample}
+        missing = self._readers.keys() - sample.keys()
+        if missing:
+            raise PipelineError(f"the sample lacks input {', '.join(sorted(missing))}")
+        return self._run({name: read(sample[name]) for name, read in self._readers.items()}, state)
+
+    def _run(
+        self, values: Values, state: State | None, lap: Callable[[str], object] | None = None
+    ) -> dict[str, Any]:
+        if state is None:
+            if self._state:
+                raise InputError(
+                    f"the chain keeps a state ({', '.join(self._state)}), which belongs to one stream of "
+                    "calls: call chain.stream(), or pass state=chain.new_state()"
+                )
+            state = {}
+        elif state.keys() != self._state.keys():
+            raise InputError(
+                f"expected a state with {', '.join(self._state) or 'nothing'}, "
+                f"got {', '.join(state) or 'nothing'}"
+            )
+        after: State = {}
+        name = ""
+        try:
+            for name, operation in self._stages:
+                operation(values, state, after)
+                if lap is not None:
+                    lap(name)
+        except (InferenceError, PipelineError) as e:
+            raise _named(e, name) from e
+        state.update(after)
+        return {key: values[reference] for key, reference in self._results}
+
+    def time_stages(
+        self, sample: object, state: State | None, lap: Callable[[str], object]
+    ) -> dict[str, Any]:
+        """Do what `predict` does; call `lap` with ``inputs`` when they are read, and after each stage."""
+        names = self._readers
+        sample = (
+            sample
+            if isinstance(sample, Mapping) and sample.keys() <= names.keys()
+            else {next(iter(names)): sample}
+        )
+        values = {name: read(sample[name]) for name, read in names.items()}
+        lap("inputs")
+        return self._run(values, state, lap)
+
+    def submit(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        state: State | None = None,
+        priority: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> Future[dict[str, Any]]:
+        """Queue one `run` in the chain's pool and return at once; see `Session.submit`.
+
+        Raises:
+            OverloadedError: Too many calls wait in the pool.
+        """
+        pool = self._pool
+        if pool is None:
+            from edgec.runtime._pool import default_pool
+
+            pool = default_pool()
+        rank = self._priority if priority is None else priority
+        call: Callable[[Any], dict[str, Any]] = lambda given: self.run(given, state)  # noqa: E731
+        return pool.submit(call, inputs, priority=rank, deadline_ms=deadline_ms)
+
+    async def arun(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        state: State | None = None,
+        priority: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> dict[str, Any]:
+        """Run once without blocking the event loop; see `submit`."""
+        from asyncio import wrap_future
+
+        return await wrap_future(self.submit(inputs, state=state, priority=priority, deadline_ms=deadline_ms))
+
+    def self_test(self) -> dict[str, SelfTestResult]:
+        """Run the golden vectors of every artifact; the results by stage.
+
+        Raises:
+            EdgecError: As of `Session.self_test`; the message names the stage.
+        """
+        results = {}
+        for name, session in self.sessions.items():
+            with _at(name):
+                results[name] = session.self_test()
+        return results
+
+    def swap(self, stage: str, path: str | Path, *, drain_s: float = 10.0) -> None:
+        """Run another artifact in a stage from now on; see `Session.swap`. Streams keep their state.
+
+        Raises:
+            ValueError: There is no such stage, or it runs no artifact.
+            IncompatibleArtifactError: It has other inputs, outputs, kind of sample or labels.
+            EdgecError: As of `Session.swap`; the message names the stage.
+        """
+        session = self.sessions.get(stage)
+        if session is None:
+            raise ValueError(
+                f"no stage {stage!r} runs an artifact; those that do: {', '.join(self.sessions)}"
+            )
+        with _at(stage):
+            with Artifact.open(path) as artifact:
+                new, old = artifact.manifest, session.manifest
+            if sample_color(new) != sample_color(old) or prediction_of(new) != prediction_of(old):
+                raise IncompatibleArtifactError(
+                    f"{path} takes another kind of sample, or gives another kind of prediction or other "
+                    "labels, on which the chain was planned: load the chain with it instead"
+                )
+            session.swap(path, drain_s=drain_s)
+
+    def close(self) -> None:
+        """Free all models; calling it again does nothing."""
+        for session in self.sessions.values():
+            session.close()
+
+    def __enter__(self) -> Chain:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Chain {self.manifest.model} of {', '.join(self.manifest.stages)}>"
+
+
+class ChainStream:
+    """One stream of calls of a chain: called as a `Session` is, one call at a time, in order.
+
+    Attributes:
+        chain: What it runs; closing the stream leaves it open.
+        inputs: Of the chain.
+        outputs: Of the chain.
+        manifest: Of the chain.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        """Use `Chain.stream`."""
+        self.chain = chain
+        self.inputs = chain.inputs
+        self.outputs = chain.outputs
+        self.manifest = chain.manifest
+        self._lock = Lock()
+        self._state = chain.new_state()
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what `Chain.run` does, with the state of this stream; it stays as it was on failure."""
+        with self._lock:
+            return self.chain.run(inputs, self._state)
+
+    def predict(self, sample: object) -> dict[str, Any]:
+        """Do what `Chain.predict` does, with the state of this stream; it stays as it was on failure."""
+        with self._lock:
+            return self.chain.predict(sample, self._state)
+
+    def reset(self) -> None:
+        """Begin anew, as before the first call."""
+        with self._lock:
+            self._state = self.chain.new_state()
+
+    def close(self) -> None:
+        """Begin anew; there is nothing else to give back."""
+        self.reset()
+
+    def __enter__(self) -> ChainStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _reader(declared: Step, spec: TensorSpec) -> Callable[[Any], Any]:
+    """Return how a part of a sample becomes a value."""
+    if isinstance(declared, TensorInput):
+        return lambda sample: _tensor_of(sample, spec)
+    if isinstance(declared, ImageInput):
+        color = declared.color
+        return lambda sample: read_image(sample, color)
+    return _text_of
+
+
+def _tensor_of(sample: Any, spec: TensorSpec) -> Array:
+    return conform(to_array(sample), spec)
+
+
+def _text_of(sample: Any) -> str:
+    if not isinstance(sample, str):
+        raise PipelineError(f"expected a text, got {type(sample).__name__}")
+    return sample
+
+
+@contextmanager
+def _at(stage: str) -> Iterator[None]:
+    """Say, in an error that is raised within, which stage it is about."""
+    try:
+        yield
+    except EdgecError as e:
+        # In place, because some errors carry attributes that their own arguments make.
+        e.args = (f"stage {stage!r}: {e}", *e.args[1:])
+        raise
+
+
+def _named(error: InferenceError | PipelineError, stage: str) -> InferenceError | PipelineError:
+    """Return an error of the same class that names its stage; all of these take one text."""
+    return type(error)(f"stage {stage!r}: {error}")
