@@ -382,8 +382,9 @@ COUNT = '{"kind":"a","reason":"b","priority":1,"records":%s,"bytes":0,"incidents
 ONE = f'{{"v":1,"counters":"a","counts":[{COUNT}]}}'
 BAD = [
     b"", b"\xff", b"[]", b'{"v":2}', b'{"v":1,"counters":1,"counts":[]}',
-    b'{"v":1,"counters":"a","counts":[1]}', (ONE % "-2").encode(), (ONE % "true").encode(), (ONE % "1e3").encode(), b"[" * 100_000,
-    (ONE % "1").encode() + b" " * 70_000,
+    b'{"v":1,"counters":"a","counts":[1]}',
+    (ONE % "-2").encode(), (ONE % "true").encode(), (ONE % "1e3").encode(),
+    b"[" * 100_000, (ONE % "1").encode() + b" " * 70_000,
 ]  # fmt: skip
 
 

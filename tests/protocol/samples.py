@@ -24,6 +24,7 @@ from edgec.protocol import (
     TelemetryAck,
     TelemetryRecord,
 )
+from edgec.protocol._window import ModelSample, Note, SystemState
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 PATCH = Patch(source_sha256=A, path="patches/kws/1-2.delta", length=120, sha256=C)
@@ -103,8 +104,20 @@ MESSAGES: list[Message] = [
         confidence=b"\x02",
         classes={-1: 3, 4: 7},
         outputs={"scores:0": b"\x03"},
-        inputs={"image": b"\x04"},
+        inputs={"image/mean": b"\x04"},
+        model_version="2",
+        sampled=9,
+        error_types={"InputError": 1},
+        drops={"overloaded": 3},
+        fallbacks={"no TensorRT": 10},
+        joined_bins=2,
+        left_out=1,
+        system=SystemState(
+            cpu_decidegrees=-21, memory_free_mib=512, disk_free_mib=4000, throttled=0, load_percent=130
+        ),
     ),
+    ModelSample(model="kws", digest=bytes(8), tensors=b"\x01"),
+    Note(source="agent", text="started", cut=2),
     Poke(reason="desired"),
     Command(id="c1", name="verify", issued_at=1.0, expires_at=2.0, envelope='{"payload":""}'),
     CommandReply(

@@ -26,7 +26,7 @@ MAX_RECORD_BYTES = 96 * 1024
 _ROW_BYTES = 128  # what a record takes beside its payload, indexes included
 _MOST_PER_COMMIT = 512
 _BOOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
-_KIND = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _Loss = tuple[str, int, str]
 # Records, bytes and incidents, by what was lost.
 _Tally = dict[_Loss, tuple[int, int, int]]
@@ -488,7 +488,7 @@ class Outbox:
 
     def _now(self) -> float:
         now = self._clock()
-        return now if math.isfinite(now) else 0.0
+        return max(now, 0.0) if math.isfinite(now) else 0.0
 
 
 def _record(row: Row) -> OutboxRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,13 +16,12 @@ from edgec.protocol._kinds import (
     WORD,
     Choice,
     ListOf,
-    MapOf,
     Maybe,
     Octets,
-    Text,
     Whole,
 )
 from edgec.protocol._message import CompactFields, CompactMessage, Message, Record, wire
+from edgec.protocol._window import ModelWindow as ModelWindow
 
 MAX_RECORD_BYTES = 120 * 1024
 # Leaves room in a message of 128 KiB for the rest of the answer.
@@ -98,39 +97,6 @@ class TelemetryAck(CompactMessage):
         """Whether the record of this number is acknowledged."""
         up_to = self.seq is not None and seq <= self.seq
         return up_to or any(r.first <= seq <= r.last for r in self.ranges)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelWindow(CompactMessage):
-    """How one model did over some time: the payload of a record of kind ``window``.
-
-    Sketches are the bytes of `edgec.sketch`, so that windows of many devices add up.
-    """
-
-    model: str = wire(ID, key=1)
-    digest: bytes = wire(Octets(32), key=2, doc="The first bytes of the artifact's SHA-256, 8 or more.")
-    since: float = wire(TIME, key=3)
-    seconds: float = wire(TIME, key=4)
-    calls: int = wire(COUNT, key=5)
-    errors: int = wire(COUNT, key=6, default=0)
-    non_finite: int = wire(COUNT, key=7, default=0, doc="Calls with NaN or infinity in an output.")
-    latency_ms: bytes = wire(Octets(16384), key=8, default=b"", doc="A QuantileSketch.")
-    confidence: bytes = wire(Octets(16384), key=9, default=b"", doc="A Histogram.")
-    classes: Mapping[int, int] = wire(
-        MapOf(Whole(-1), COUNT, 4096), key=10, default={}, doc="Calls by class."
-    )
-    outputs: Mapping[str, bytes] = wire(
-        MapOf(Text(128), Octets(16384), 64),
-        key=11,
-        default={},
-        doc="Histograms by output, at the artifact's quantiles.",
-    )
-    inputs: Mapping[str, bytes] = wire(
-        MapOf(Text(128), Octets(16384), 64),
-        key=12,
-        default={},
-        doc="Histograms by input, at the artifact's quantiles.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

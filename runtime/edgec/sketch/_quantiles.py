@@ -97,6 +97,22 @@ class QuantileSketch:
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
 
+    def coarsened(self, joined: int) -> QuantileSketch:
+        """Return a copy in which each `joined` neighbouring bins are one: smaller, within `joined` percent.
+
+        Raises:
+            ValueError: `joined` is below 1.
+        """
+        if joined < 1:
+            raise ValueError(f"expected at least 1 bin to a new one, got {joined}")
+        copy = QuantileSketch()
+        copy.merge(self)
+        for bins, mine in ((copy._positive, self._positive), (copy._negative, self._negative)):
+            bins.clear()
+            for key, count in mine.items():
+                bins[-(-key // joined) * joined - (joined - 1) // 2] += count
+        return copy
+
     def quantile(self, q: float) -> float:
         """Return the value of rank ``floor(q * (count - 1))``, within 1 %; NaN where there are no values.
 
