@@ -26,6 +26,7 @@ COMMANDS = {
     "rebuild": "Build an artifact again with today's tools, and say what changed.",
     "run": "Run an artifact on inputs.",
     "serve": "Serve artifacts over HTTP: Open Inference Protocol v2.",
+    "stream": "Run an artifact on a camera, a video, files, sound or messages.",
     "targets": "List the targets, or show one.",
     "verify": "Check an artifact's digests and run its golden vectors.",
 }

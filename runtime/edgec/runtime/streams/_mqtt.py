@@ -68,7 +68,13 @@ def read_address(url: str) -> Address:
 class _Link:
     """A connection to a broker that comes back by itself."""
 
-    def __init__(self, address: Address, on_connected: Callable[[Any], None], on_message: Any = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        tls: ssl.SSLContext | None,
+        on_connected: Callable[[Any], None],
+        on_message: Any = None,
+    ) -> None:
         try:
             from paho.mqtt import client as mqtt
             from paho.mqtt.enums import CallbackAPIVersion
@@ -85,8 +91,8 @@ class _Link:
         self.client.suppress_exceptions = True  # one in a callback would end the network thread unseen
         if address.user is not None:
             self.client.username_pw_set(address.user, address.password)
-        if address.tls:
-            self.client.tls_set_context(ssl.create_default_context())
+        if address.tls or tls is not None:
+            self.client.tls_set_context(tls or ssl.create_default_context())
         self._on_connected = on_connected
         self.client.on_connect = self._connect
         self.client.on_disconnect = self._disconnect
@@ -159,6 +165,7 @@ class MqttSource:
         qos: int = 0,
         queue: int = 64,
         max_bytes: int = 8 * 2**20,
+        tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a source; nothing is connected yet.
@@ -170,6 +177,7 @@ class MqttSource:
             qos: 0 or 1. With 1, messages may come twice.
             queue: Messages that may wait; then the oldest gives way.
             max_bytes: Largest message.
+            tls: For certificates of your own; None for those that the system trusts, with ``mqtts://``.
             clock: Monotonic, in seconds; that of the stream.
 
         Raises:
@@ -181,6 +189,7 @@ class MqttSource:
         self._decode = decode
         self._qos = qos
         self._max_bytes = max_bytes
+        self._tls = tls
         self._clock = clock
         self._messages: deque[tuple[str, bytes, float]] = deque(maxlen=queue)
         self._came = Event()
@@ -197,7 +206,10 @@ class MqttSource:
             SourceError: The broker cannot be reached, or refuses.
         """
         self._link = _Link(
-            self._address, lambda client: client.subscribe(self._address.topic, self._qos), self._arrived
+            self._address,
+            self._tls,
+            lambda client: client.subscribe(self._address.topic, self._qos),
+            self._arrived,
         )
         problem = self._link.open()
         if problem:
@@ -247,13 +259,16 @@ class MqttSink:
         dropped: Results for which there was no connection.
     """
 
-    def __init__(self, url: str, *, qos: int = 0, retain: bool = False) -> None:
+    def __init__(
+        self, url: str, *, qos: int = 0, retain: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Connect.
 
         Args:
             url: ``mqtt://host/topic``; see `MqttSource`.
             qos: 0 or 1.
             retain: Whether the broker keeps the last one for those who come later.
+            tls: For certificates of your own.
 
         Raises:
             ValueError: It is no such address, `qos` is neither, or the topic has wildcards.
@@ -266,7 +281,7 @@ class MqttSink:
         self._topic, self._qos, self._retain = address.topic, qos, retain
         self.sent = self.dropped = 0
         self._last: Any = None
-        self._link = _Link(address, lambda client: None)
+        self._link = _Link(address, tls, lambda client: None)
         problem = self._link.open()
         if problem:
             self._link.close()

@@ -112,11 +112,10 @@ class VideoSink:
         if picture is None:
             return
         drawn = drawn_on(picture, result.prediction)
-        if self._writer is None:
-            self._begin(drawn.shape[1], drawn.shape[0])
+        writer = self._writer or self._begin(drawn.shape[1], drawn.shape[0])
         if (drawn.shape[1], drawn.shape[0]) != self._size:
             drawn = self._cv2.resize(drawn, self._size)
-        self._writer.write(drawn)
+        writer.write(drawn)
         self.frames += 1
 
     def close(self) -> None:
@@ -125,12 +124,13 @@ class VideoSink:
             self._writer.release()
             self._writer = None
 
-    def _begin(self, width: int, height: int) -> None:
+    def _begin(self, width: int, height: int) -> Any:
         self._size = width, height
         code = self._cv2.VideoWriter_fourcc(*VIDEOS[self._path.suffix.lower()])
         self._writer = self._cv2.VideoWriter(str(self._path), code, self._fps, self._size)
         if not self._writer.isOpened():
             raise OutputError(f"cannot write {self._path}: OpenCV cannot begin such a video there")
+        return self._writer
 
 
 class ImageSink:
