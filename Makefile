@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo brokers test test-fast check format bench dist clean
+.PHONY: help demo brokers test test-fast kill-test check format bench dist clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test: $(VENV)/.dev brokers  ## Run every test
 
 test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+kill-test: $(VENV)/.dev  ## Kill device agents 1000 times in the middle of updates (about a minute)
+	@$(BIN)/python -m tests.device_agent.kill_driver --kills 1000
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, layout
 	$(BIN)/ruff check .

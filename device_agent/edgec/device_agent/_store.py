@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgec.device_agent._durable import make_directory, read_json, write_json
+from edgec.device_agent._durable import make_directory, read_json, unlink, write_json
 from edgec.device_agent._state import State
 from edgec.errors import AgentError, OutputError
 
@@ -100,6 +100,7 @@ class Store:
         self.stopped = False
         self._held = _hold(directory)
         try:
+            self._sweep()
             self._latest = self._read_mirrors()
             self._open()
             self.boot = self._count_start()
@@ -230,7 +231,7 @@ class Store:
 
     def _count_start(self) -> int:
         facts = self._facts()
-        mirror = self._models.parent / "boot.json"
+        mirror = self._models / ".boot.json"
         boot = max(facts.get("boot", 0), _boot(read_json(mirror))) + 1
         self.stopped = bool(facts.get("stopped", 0))
         self._write([(_FACT, ("boot", boot)), (_FACT, ("stopped", 0))])
@@ -283,6 +284,12 @@ class Store:
         except (OutputError, OSError) as e:
             return e
         return None
+
+    def _sweep(self) -> None:
+        """Remove what writers of mirrors and links left when they were killed."""
+        with suppress(OSError):
+            for path in [*self._models.glob(".edgec-*.partial"), *self._models.glob("*/.edgec-*.partial")]:
+                unlink(path)
 
     def _read_mirrors(self) -> dict[str, State]:
         states = [_state(read_json(path)) for path in sorted(self._models.glob(f"*/{MIRROR}"))]
