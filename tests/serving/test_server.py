@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,22 @@ def test_predict_takes_json_and_gives_json(client: Client) -> None:
         assert reply.status == 200
         assert np.shape(reply.json["y"]) == (1, 3)
     assert client.request("POST", "/v2/models/tiny/predict", b'{"x": [1, 2, 3, 4]}').json == reply.json
+
+
+def test_metrics_show_what_observers_know_where_that_is_asked_for(artifact: Path, client: Client) -> None:
+    assert "edgec_calls_total" not in client.get("/metrics").body.decode()
+    options = ServerOptions(port=0, observe=True, allow_repository_calls=True)
+    with Server([artifact], options) as server, closing(Client(server.url)) as client:
+        model = Model(client, "tiny")
+        for _ in range(3):
+            model.infer(model.json_request())
+        assert client.request("POST", "/v2/models/tiny/predict", b"[1, 2, 3, 4]").status == 200
+        told = {name.partition("{")[0]: value for name, value in _metrics(client).items()}
+        assert told["edgec_calls_total"] == told["edgec_inference_duration_seconds_count"] == 4
+        assert told["edgec_calls_sampled_total"] >= 1
+        assert 'edgec_requests_total{model="tiny",version="1",code="200"}' in _metrics(client)
+        assert client.request("POST", "/v2/repository/models/tiny/unload", b"").status == 200
+        assert "edgec_calls_total" not in client.get("/metrics").body.decode()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,11 @@ _MOST_PIXELS = 2**26
 @click.option(
     "--allow-repository-calls", is_flag=True, help="Let clients list, load again and unload the models."
 )
+@click.option(
+    "--observe",
+    is_flag=True,
+    help="Show more in /metrics: latency, confidence, classes and drift of each model.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
 def command(
     artifacts: tuple[Path, ...],
@@ -70,6 +75,7 @@ def command(
     queue: int,
     threads: int | None,
     allow_repository_calls: bool,
+    observe: bool,
     as_json: bool,
 ) -> None:
     """Serve artifacts over HTTP: Open Inference Protocol v2, with binary tensors.
@@ -99,6 +105,7 @@ def command(
             queue=queue,
             threads=threads,
             allow_repository_calls=allow_repository_calls,
+            observe=observe,
         ),
     )
     server.run(on_ready=lambda: _say(server, as_json))

@@ -156,6 +156,21 @@ class Observer:
             self._check_used()
             return self._recorders[-1].total()
 
+    @property
+    def has_seen(self) -> bool:
+        """Whether it was ever given to a session."""
+        return bool(self._recorders)
+
+    @property
+    def reference(self) -> Mapping[str, Mapping[str, float]]:
+        """Quantiles of outputs that the present artifact names, for `Window.drift`; or nothing.
+
+        Raises:
+            ValueError: It was never given to a session.
+        """
+        self._check_used()
+        return self._recorders[-1].reference
+
     def watch(self, session: Session, run: Run) -> Run:
         """Return a function that runs a model as another one, and is observed; for sessions.
 
@@ -228,6 +243,7 @@ class Recorder:
         self._lock = Lock()
         self._looker = Looker(session.manifest, options.inputs, options.max_values)
         self._of = _identity(session)
+        self.reference = session.manifest.reference
         self._blank = Window(
             model=session.manifest.model,
             model_version=session.manifest.model_version,

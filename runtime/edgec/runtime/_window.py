@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from edgec.sketch import Histogram, QuantileSketch
+from edgec.sketch import Histogram, QuantileSketch, population_stability, reference_bins
 
 _Key = TypeVar("_Key")
 # Where the confidence of a call may lie; devices of one model add up only with the same edges.
@@ -78,6 +78,22 @@ class Window:
     def is_empty(self) -> bool:
         """Whether nothing happened."""
         return not (self.calls or self.drops or self.cache_hits or self.cache_misses)
+
+    def drift(self, reference: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Return how far each output has moved from the calibration data: the population stability index.
+
+        Below 0.1 is usually called nothing, from 0.25 on a large drift; of few values, chance alone makes
+        about ``bins / values``.
+
+        Args:
+            reference: As the manifest of this artifact has it.
+        """
+        found = {}
+        for name, histogram in self.outputs.items():
+            edges, shares = reference_bins(reference.get(name, {}))
+            if histogram.count and edges == tuple(histogram.edges.tolist()):
+                found[name] = population_stability(histogram, shares)
+        return found
 
     def merge(self, other: Window) -> Window:
         """Return the window of both, as if one had seen all; of one device or of several.

@@ -139,12 +139,21 @@ class App:
                 return await self._repository_call(call, [_segment(part) for part in rest])
             case ["metrics"]:
                 _allow(call, "GET")
-                body = exposition(entry.metrics for entry in self._repository.entries())
-                return 200, [(b"content-type", CONTENT_TYPE)], body
+                return await self._metrics()
             case ["openapi.json"]:
                 _allow(call, "GET")
                 return _json(openapi(self._options))
         raise _not_found()
+
+    async def _metrics(self) -> Answer:
+        body = exposition(entry.metrics for entry in self._repository.entries())
+        observers = self._repository.observers()
+        if observers:
+            from edgec.runtime.exporters import exposed
+
+            loop = asyncio.get_running_loop()
+            body += await loop.run_in_executor(self._executor, exposed, observers)
+        return 200, [(b"content-type", CONTENT_TYPE)], body
 
     async def _model(self, call: _Call, parts: list[str]) -> Answer:
         """Answer what is asked of ``/v2/models/{name}[/versions/{version}]``."""

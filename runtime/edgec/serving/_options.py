@@ -24,6 +24,7 @@ class ServerOptions:
         queue: Requests for one model that wait for their turn; one more is refused with 503.
         threads: Threads of one inference; None for the engine's own choice.
         allow_repository_calls: Whether clients may list, load and unload models.
+        observe: Whether ``/metrics`` shows what observers know of the models, too.
         receive_timeout_s: Longest time that a request may take to arrive.
         drain_timeout_s: Longest time that requests in flight get when the server is stopped.
     """
@@ -39,5 +40,6 @@ class ServerOptions:
     queue: int = 128
     threads: int | None = None
     allow_repository_calls: bool = False
+    observe: bool = False
     receive_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0

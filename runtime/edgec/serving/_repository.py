@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgec.artifact import TensorSpec
 from edgec.errors import EdgecError, RequestError, ServingError
+from edgec.runtime import Session
 from edgec.serving._lanes import Lane
 from edgec.serving._metrics import ModelMetrics
 from edgec.serving._models import Prediction, ServedModel, measure
 from edgec.serving._wire import Plan
+
+if TYPE_CHECKING:
+    from edgec.runtime import Observer
 
 Loader: TypeAlias = "Callable[[Path], ServedModel]"
 PREDICT = ".predict"
@@ -96,18 +100,27 @@ class Repository:
         executor: Whose threads run the models.
         width: Inferences of one model that run at once.
         queue: Requests for one model that wait.
+    observe: Whether sessions are observed.
 
     Raises:
         ServingError: An artifact cannot be loaded, or two have the same name and version; all of it is said.
     """
 
     def __init__(
-        self, paths: Sequence[Path], loader: Loader, executor: Executor, *, width: int, queue: int
+        self,
+        paths: Sequence[Path],
+        loader: Loader,
+        executor: Executor,
+        *,
+        width: int,
+        queue: int,
+        observe: bool = False,
     ) -> None:
         self._loader = loader
         self._executor = executor
         self._width = width
         self._queue = queue
+        self._observe = observe
         self.slots: list[Slot] = []
         self._index: dict[str, list[Entry]] = {}
         problems = []
@@ -134,6 +147,8 @@ class Repository:
         model = self._loader(path)
         try:
             run_s, input_bytes = measure(model)
+            if self._observe and isinstance(model, Session):
+                model.observe()
         except BaseException:
             model.close()
             raise
@@ -162,6 +177,12 @@ class Repository:
         """Yield every model that is served."""
         for entries in self._index.values():
             yield from entries
+
+    def observers(self) -> list[Observer]:
+        """Return what observes the models that are loaded."""
+        models = [slot.loaded.model for slot in self.slots if slot.loaded is not None]
+        found = [model.observer for model in models if isinstance(model, Session)]
+        return [observer for observer in found if observer is not None]
 
     def named(self, name: str) -> list[Slot]:
         """Return the slots of a model.

@@ -62,6 +62,7 @@ class Server:
             self._executor,
             width=width,
             queue=options.queue,
+            observe=options.observe,
         )
         try:
             self._socket = _listen(options)
