@@ -537,6 +537,7 @@ class Session:
         with self._changing:
             program, self._program = self._program, None
             self._run = _refuse
+            self._processor = None  # so that predictions are refused too
         if program is not None:
             program.close()
             self._artifact.close()
