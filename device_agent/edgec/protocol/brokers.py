@@ -244,7 +244,8 @@ mqtt {{
   listen: "{self.host}:{self.port}"
   tls {{ {tls}, {verify} }}
   ack_wait: "5s"
-  max_ack_pending: 1000
+  # MQTT 3.1.1 has no flow control: a client that was away gets no more than this at once.
+  max_ack_pending: 100
 }}
 authorization {{ users: [
 {users}
