@@ -55,6 +55,8 @@ _STATISTICS_SAMPLES = 32
 # Of the data that is judged on: to say how near outputs come where labels decide.
 _SNR_SAMPLES = 16
 # What converters that quantize by themselves do to layers, to learn what it shifts.
+# Precisions whose activations are integers, by ranges that calibration saw.
+INTEGERS = ("int8", "int16x8")
 _FULL_INTEGER = QuantizationScheme(
     activation_dtype="int8",
     activation_symmetric=False,
@@ -274,6 +276,7 @@ class Shared:
                 table=table,
                 method=recipe.method,
                 exclude=recipe.exclude,
+                activation_bits=16 if recipe.precision == "int16x8" else 8,
                 products_only=not recipe.passes_on,
             )
             if recipe.correct_bias:
@@ -335,6 +338,8 @@ def usual_recipe(variant: Variant, precision: str, *, saturates: bool = False) -
         return Recipe(
             precision=precision, smooth=_SMOOTH, method="minmax", correct_bias=False, narrow_weights=narrow
         )
+    if precision == "int16x8":
+        return Recipe(precision=precision, method="minmax", correct_bias=False)
     return Recipe(precision=precision, narrow_weights=narrow)
 
 
@@ -429,7 +434,7 @@ def _prepare(
     candidate: Candidate, target: Target, converter: Converter, shared: Shared
 ) -> tuple[Prepared, Reference]:
     variant, precision = shared.variants[candidate.variant], candidate.precision
-    if precision == "int8" and quantizes(converter):
+    if precision in INTEGERS and quantizes(converter):
         model, quantities, reference = shared.rounded(variant, candidate.recipe)
         return Prepared(model=model, precision=precision, quantities=quantities), reference
     if precision == "int8":
@@ -486,7 +491,7 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
         return f"{parity_sentence(parity)}{_where(made, target, shared)}"
     promised, facts = made.candidate.precision, made.facts
     expected = {promised}
-    if promised in ("int8", "int8-dynamic", "bf16", *BITS):
+    if promised in (*INTEGERS, "int8-dynamic", "bf16", *BITS):
         expected.add("mixed")  # some layers stay in float; the placement says which
     if promised == "mixed":
         expected.add("int8")  # where what is beside int8 is none of the layers that do the arithmetic
@@ -500,7 +505,7 @@ def _problem(made: Made, parity: Parity, target: Target, shared: Shared) -> str 
 
 
 def _where(made: Made, target: Target, shared: Shared) -> str:
-    integers = made.candidate.precision in ("int8", "int8-dynamic")
+    integers = made.candidate.precision in (*INTEGERS, "int8-dynamic")
     rounds = shared.variants[made.candidate.variant].rounds_like is not None
     if rounds or (integers and quantizes(get_converter(made.candidate.engine.name))):
         return ""  # its reference is no graph that it could be made from

@@ -1,4 +1,4 @@
-"""A model with its activations and weights rounded to int8, in floats: what any full-integer file computes.
+"""A model with activations and weights rounded to integers, in floats: what any full-integer file computes.
 
 Unlike the Q/DQ graphs that are shipped, which quantize what an engine has integer kernels for, this rounds
 everywhere. It is a reference for engines whose files do that by rules of their own, and is never shipped.
@@ -18,8 +18,8 @@ from edgec.compiler.converters import Quantities
 from edgec.compiler.quantization import raise_opset
 from edgec.errors import CalibrationError
 
-ROUNDED = "the source with every activation and weight rounded to int8"
-_OPSET = 13
+ROUNDED = "the source with every activation and weight rounded to integers"
+_OPSETS = {8: 13, 16: 21}  # the first whose Q and DQ take such integers
 # What alone computes in integers in a transformer.
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Operators whose second input is weights where it is constant, and the axis of their output channels.
@@ -27,11 +27,12 @@ _CHANNEL_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
 # Fused into the operator before them: what comes between is never rounded.
 _FUSED = ("Relu", "Clip")
 _LEVELS = 255
+_LARGEST_INT16 = 32767
 _SMALLEST = 1e-9
 
 
 def fake_quantized(model: onnx.ModelProto, quantities: Quantities) -> onnx.ModelProto:
-    """Return the model with a Q/DQ pair of int8 behind every activation that the table knows.
+    """Return the model with a Q/DQ pair of int8, or int16, behind every activation that the table knows.
 
     Args:
         model: In fp32, weights inside; left as it is.
@@ -41,12 +42,12 @@ def fake_quantized(model: onnx.ModelProto, quantities: Quantities) -> onnx.Model
     Raises:
         CalibrationError: There are no ranges.
     """
-    table, method = quantities.table, quantities.method
+    table = quantities.table
     if table is None:
         raise CalibrationError("rounding to int8 needs the ranges of all tensors: give calibration data")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy = raise_opset(copy, _OPSET)
+    copy = raise_opset(copy, _OPSETS[quantities.activation_bits])
     graph = copy.graph
     left = frozenset(quantities.exclude)
     if quantities.products_only:
@@ -58,7 +59,7 @@ def fake_quantized(model: onnx.ModelProto, quantities: Quantities) -> onnx.Model
     for value in graph.input:
         if value.name in rounded and value.name not in constants:
             inner = f"{value.name}_rounded"
-            nodes += _pair(graph, table, method, value.name, value.name, inner)
+            nodes += _pair(graph, quantities, value.name, value.name, inner)
             for node in graph.node:
                 for i, name in enumerate(node.input):
                     if name == value.name:
@@ -68,7 +69,7 @@ def fake_quantized(model: onnx.ModelProto, quantities: Quantities) -> onnx.Model
         for i, name in enumerate(node.output):
             if name in rounded:
                 node.output[i] = f"{name}_exact"
-                pairs += _pair(graph, table, method, name, node.output[i], name)
+                pairs += _pair(graph, quantities, name, node.output[i], name)
         nodes += [node, *pairs]
     made = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -98,18 +99,25 @@ def _rounded(graph: onnx.GraphProto, table: CalibrationTable, left: frozenset[st
 
 
 def _pair(
-    graph: onnx.GraphProto, table: CalibrationTable, method: str, name: str, source: str, result: str
+    graph: onnx.GraphProto, quantities: Quantities, name: str, source: str, result: str
 ) -> list[onnx.NodeProto]:
-    low, high = table.tensors[name].range(method)
-    scale = np.float32(max((high - low) / _LEVELS, _SMALLEST))
-    zero = np.int8(np.clip(np.rint(-128 - low / scale), -128, 127))
+    assert quantities.table is not None
+    wide = quantities.activation_bits == 16
+    low, high = quantities.table.tensors[name].range(quantities.method, symmetric=wide)
+    zero: np.int8 | np.int16
+    if wide:
+        scale = np.float32(max(max(-low, high) / _LARGEST_INT16, _SMALLEST))
+        zero = np.int16(0)
+    else:
+        scale = np.float32(max((high - low) / _LEVELS, _SMALLEST))
+        zero = np.int8(np.clip(np.rint(-128 - low / scale), -128, 127))
     parameters = [f"{name}_step", f"{name}_zero"]
     for label, value in zip(parameters, (scale, zero), strict=True):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), label))
     make = onnx.helper.make_node
     return [
-        make("QuantizeLinear", [source, *parameters], [f"{name}_int8"]),
-        make("DequantizeLinear", [f"{name}_int8", *parameters], [result]),
+        make("QuantizeLinear", [source, *parameters], [f"{name}_integer"]),
+        make("DequantizeLinear", [f"{name}_integer", *parameters], [result]),
     ]
 
 
@@ -125,8 +133,22 @@ def _round_weights(graph: onnx.GraphProto, left: frozenset[str]) -> None:
             continue
         done.add(tensor.name)
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        weights = _rounded_weights(numpy_helper.to_array(tensor), 0 if transposed else axis)
+        weights = numpy_helper.to_array(tensor).copy()
+        for part in _parts(node, weights):
+            part[:] = _rounded_weights(part, 0 if transposed else axis)
         tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+
+
+def _parts(node: onnx.NodeProto, weights: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Return views of the weights that have scales of their own.
+
+    A transposed convolution along one axis becomes as many convolutions as its stride.
+    """
+    if node.op_type != "ConvTranspose" or weights.ndim != 3:
+        return [weights]
+    strides = [a.ints[0] for a in node.attribute if a.name == "strides"]
+    stride = strides[0] if strides else 1
+    return [weights[:, :, phase::stride] for phase in range(min(stride, weights.shape[2]))]
 
 
 def _rounded_weights(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:

@@ -40,8 +40,10 @@ class Recipe:
     @property
     def name(self) -> str:
         """The precision, and what differs from its usual recipe: ``int8 (percentile, 2 in float)``."""
-        # Transformers have outliers that must not be clipped, and no biases of their own after products.
-        method, correct_bias = ("mse", True) if self.smooth is None else ("minmax", False)
+        # Transformers have outliers that must not be clipped, and no biases of their own after products;
+        # 16 bits have room for outliers, and next to nothing to correct.
+        usual = self.smooth is None and self.precision != "int16x8"
+        method, correct_bias = ("mse", True) if usual else ("minmax", False)
         extras = [] if self.method == method else [self.method]
         if self.smooth is not None:
             extras.append(f"smooth {self.smooth:g}")

@@ -15,7 +15,9 @@ from edgec.evaluation import PairedDifference, Score
 from edgec.runtime.measurement import LatencySamples, MedianRatio, median_ratio
 
 # From the most to the least exact; among candidates equally fast, the most exact is shipped.
-EXACTNESS = ("fp32", "fp16", "bf16", "int8-weights", "mixed", "int8-dynamic", "int8", "int4-weights")
+EXACTNESS = (
+    "fp32", "fp16", "bf16", "int8-weights", "int16x8", "mixed", "int8-dynamic", "int8", "int4-weights"
+)  # fmt: skip
 # A candidate whose median is within this of the fastest, and not significantly slower, is as fast.
 _AS_FAST = 1.03
 

@@ -1,4 +1,4 @@
-"""Arm Vela: from an int8 TFLite file to one whose operators are an Ethos-U's command streams.
+"""Arm Vela: from a TFLite file of integers to one whose operators are an Ethos-U's command streams.
 
 Vela runs in a process of its own: it prints, and keeps state of the process. It exits with 0 also where it
 leaves every operator to the CPU, so that its report is read, and never its exit status alone.
@@ -118,7 +118,7 @@ class VelaReport:
 
 
 def compile_for_ethos_u(plain: Converted, target: Target, directory: Path) -> Converted:
-    """Add to an int8 file what Vela makes of it; the int8 file stays, for its numerics can be run anywhere.
+    """Add to a file of integers what Vela makes of it; the file stays: its numerics can be run anywhere.
 
     Raises:
         ConversionError: Vela is not installed or fails, leaves every operator to the CPU, or the model needs
@@ -141,7 +141,7 @@ def compile_for_ethos_u(plain: Converted, target: Target, directory: Path) -> Co
             "flash": FILE,
         },
         not_run=(
-            "nothing was run on an Ethos-U: numerics are those of the int8 file with LiteRT's reference "
+            "nothing was run on an Ethos-U: numerics are those of the plain file with LiteRT's reference "
             f"kernels, and Vela estimates {report.sentence}",
         ),
         notes=tuple(f"Vela leaves to the CPU: {operator}" for operator in report.on_cpu[:_SHOWN]),
@@ -174,7 +174,7 @@ def run_vela(
     *,
     timeout_s: float = _TIMEOUT_S,
 ) -> tuple[Path, VelaReport]:
-    """Compile an int8 TFLite file, and read what Vela says of it.
+    """Compile a TFLite file of integers, and read what Vela says of it.
 
     Args:
         model: The file.

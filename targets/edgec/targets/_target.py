@@ -6,7 +6,9 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "mixed")
+PRECISIONS = (
+    "fp32", "fp16", "bf16", "int8", "int16x8", "int8-dynamic", "int8-weights", "int4-weights", "mixed"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,12 +39,14 @@ class Quantities:
         table: Ranges of the tensors of the model; None for precisions that need none.
         method: How ranges are taken from it, one of ``edgec.compiler.ranges.METHODS``.
         exclude: Names of nodes that stay in float.
+        activation_bits: That activations are rounded to: 8 or 16.
         products_only: Whether only matrix products compute in integers, as transformers want it.
     """
 
     table: CalibrationTable | None = None
     method: str = "minmax"
     exclude: tuple[str, ...] = ()
+    activation_bits: int = 8
     products_only: bool = False
 
 

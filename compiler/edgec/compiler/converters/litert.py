@@ -28,6 +28,7 @@ _MODES = {
     "fp32": Mode.FLOAT32,
     "fp16": Mode.FLOAT16,
     "int8": Mode.INT8,
+    "int16x8": Mode.INT16X8,
     "int8-dynamic": Mode.DYNAMIC,
 }
 _NOT_RUN = (
@@ -39,7 +40,7 @@ _NOT_RUN = (
 class LiteRtConverter:
     """Writes ``model.tflite``."""
 
-    precisions = ("fp32", "fp16", "int8", "int8-dynamic")
+    precisions = ("fp32", "fp16", "int8", "int16x8", "int8-dynamic")
     # The file is made of the float model and its ranges, not of a Q/DQ graph.
     quantizes = True
 
@@ -94,12 +95,12 @@ def _require_limits(model: onnx.ModelProto, target: Target) -> None:
 
 def _write(prepared: Prepared, engine: Engine, target: Target) -> TfliteModel:
     quantities = prepared.quantities or Quantities()
-    integer = prepared.precision == "int8"
+    integer = _MODES[prepared.precision].integer
     scheme = target.quantization
     if integer and quantities.table is None:
-        raise ConversionError("an int8 TFLite file is written from the float model and its ranges")
+        raise ConversionError("a TFLite file of integers is written from the float model and its ranges")
     if integer and scheme is None:
-        raise ConversionError(f"{target.name} states no scheme for int8")
+        raise ConversionError(f"{target.name} states no scheme for {prepared.precision}")
     exclude = set(quantities.exclude)
     full = scheme is not None and scheme.full_integer
     if integer and quantities.products_only and not full:
