@@ -72,7 +72,9 @@ class ModelWindow(CompactMessage):
         _COUNTS, key=16, default={}, doc="Calls given up before they ran, by reason."
     )
     fallbacks: Mapping[str, int] = wire(_COUNTS, key=17, default={}, doc="Calls the fallback ran, by reason.")
-    joined_bins: int = wire(Whole(1, 64), key=18, default=1, doc="Latencies are within so many percent and one.")
+    joined_bins: int = wire(
+        Whole(1, 64), key=18, default=1, doc="Latencies are within as many percent, and one."
+    )
     left_out: int = wire(COUNT, key=19, default=0, doc="Histograms and sketches that there was no room for.")
     system: SystemState | None = wire(Maybe(Record(SystemState)), key=20, default=None)
 
