@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -26,6 +27,7 @@ from edgec.trust._metadata import (
     instant,
     key_digest,
     parse,
+    seconds,
     verified_root_chain,
 )
 from edgec.trust._refresh import Refreshed, check_owner, refresh, verified_roots
@@ -139,6 +141,8 @@ class DeviceTrust:
         with self._lock:
             try:
                 return self._update(open_source(source))
+            except TrustError as e:
+                raise (self._expired(e) if e.reason == "expired" else e) from e.__cause__
             except OutputError as e:
                 raise TrustError(f"what was verified cannot be kept: {e}", "storage") from e
 
@@ -226,12 +230,8 @@ class DeviceTrust:
                 device_id=self.device_id,
                 now_s=self.now(),
             )
-        except TrustError as e:
+        finally:
             self._keep_roots(kind, folder)
-            if e.reason == "expired":
-                raise self._expired(e) from e
-            raise
-        self._keep_roots(kind, folder)
         check_owner(fresh, kind, self.device_id)
         return fresh
 
@@ -280,7 +280,7 @@ class DeviceTrust:
         A clock that runs is not to be left behind for ever by a publisher whose own is far ahead.
         """
         clock = self._clock()
-        return issued if clock <= self.time_floor else min(issued, int(clock) + DAY_S)
+        return min(issued, int(seconds(instant(clock))) + DAY_S) if clock >= self.time_floor else issued
 
     def _with_epoch(self, floors: Floors, director: Refreshed, assignment: Assignment) -> Floors:
         keys = key_digest(director.root.roles["targets"].keyids)
@@ -307,11 +307,10 @@ class _Known:
         self._state = state
 
     def fetch(self, file: str, max_bytes: int) -> bytes | None:
-        """Return the timestamp of a repository; the rest is at hand, and newer roots are not."""
+        """Return a file that was verified before; newer roots are not among them."""
         folder, _, name = file.rpartition("/")
-        return (
-            self._state.files.get(f"{folder.partition('/')[0]}/{name}") if name == "timestamp.json" else None
-        )
+        kind, role = folder.partition("/")[0], re.sub(r"^[0-9]+\.", "", name)
+        return self._state.files.get(f"{kind}/{role}")
 
 
 def _versions(repository: Refreshed) -> list[tuple[str, int, str]]:

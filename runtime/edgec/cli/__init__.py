@@ -23,7 +23,9 @@ COMMANDS = {
     "explain": "Say why an artifact is what it is, and what int8 costs in each layer.",
     "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
     "inspect": "Show all that an artifact says of itself.",
+    "keys": "Make, replace and use the keys that sign for devices; say what is due.",
     "rebuild": "Build an artifact again with today's tools, and say what changed.",
+    "repo": "Publish artifacts in a signed repository, and assign them to devices.",
     "run": "Run an artifact on inputs.",
     "serve": "Serve artifacts over HTTP: Open Inference Protocol v2.",
     "stream": "Run an artifact on a camera, a video, files, sound or messages.",
@@ -35,6 +37,7 @@ COMMANDS = {
 # Libraries that a command may find missing, and the extra that brings each.
 _EXTRAS = {
     "ai_edge_litert": "litert",
+    "cryptography": "agent",
     "cv2": "vision",
     "diskcache": "compiler",
     "flatbuffers": "compiler",
