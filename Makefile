@@ -50,8 +50,9 @@ test: $(VENV)/.dev brokers  ## Run every test
 test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-kill-test: $(VENV)/.dev  ## Kill device agents 1000 times in the middle of updates (about a minute)
+kill-test: $(VENV)/.dev  ## Kill device agents 1000 times in the middle of updates, and simulate power cuts (3 minutes)
 	@$(BIN)/python -m tests.device_agent.kill_driver --kills 1000
+	@$(BIN)/python -m tests.device_agent.power_cut
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, layout
 	$(BIN)/ruff check .

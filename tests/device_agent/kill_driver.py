@@ -32,6 +32,8 @@ from tests.device_agent.world import Device, World, agrees, reported, serves
 
 from edgec.device_agent._store import Store
 
+# Neither a SIGKILL nor a simulated power cut needs a real disk.
+MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
 Tap = Callable[[str], None]
 
 
@@ -312,7 +314,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=1000, help="how many, about half of them by chance")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn by chance")
-    parser.add_argument("--directory", type=Path, help="where devices are made; a temporary one by default")
+    parser.add_argument("--directory", type=Path, default=MEMORY, help="where devices are made")
     options = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.directory, ignore_cleanup_errors=True) as directory:

@@ -147,6 +147,7 @@ def serves(root: Path) -> str | None:
     link = root / "models" / MODEL / "current.edgec"
     if not link.is_symlink():
         return None
+    assert link.exists(), f"{link} leads nowhere"
     content = link.read_bytes()
     assert hashlib.sha256(content).hexdigest() in NAMES, f"{link} leads to half an artifact"
     return NAMES[hashlib.sha256(content).hexdigest()]
