@@ -61,7 +61,7 @@ def this_machine(root: Path = Path("/")) -> Machine:
         cpu=_cpu(root),
         arch=platform.machine(),
         cores=len(os.sched_getaffinity(0)),
-        memory_mib=_memory_mib(root),
+        memory_mib=memory_mib(root).get("MemTotal"),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         governor=", ".join(sorted(filter(None, governors))) or None,
@@ -79,12 +79,14 @@ def _cpu(root: Path) -> str:
     return board or "unknown"
 
 
-def _memory_mib(root: Path) -> int | None:
+def memory_mib(root: Path) -> dict[str, int]:
+    """Return ``MemTotal`` and ``MemAvailable`` in MiB, as far as the system tells them."""
+    found = {}
     for line in _text(root / "proc/meminfo").splitlines():
         words = line.split()
-        if words[:1] == ["MemTotal:"] and words[1].isdigit():
-            return int(words[1]) // 1024
-    return None
+        if len(words) >= 2 and words[0] in ("MemTotal:", "MemAvailable:") and words[1].isdigit():
+            found[words[0][:-1]] = int(words[1]) // 1024
+    return found
 
 
 def _load_average(root: Path) -> float | None:

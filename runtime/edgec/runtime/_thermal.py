@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class ThermalState:
         throttled: Times that cores were throttled since the machine started (x86).
         cooling: Cooling devices of the processor that are at work: ``{"cpufreq-cpu0": 2}``.
         firmware: What the firmware of a Raspberry Pi says it does now, in words.
+        over_currents: Times that a Jetson held its clocks back for current or voltage since it started.
     """
 
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class ThermalState:
     throttled: int | None = None
     cooling: Mapping[str, int] = field(default_factory=dict)
     firmware: tuple[str, ...] = ()
+    over_currents: int | None = None
 
     @property
     def is_known(self) -> bool:
@@ -50,14 +52,19 @@ class ThermalState:
             "throttled": self.throttled,
             "cooling": dict(self.cooling),
             "firmware": list(self.firmware),
+            "over_currents": self.over_currents,
         }
 
 
-def thermal_state(root: Path = Path("/")) -> ThermalState:
+def thermal_state(
+    root: Path = Path("/"), *, vcgencmd: Callable[[], str | None] | None = None
+) -> ThermalState:
     """Return the state of this machine now.
 
     Args:
         root: Where ``sys`` is.
+        vcgencmd: Returns what ``vcgencmd get_throttled`` says, ``throttled=0x50005``, or None; asked where
+            the system does not show that itself.
     """
     clocks = _numbers(root, "cpufreq/scaling_cur_freq")
     limits = {
@@ -74,28 +81,39 @@ def thermal_state(root: Path = Path("/")) -> ThermalState:
         nominal_mhz=None if nominal is None else nominal / 1e3,
         throttled=sum(throttled.values()) if throttled else None,
         cooling=_cooling(root),
-        firmware=_firmware(root),
+        firmware=_firmware(root, vcgencmd),
+        over_currents=_over_currents(root),
     )
 
 
 def throttling(before: ThermalState, after: ThermalState) -> list[str]:
     """Return what slowed the clock between two states, in plain sentences; empty where nothing is seen."""
+    return [*held_back(before, after), *limited(before, after)]
+
+
+def held_back(before: ThermalState, after: ThermalState) -> list[str]:
+    """Return what holds the clock back now, or did since `before`, in plain sentences."""
     found = []
     if before.throttled is not None and after.throttled is not None and after.throttled > before.throttled:
         found.append(
-            f"cores were throttled {after.throttled - before.throttled} times while it was measured: "
-            "cool the device, or measure for less time"
+            f"cores were throttled {after.throttled - before.throttled} times meanwhile: "
+            "cool the device, or give it less to do"
         )
+    if (after.over_currents or 0) > (before.over_currents or 0):
+        found.append("the clocks were held back for current or voltage meanwhile: check the power supply")
     if after.cooling:
         names = ", ".join(f"{name} at step {step}" for name, step in sorted(after.cooling.items()))
-        found.append(f"the clock was throttled for heat afterwards ({names})")
+        found.append(f"the clock is throttled for heat ({names})")
     if after.firmware:
         found.append(f"the firmware reports {' and '.join(after.firmware)}: check power supply and cooling")
-    if after.limit_mhz is not None and before.limit_mhz is not None and after.limit_mhz < before.limit_mhz:
-        found.append(
-            f"the highest clock fell from {before.limit_mhz:.0f} to {after.limit_mhz:.0f} MHz meanwhile"
-        )
     return found
+
+
+def limited(before: ThermalState, after: ThermalState) -> list[str]:
+    """Return that the clock may go less high than before, in a sentence; nothing where it may."""
+    if after.limit_mhz is None or before.limit_mhz is None or after.limit_mhz >= before.limit_mhz:
+        return []
+    return [f"the highest clock fell from {before.limit_mhz:.0f} to {after.limit_mhz:.0f} MHz meanwhile"]
 
 
 def _temperatures(root: Path) -> dict[str, float]:
@@ -118,9 +136,18 @@ def _cooling(root: Path) -> dict[str, int]:
     return found
 
 
-def _firmware(root: Path) -> tuple[str, ...]:
+def _over_currents(root: Path) -> int | None:
+    counts = [_number(path) for path in root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt")]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _firmware(root: Path, vcgencmd: Callable[[], str | None] | None) -> tuple[str, ...]:
+    told = _text(root / _FIRMWARE)
+    if not told and vcgencmd is not None:
+        told = (vcgencmd() or "").strip().partition("=")[2]
     try:
-        bits = int(_text(root / _FIRMWARE) or "0", 16)
+        bits = int(told or "0", 16)
     except ValueError:
         return ()
     return tuple(words for bit, words in _FIRMWARE_BITS.items() if bits >> bit & 1)

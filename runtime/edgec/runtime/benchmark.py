@@ -16,6 +16,7 @@ from edgec.runtime._fresh import run_fresh
 from edgec.runtime._machine import Machine, this_machine
 from edgec.runtime._thermal import ThermalState, thermal_state, throttling
 from edgec.runtime._timing import Timing, time_calls, time_in_fresh_process
+from edgec.runtime.conditions import WatchOptions, device_state, memory_short, read_vcgencmd
 from edgec.runtime.measurement import LatencySamples, MedianRatio, measure_interleaved, median_ratio
 
 __all__ = [
@@ -78,6 +79,7 @@ class BenchmarkResult:
         load_average_after: Of the machine, in the last minute of the measurement.
         thermal_before: Temperatures and clocks before.
         thermal_after: The same afterwards.
+        memory_short: How memory was short afterwards, in a sentence; empty where it was not.
         energy: What the calls used; None where the device has no meter.
         energy_absent: Why there is none; empty where there is one.
     """
@@ -103,6 +105,7 @@ class BenchmarkResult:
     thermal_after: ThermalState
     energy: Energy | None
     energy_absent: str
+    memory_short: str = ""
 
     @property
     def throughput_per_s(self) -> float:
@@ -120,7 +123,8 @@ class BenchmarkResult:
     @property
     def concerns(self) -> list[str]:
         """What may have disturbed the measurement, in plain sentences: other work, the governor, heat."""
-        return self.machine.concerns + throttling(self.thermal_before, self.thermal_after)
+        memory = [self.memory_short] if self.memory_short else []
+        return self.machine.concerns + throttling(self.thermal_before, self.thermal_after) + memory
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON has it; the shape is public, docs/runtime.md describes it."""
@@ -200,11 +204,12 @@ def benchmark(
             "expected a duration, cold starts and repeats above 0, "
             f"got {duration_s}, {cold_starts} and {repeats}"
         )
-    machine, thermal = this_machine(), thermal_state()
+    machine, thermal = this_machine(), thermal_state(vcgencmd=read_vcgencmd)
     options = {"threads": threads, "cache_dir": None if cache_dir is None else str(cache_dir)}
     time_run = time_calls if repeats == 1 else time_in_fresh_process
     timings = [time_run(path, options, samples, duration_s / repeats) for _ in range(repeats)]
-    after, thermal_after = this_machine().load_average, thermal_state()
+    state = device_state(vcgencmd=read_vcgencmd)
+    after, thermal_after = this_machine().load_average, state.thermal
     first = timings[0]
     return BenchmarkResult(
         artifact=str(path),
@@ -218,6 +223,7 @@ def benchmark(
         load_average_after=after,
         thermal_before=thermal,
         thermal_after=thermal_after,
+        memory_short=memory_short(state, WatchOptions()),
         energy=_sum_energy(timings),
         energy_absent=first.energy_absent,
         inputs=first.inputs,
