@@ -249,25 +249,18 @@ def _windows(blocks: Iterator[Sound], size: int, hop: int, lead: int) -> Iterato
     """Yield windows, and where each ends, `lead` included."""
     waiting = np.zeros(lead, np.float32)
     begin, covered = 0, lead  # of the sequence: where `waiting` begins, and up to where it was given out
+    gap = 0  # samples between two windows that are yet to come
     for block in blocks:
-        waiting = np.concatenate([waiting, block])
+        passed = min(gap, len(block))
+        gap -= passed
+        waiting = np.concatenate([waiting, block[passed:]])
         while len(waiting) >= size:
             covered = begin + size
             yield covered, waiting[:size].copy()
-            skipped = min(hop, len(waiting))
-            waiting, begin = waiting[skipped:], begin + skipped
-            if skipped < hop:  # windows with gaps between them: the rest of this gap is in the next block
-                waiting, begin = _skip(blocks, hop - skipped), begin + hop - skipped
-    if begin + len(waiting) > covered:
+            gap = max(0, hop - len(waiting))
+            waiting, begin = waiting[hop:], begin + hop
+    if len(waiting) and begin + len(waiting) > covered:
         yield begin + size, np.pad(waiting, (0, size - len(waiting)))
-
-
-def _skip(blocks: Iterator[Sound], count: int) -> Sound:
-    for block in blocks:
-        if len(block) >= count:
-            return block[count:]
-        count -= len(block)
-    return np.zeros(0, np.float32)
 
 
 def _mono(block: Any) -> Sound:

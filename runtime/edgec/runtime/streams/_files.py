@@ -46,14 +46,15 @@ class Files:
         """Make a source; nothing is looked at yet.
 
         Args:
-            where: A folder, without those within it, or a pattern: ``images/**/*.jpg``.
+            where: A folder, without those within it, a file, or a pattern: ``images/**/*.jpg``.
             watch: Whether to wait for new files when all are read.
             suffixes: Which files of a folder; a pattern takes all that fit it.
             poll_s: Seconds between looks.
             clock: Monotonic, in seconds; that of the stream.
         """
-        self._where = str(where)
-        self._is_pattern = glob.has_magic(self._where)
+        is_file = Path(where).is_file()
+        self._where = glob.escape(str(where)) if is_file else str(where)
+        self._is_pattern = is_file or (glob.has_magic(self._where) and not Path(where).is_dir())
         self._watches = watch
         self._suffixes = suffixes
         self._poll_s = poll_s
@@ -61,7 +62,7 @@ class Files:
         self._seen: dict[str, _State] = {}
         self._growing: dict[str, _State] = {}
         self._found: deque[tuple[str, float | None]] = deque()
-        self.name = self._where
+        self.name = str(where)
         self.live = False
         self.lost = 0
 

@@ -67,7 +67,7 @@ def open_source(
     if not Path(text).exists():
         raise SourceError(f"there is no source {text!r}; expected {_KNOWN}")
     if Path(text).suffix.lower() in IMAGES + ARRAYS:
-        return Files(glob.escape(text))
+        return Files(text)
     return Video(text, color=_color(session), realtime=realtime)
 
 
