@@ -74,8 +74,13 @@ def test_an_artifact_is_proven_and_runs(model: Path, calibration: Path, tmp_path
     with load(path) as session:
         assert session.self_test().passed
         assert session.precision == info.get("effective_precision")
+        assert session.manifest.observe.inputs == {"image": ("mean", "std")}
+        observer = session.observe()
         outputs = session.run({"image": np.zeros((1, 3, 16, 16), np.float32)})
         assert outputs["scores"].shape == (1, 5)
+        window = observer.take()
+        assert window.outputs["scores"].count == 5  # between the quantiles that the build has measured
+        assert window.inputs["image"]["mean"].count == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == [path.name]
 
 

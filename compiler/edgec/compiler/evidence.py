@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.artifact import GoldenVector, encode_golden
+from edgec.artifact import GoldenVector, Observation, TensorSpec, encode_golden
 from edgec.compiler.onnxruntime import ReferenceProgram
 from edgec.compiler.parity import Reference
 from edgec.compiler.variants import Variant
@@ -64,6 +64,18 @@ def reference_quantiles(variant: Variant) -> dict[str, dict[str, float]]:
                 if value.dtype.kind == "f" and value.size:
                     collected.setdefault(name, []).append(_thinned(value, _KEPT_VALUES // len(inputs)))
     return {name: _quantiles(np.concatenate(values)) for name, values in collected.items()}
+
+
+def observation(inputs: tuple[TensorSpec, ...]) -> Observation:
+    """Return what is worth watching of a model's inputs on a device: mean and spread of signals.
+
+    Images, sounds and features are floats or have 8 bits. Wider integers are indices, and their mean says
+    nothing.
+    """
+    signals = [
+        spec.name for spec in inputs if np.dtype(spec.dtype).kind == "f" or spec.dtype in ("uint8", "int8")
+    ]
+    return Observation(inputs=dict.fromkeys(signals, ("mean", "std")))
 
 
 def _thinned(value: NDArray[Any], most: int) -> NDArray[np.float64]:

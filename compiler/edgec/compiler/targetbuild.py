@@ -25,7 +25,7 @@ from edgec.compiler.candidates import (
 )
 from edgec.compiler.check import check_model
 from edgec.compiler.converters import Converter, get_converter
-from edgec.compiler.evidence import golden_bytes, golden_tolerances, reference_quantiles
+from edgec.compiler.evidence import golden_bytes, golden_tolerances, observation, reference_quantiles
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
@@ -731,6 +731,7 @@ def _final_manifest(
         ),
         reference=reference_quantiles(variant),
         golden=golden_tolerances(made.reference),
+        observe=observation(manifest.inputs),
         provenance=provenance(
             bench.build,
             variant,
