@@ -110,19 +110,22 @@ class ImageRepository(ImageCatalogue):
                 f"{path} is published already with other content; compile the model with a new version",
                 "exists",
             )
-        others = [image_target(t) for p, t in role.signed.targets.items() if is_artifact(t) and p != path]
+        published = [image_target(t) for t in role.signed.targets.values() if is_artifact(t)]
+        kept = next((t.deltas for t in published if t.path == path), ())
+        fresh = tuple(self._add_delta(path, delta) for delta in deltas)
+        replaced = {delta.from_sha256 for delta in fresh}
         target = ImageTarget(
             path=path,
             length=length,
             sha256=sha256,
             model=manifest.model,
             version=manifest.model_version,
-            release=_release_number(others, manifest.model_version),
+            release=_release_number(published, manifest.model_version),
             hardware=tuple(hardware) or (manifest.target,),
             content_digest=content_digest,
             engine={key: getattr(manifest.engine, key) for key in ("name", "version", "device", "precision")},
-            rollback_floor=max((other.rollback_floor for other in others), default=0),
-            deltas=tuple(self._add_delta(path, delta) for delta in deltas),
+            rollback_floor=max((other.rollback_floor for other in published), default=0),
+            deltas=(*(delta for delta in kept if delta.from_sha256 not in replaced), *fresh),
         )
         if known is not None and image_target(known) == target:
             return target

@@ -85,7 +85,9 @@ class TrustState:
             raise TrustError(f"cannot use {directory}: {e.strerror}", "storage") from e
         copies = [_floors(self._read(name)) for name in ("floors.json", "floors.copy.json")]
         self.floors = next((floors for floors in copies if floors is not None), NO_FLOORS)
-        self.healed = [name for name in ("floors.json", "metadata.json") if self._is_damaged(name)]
+        names = ("floors.json", "floors.copy.json", "metadata.json")
+        self.healed = [name for name in names if self._is_damaged(name)]
+        self._whole = not self.healed
         files = self._read("metadata.json")
         self.files: dict[str, bytes] = {
             str(name): value.encode() for name, value in (files or {}).items() if isinstance(value, str)
@@ -111,10 +113,11 @@ class TrustState:
         if self.files != self._stored:
             self._write("metadata.json", {name: data.decode() for name, data in self.files.items()})
             self._stored = dict(self.files)
-        if floors != self.floors:
+        if floors != self.floors or not self._whole:
             for name in ("floors.json", "floors.copy.json"):
                 self._write(name, asdict(floors))
             self.floors = floors
+        self._whole = True
 
     def _is_damaged(self, name: str) -> bool:
         return (self._directory / name).exists() and self._read(name) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,7 +49,7 @@ def asked_passphrase(file: Path | None) -> Passphrase:
         return None if file is None else read_passphrase(file)
 
     def from_terminal(name: str) -> bytes | None:
-        if not click.get_text_stream("stdin").isatty():
+        if not sys.stdin.isatty():
             return None
         return str(click.prompt(f"Passphrase of {name}", hide_input=True, err=True)).encode()
 

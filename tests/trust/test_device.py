@@ -1,0 +1,139 @@
+"""What a device believes, where it comes from, and what survives on its disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, refused, versions
+
+from edgec.errors import TrustError
+from edgec.trust import DeviceTrust
+
+
+def test_the_same_bytes_from_anywhere_say_the_same(publisher: Publisher, tmp_path: Path) -> None:
+    bundle = publisher.director.bundle(DEVICE)
+    device = publisher.device(tmp_path / "device")
+    from_directory = device.update(publisher.repo)
+    assert device.update(bundle.metadata) == from_directory
+    assert publisher.device(tmp_path / "second").update(bundle.metadata) == from_directory
+    (target,) = from_directory.targets
+    assert (from_directory.epoch, target.model, target.path) == (1, "tiny", path_of("1"))
+    assert target.location == f"targets/tiny/{target.sha256}.tiny-1-cpu-x86_64.edgec"
+    assert (publisher.repo / target.location).stat().st_size == target.length
+    assert from_directory.expires == START + 30 * DAY
+    # What a message says is what the metadata proves.
+    assert (bundle.epoch, bundle.targets["tiny"]) == (1, target.custom)
+    assert bundle.size_bytes < 8 * 1024
+
+
+def test_nothing_is_written_where_nothing_is_new(publisher: Publisher, tmp_path: Path) -> None:
+    device = publisher.device(tmp_path / "device")
+    device.update(publisher.repo)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "device").iterdir()}
+    assert {path.name for path in files} == {"metadata.json", "floors.json", "floors.copy.json"}
+    device.update(publisher.repo)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "device").iterdir()} == files
+
+
+def test_what_is_known_survives_a_restart(publisher: Publisher, tmp_path: Path) -> None:
+    assigned = publisher.device(tmp_path / "device").update(publisher.repo).targets[0]
+    again = publisher.device(tmp_path / "device")
+    assert (again.epoch, again.healed) == (1, ())
+    assert again.recheck(assigned) == assigned
+
+
+@pytest.mark.parametrize("damaged", ["metadata.json", "floors.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "nested"])
+def test_a_damaged_file_heals_and_lowers_no_floor(
+    publisher: Publisher, tmp_path: Path, damaged: str, damage: str
+) -> None:
+    old = publisher.files()
+    publisher.director.assign(DEVICE, {"tiny": path_of("2")})
+    publisher.device(tmp_path / "device").update(publisher.repo)
+    path = tmp_path / "device" / damaged
+    data = path.read_bytes()
+    flipped = data[:100] + bytes([data[100] ^ 1]) + data[101:]
+    broken = {"truncated": data[: len(data) // 2], "flipped": flipped, "empty": b"", "nested": b"[" * 10**5}
+    path.write_bytes(broken[damage])
+    device = publisher.device(tmp_path / "device")
+    assert device.healed == (damaged,)
+    assert device.epoch == 2
+    refused(device, old, "rollback")
+    assert versions(device.update(publisher.repo)) == ["2"]
+    assert publisher.device(tmp_path / "device").healed == ()
+
+
+def test_a_rejected_update_leaves_no_trace(publisher: Publisher, tmp_path: Path) -> None:
+    device = publisher.device(tmp_path / "device")
+    files = publisher.files()
+    files["image/timestamp.json"] = files["image/timestamp.json"].replace(b'"version":2', b'"version":3')
+    refused(device, files, "signature")
+    assert [path.name for path in (tmp_path / "device").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["director/dev-1/timestamp.json", "image/timestamp.json", "image/2.targets.json"]
+)
+@pytest.mark.parametrize(
+    ("data", "reasons"),
+    [
+        (b"", ("malformed", "digest")),
+        (b"\xff\x00" * 50, ("malformed", "digest")),
+        (b"{}", ("malformed", "digest")),
+        (b"[]", ("malformed", "digest")),
+        (b'{"signed": {"_type": "timestamp"}, "signatures": 5}', ("malformed", "digest")),
+        (b'{"signed": {"_type": "root"}, "signatures": []}', ("malformed", "digest")),
+        (b"[" * 10_000, ("malformed", "digest", "too_large")),
+        (b"9" * 10_000, ("malformed", "digest", "too_large")),
+        (b" " * 3_000_000, ("too_large",)),
+    ],
+    ids=["empty", "binary", "object", "list", "types", "other role", "deep", "number", "endless"],
+)
+@pytest.mark.slow
+def test_row_6_garbage_and_endless_data(
+    publisher: Publisher, tmp_path: Path, name: str, data: bytes, reasons: tuple[str, ...]
+) -> None:
+    device = publisher.device(tmp_path / "device")
+    files = publisher.files()
+    assert name in files
+    refused(device, {**files, name: data}, *reasons)
+    assert versions(device.update(files)) == ["1"]
+
+
+def test_a_file_that_is_missing_is_said(publisher: Publisher, tmp_path: Path) -> None:
+    device = publisher.device(tmp_path / "device", "dev-9")
+    assert "timestamp.json of the director repository is not there" in str(
+        refused(device, publisher.repo, "not_found")
+    )
+    assert "is no directory" in str(refused(device, tmp_path / "nowhere", "unreachable"))
+
+
+def test_a_device_needs_roots_of_the_right_repositories(publisher: Publisher, tmp_path: Path) -> None:
+    image = publisher.root("image")
+    with pytest.raises(TrustError, match="one never stands in for the other") as caught:
+        DeviceTrust(tmp_path / "device", device_id=DEVICE, hardware=(), image_root=image, director_root=image)
+    assert caught.value.reason == "repository"
+    unsigned = json.loads(publisher.root("image"))
+    unsigned["signatures"] = unsigned["signatures"][:1]
+    with pytest.raises(TrustError, match="is not signed"):
+        DeviceTrust(
+            tmp_path / "device",
+            device_id=DEVICE,
+            hardware={"cpu-x86_64"},
+            image_root=json.dumps(unsigned).encode(),
+            director_root=publisher.root("director"),
+        )
+
+
+def test_many_devices_live_in_one_process(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.director.assign(OTHER, {"tiny": path_of("2")})
+    first, second = publisher.device(tmp_path / "1"), publisher.device(tmp_path / "2", OTHER)
+    assert versions(first.update(publisher.repo)) == ["1"]
+    assert versions(second.update(publisher.repo)) == ["2"]
+
+
+def test_a_device_that_is_to_run_nothing_is_told_so(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.director.assign(DEVICE, {})
+    assert publisher.device(tmp_path / "device").update(publisher.repo).targets == ()
