@@ -51,9 +51,10 @@ def apply_delta(
 ) -> None:
     """Write to `out` what `patch` makes of `old`, if it is the file that was promised.
 
-    The patch is not trusted: `length` and `sha256` come from signed metadata. Memory stays below 64 MB
-    whatever the sizes of the files. The bytes go aside and are read back; only if they have the promised
-    digest are they renamed to `out`, which may be `old` itself. When this raises, `out` is untouched.
+    The patch is not trusted: `length` and `sha256` come from signed metadata. The process stays below 72 MB
+    of memory whatever the sizes of the files. The bytes go aside and are read back; only if they have the
+    promised digest are they renamed to `out`, which may be `old` itself. When this raises, `out` is
+    untouched.
 
     Args:
         old: The file at hand.
