@@ -6,7 +6,6 @@ import math
 import random
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -228,7 +227,7 @@ class Observer:
 
 
 class Recorder:
-    """What is observed of one artifact. Calls append to a queue, which needs no lock."""
+    """What is observed of one artifact. Calls append to a list, which needs no lock."""
 
     def __init__(
         self,
@@ -255,12 +254,12 @@ class Recorder:
         )
         self._fallback = session.fallback_reason
         self._program: Callable[[], object | None] = _gone
-        self._times: deque[float] = deque()
+        self._times: list[float] = []
         self._random = random.Random(0)
         self._cost_s = 0.0  # of looking once, about
         self._gap = 1  # calls between two that are looked into
         self._left = 1  # calls until the next one is
-        self._due = 1  # length of the queue at which there is something to do
+        self._due = 1  # length of the list at which there is something to do
         self._overdue = clock()  # when there is, whatever its length
         self._seen_calls, self._seen_s = 0, 0.0  # since the last one that was looked into
         self._boxes = 0
@@ -387,8 +386,10 @@ class Recorder:
         if not self._lock.acquire(blocking=False):
             return  # another thread does it
         try:
-            start = self._clock()
             self._fold()
+            if not self._cost_s:  # the first time takes many times as long, and says nothing of the next
+                self._looker.look(self._looker.blank(), inputs, outputs)
+            start = self._clock()
             if self._left <= 0 or start >= self._overdue:
                 self._looker.look(self._sight, inputs, outputs)
                 end = self._clock()
@@ -410,7 +411,8 @@ class Recorder:
     def _fold(self) -> None:
         """Put the times of calls into the sketch."""
         times = self._times
-        taken = [times.popleft() for _ in range(len(times))]
+        taken = times[:]
+        del times[: len(taken)]  # a call that has ended since stays
         if len(taken) <= _FEW:
             for seconds in taken:
                 self._latency.add(seconds * 1e3)
