@@ -89,8 +89,7 @@ def tapped(tap: Tap) -> Iterator[None]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if name == "open" and not args[1] & os.O_CREAT:
                 return original(*args, **kwargs)
-            if before:
-                tap(before)
+            tap(before)
             result = original(*args, **kwargs)
             tap(after)
             return result
@@ -101,9 +100,9 @@ def tapped(tap: Tap) -> Iterator[None]:
     wrap(os, "open", "before write", "file made")
     wrap(os, "fsync", "after write", "after fsync")
     wrap(os, "replace", "before rename", "after rename")
-    wrap(os, "symlink", "", "link made")
+    wrap(os, "symlink", "before link", "link made")
     wrap(os, "unlink", "before unlink", "after unlink")
-    wrap(os, "mkdir", "", "directory made")
+    wrap(os, "mkdir", "before directory", "directory made")
     wrap(Store, "_write", "before commit", "after commit")
     try:
         yield

@@ -165,7 +165,7 @@ def check_abort(state: State) -> None:
 
 def ends(state: State, *, passing: bool) -> None:
     """Whatever fails, and with time passing, an update ends."""
-    path = set()
+    path: set[tuple[State, bool]] = set()
     for _ in range(120):
         if state.phase in ("idle", "cleaned") or (key(state), passing) in ENDING:
             ENDING.update(path)

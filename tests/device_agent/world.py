@@ -94,8 +94,16 @@ class World(SlotWork):
 class Device:
     """One start of an agent: in this process, in one thread, with a clock of its own."""
 
-    def __init__(self, root: Path, actions: World, clock: Callable[[], Moment] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        actions: World,
+        *,
+        wall: Callable[[], float] = lambda: 1_700_000_000.0,
+        spawn: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
         self.seconds = 0.0
+        self.wall = wall
         self.root = root
         self.store = Store(root / "agent", root / "models")
         self.actions = actions
@@ -103,15 +111,16 @@ class Device:
             MODEL,
             self.store,
             actions,
-            clock or self._clock,
+            self.now,
             limits=LIMITS,
             state=self.store.load().get(MODEL) or Slots(root / "models", MODEL).found(),
-            spawn=lambda work: work(),
+            spawn=spawn,
         )
         self.runner.start()
 
-    def _clock(self) -> Moment:
-        return Moment(mono_s=self.seconds, wall_s=1_700_000_000.0 + self.seconds)
+    def now(self) -> Moment:
+        """Return the moment; time passes only where `settle` lets it."""
+        return Moment(mono_s=self.seconds, wall_s=self.wall())
 
     @property
     def state(self) -> State:
@@ -126,16 +135,19 @@ class Device:
             busy = self.runner.poll()
             state = self.runner.state
             if state.phase == "cleaned" and state.reports:
-                self.runner.post(Acknowledged(now=self._clock(), seq=state.report_seq))
-            elif state.phase == "idle" and not busy and self.runner.degraded is None:
-                return state
+                told = max((report.seq for report in self.actions.told), default=0)
+                self.runner.post(Acknowledged(now=self.now(), seq=told))
+                self.seconds += 1.0
+            elif not state.work and not busy and self.runner.degraded is None:
+                if state.phase in ("idle", "cleaned"):
+                    return state
             if not busy:
                 self.seconds += 1.0
         return self.runner.state
 
-    def want(self, epoch: int, name: str | None, *, retry: bool = False) -> State:
+    def want(self, epoch: int, name: str | None, *, retry: bool = False, rounds: int = 400) -> State:
         """Let the fleet want a version, and wait for what comes of it."""
-        return self.settle(Desired(now=self._clock(), wanted=wanted(epoch, name, retry=retry)))
+        return self.settle(Desired(now=self.now(), wanted=wanted(epoch, name, retry=retry)), rounds=rounds)
 
     def close(self) -> None:
         """End without a word, as a crash would."""

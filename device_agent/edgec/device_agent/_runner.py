@@ -17,6 +17,7 @@ from edgec.device_agent._events import (
     Effect,
     Event,
     Failed,
+    Linked,
     Postponed,
     Started,
     Tell,
@@ -78,6 +79,7 @@ class Runner:
         self._waiting: tuple[Work, float] | None = None
         self._degraded: str | None = None
         self._retry_s = 0.0
+        self._remind_s: float | None = None
 
     @property
     def degraded(self) -> str | None:
@@ -105,6 +107,9 @@ class Runner:
             Whether there was anything.
         """
         self._look_after_store()
+        if self._remind_s is not None and self._clock().mono_s >= self._remind_s:
+            self._remind_s = None
+            self.post(Linked(now=self._clock()))
         events, self._held = self._held, []
         events += self._drain(0.0 if events else timeout_s)
         for event in [*events, Tick(now=self._clock())]:
@@ -148,7 +153,7 @@ class Runner:
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Tell):
-            self._actions.report(self.model, effect.report)
+            self._report(effect.report)
         elif isinstance(effect, Cancel):
             self._waiting = None
             if effect.number in self._running:
@@ -246,7 +251,15 @@ class Runner:
             detail=detail,
             at_s=self._clock().wall_s,
         )
-        self._actions.report(self.model, report)
+        self._report(report)
+
+    def _report(self, report: Report) -> None:
+        """Hand a report over; where that fails, those in the state are handed over again later."""
+        try:
+            self._actions.report(self.model, report)
+        except (EdgecError, OSError) as e:
+            _log.warning("%s: report %d cannot be put away, and will be again: %s", self.model, report.seq, e)
+            self._remind_s = self._clock().mono_s + self._limits.backoff_s
 
 
 def _thread(work: Callable[[], None]) -> None:

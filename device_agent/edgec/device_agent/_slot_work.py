@@ -83,9 +83,12 @@ class SlotWork:
         self._serve(work, context, work.fallback, proven=True)
 
     def clean(self, work: Work, context: Context) -> None:
-        """Remove what is in no slot that counts."""
+        """Remove what is in no slot that counts, and describe again what serves."""
+        slots = self.slots(work.model)
         with context.deciding():
-            self.slots(work.model).clean(work.keep)
+            slots.clean(work.keep)
+            if work.active is not None and slots.current() == work.active.slot:
+                slots.prove(work.active)
 
     def remove(self, work: Work, context: Context) -> None:
         """Take the model out of service, and its artifacts off the disk."""

@@ -176,7 +176,9 @@ class Slots:
             os.symlink(f"{installed.slot}/{ARTIFACT}", aside)
             os.replace(aside, self.link)
         sync_directory(self.directory)
-        self._describe(installed, proven=proven)
+        # The link has decided; what describes it is written again by the cleaning that follows.
+        with suppress(OutputError):
+            self._describe(installed, proven=proven)
 
     def prove(self, installed: Installed) -> None:
         """Tell readers that what serves has passed its probation."""

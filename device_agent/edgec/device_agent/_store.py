@@ -235,7 +235,8 @@ class Store:
         boot = max(facts.get("boot", 0), _boot(read_json(mirror))) + 1
         self.stopped = bool(facts.get("stopped", 0))
         self._write([(_FACT, ("boot", boot)), (_FACT, ("stopped", 0))])
-        with suppress(OutputError):
+        with suppress(OutputError, OSError):
+            make_directory(self._models)
             write_json(mirror, {"v": 1, "boot": boot})
         return boot
 

@@ -258,6 +258,8 @@ def _finish(turn: Turn) -> None:
         turn.set(candidate=None, fallback=None, switched=False)
     why = {} if state.phase == "committed" else {"reason": state.reason, "detail": state.detail}
     turn.enter("cleaned", reuse=False, attempts=0, **why)
+    if state.unsettled:
+        turn.set(deadline_s=turn.now.mono_s + turn.limits.backoff_limit_s)
     if state.pending is not None and not state.unsettled:
         turn.set(pending=None)
         _begin(turn, state.pending)
@@ -389,6 +391,8 @@ def _tick(turn: Turn) -> None:
         return
     if state.phase == "deferred":
         turn.enter("notified")
+    elif state.unsettled and state.phase == "cleaned":
+        _settle(turn)
     elif not state.work:
         turn.start()
     else:
