@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgec.compiler.converters import Converted
+from edgec.compiler.toolchain import run_tool
 from edgec.errors import ConversionError
 from edgec.targets import Target
 
@@ -85,23 +85,9 @@ def run_edgetpu_compiler(
     """
     folder = directory / "edgetpu"
     folder.mkdir()
-    try:
-        run = subprocess.run(
-            [program, "-s", "-o", folder, model],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise ConversionError(f"{_PROGRAM} did not finish within {timeout_s:.0f} s") from e
     made = folder / f"{model.stem}_edgetpu.tflite"
-    said = run.stdout + run.stderr
-    if run.returncode != 0 or not made.is_file():
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        raise ConversionError(f"{_PROGRAM} fails: {lines[-1] if lines else 'without a word'}")
-    report = read_report(said)
+    command: list[str | Path] = [program, "-s", "-o", folder, model]
+    report = read_report("".join(run_tool(command, made, what=_PROGRAM, timeout_s=timeout_s)))
     if report.mapped == 0:
         raise ConversionError(
             f"{_PROGRAM} leaves every operator to the CPU: "

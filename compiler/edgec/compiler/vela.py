@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgec.compiler.converters import Converted, Estimate
+from edgec.compiler.toolchain import run_tool
 from edgec.errors import ConversionError
 from edgec.runtime.backends._versions import is_in_line
 from edgec.targets import Target
@@ -188,26 +188,17 @@ def run_vela(
     found = _version(str(accelerator.get("vela_version", "")))
     folder = directory / "vela"
     folder.mkdir()
+    made = folder / f"{model.stem}_vela.tflite"
     words = [sys.executable, "-m", "ethosu.vela", str(model.resolve()), "--output-dir", "vela"]
-    try:
-        run = subprocess.run(
-            [*words, *options(accelerator)],
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise ConversionError(f"Vela {found} did not finish within {timeout_s:.0f} s") from e
-    made, summaries = folder / f"{model.stem}_vela.tflite", list(folder.glob("*_summary_*.csv"))
-    if run.returncode != 0 or not made.is_file() or len(summaries) != 1:
-        said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
-        raise ConversionError(f"Vela {found} fails: {said[-1].strip() if said else 'without a word'}")
+    said, _ = run_tool(
+        [*words, *options(accelerator)], made, what=f"Vela {found}", timeout_s=timeout_s, directory=directory
+    )
+    summaries = list(folder.glob("*_summary_*.csv"))
+    if len(summaries) != 1:
+        raise ConversionError(f"Vela {found} writes {len(summaries)} summaries, expected one: update edgec")
     with summaries[0].open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    report = _report(rows[-1], run.stdout, found, str(accelerator["vela_accelerator_config"]))
+    report = _report(rows[-1], said, found, str(accelerator["vela_accelerator_config"]))
     return made.replace(directory / FILE), report
 
 
