@@ -21,8 +21,10 @@ from edgec.artifact import (
     EngineSpec,
     GoldenVector,
     Manifest,
+    Observation,
     Pipeline,
     Quantization,
+    Scores,
     encode_golden,
     pack,
 )
@@ -85,6 +87,7 @@ def test_inspect_tells_people_all_of_it(path: Path) -> None:
         outputs=(replace(spec, quantization=Quantization((0.5,), (3,))),),
         budgets=Budgets(max_drop=0.01, latency_ms=2, memory_mib=64, size_bytes=5_000_000),
         reference={"y": {"0.99": 3.25, "0.01": -1.5}},
+        observe=Observation(inputs={"x": ("mean", "std")}, scores=Scores(output="y", activation="softmax")),
         recipe={"workspace_mib": 512, "flags": []},
         provenance={"tools": {"onnx": "1.23"}, "seeds": list(range(20)), "synthetic": False, "data": None},
     )
@@ -97,6 +100,7 @@ def test_inspect_tells_people_all_of_it(path: Path) -> None:
         "  fallback  onnxruntime, fp32 on CPU, from model.onnx",
         "  held to   accuracy loss 1.00%, latency 2 ms, memory 64 MiB, size 5 MB",
         "  golden    2 vectors",
+        "  watched   mean, std of x; confidence in y (softmax)",
         "\ninputs\n  x  float32[1, 4]\n",
         "  y  float32[1, 3]    scale 0.5, zero point 3",
         "     golden vectors within 1e-05 (max_abs_error)",

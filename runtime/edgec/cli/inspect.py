@@ -12,7 +12,7 @@ import click
 from edgec.cli._text import columns, printable, size
 
 if TYPE_CHECKING:
-    from edgec.artifact import Artifact, EngineSpec, Manifest, Pipeline, TensorSpec
+    from edgec.artifact import Artifact, EngineSpec, Manifest, Observation, Pipeline, TensorSpec
 
 # Most items of a list of words that people are shown on its line, and the longest word; --json has all.
 _ITEMS = 8
@@ -23,14 +23,18 @@ _WORD = 30
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all of it.")
 def command(artifact: Path, as_json: bool) -> None:
-    """Show all that an artifact says of itself; its payload is neither checked nor run.
+    """Show all that an artifact, or a chain, says of itself; its payload is neither checked nor run.
 
     \b
     edgec inspect build/digits-cpu-x86_64.edgec
     edgec inspect build/digits-cpu-x86_64.edgec --json
     """
     from edgec.artifact import Artifact
+    from edgec.cli._chains import inspect_chain, is_chain
 
+    if is_chain(artifact):
+        inspect_chain(artifact, as_json)
+        return
     with Artifact.open(artifact) as opened:
         click.echo(json.dumps(_shape(opened), indent=2) if as_json else "\n".join(_lines(opened)))
 
@@ -92,8 +96,16 @@ def _summary(artifact: Artifact) -> list[tuple[object, ...]]:
         ("fallback", _engine(manifest.fallback) if manifest.fallback else "none"),
         ("held to", asked or "nothing"),
         ("golden", f"{len(artifact.golden()) or 'no'} vectors"),
+        *([("watched", watched)] if (watched := _watched(manifest.observe)) else []),
         *([("requires", ", ".join(manifest.requires))] if manifest.requires else []),
     ]
+
+
+def _watched(observe: Observation) -> str:
+    parts = [f"{', '.join(chosen)} of {name}" for name, chosen in observe.inputs.items()]
+    if observe.scores is not None:
+        parts.append(f"confidence in {observe.scores.output} ({observe.scores.activation})")
+    return "; ".join(parts)
 
 
 def _engine(engine: EngineSpec) -> str:
