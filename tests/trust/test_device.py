@@ -9,7 +9,7 @@ import pytest
 from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, refused, versions
 
 from edgec.errors import TrustError
-from edgec.trust import DeviceTrust
+from edgec.trust import DeviceTrust, bundle_files
 
 
 def test_the_same_bytes_from_anywhere_say_the_same(publisher: Publisher, tmp_path: Path) -> None:
@@ -23,6 +23,9 @@ def test_the_same_bytes_from_anywhere_say_the_same(publisher: Publisher, tmp_pat
     assert target.location == f"targets/tiny/{target.sha256}.tiny-1-cpu-x86_64.edgec"
     assert (publisher.repo / target.location).stat().st_size == target.length
     assert from_directory.expires == START + 30 * DAY
+    director, image = bundle.texts()
+    assert not any("/" in name for name in (*director, *image))
+    assert bundle_files(DEVICE, director, image) == bundle.metadata
     # What a message says is what the metadata proves.
     assert (bundle.epoch, bundle.targets["tiny"]) == (1, target.custom)
     assert bundle.size_bytes < 8 * 1024

@@ -198,8 +198,10 @@ def test_deltas_travel_with_what_they_lead_to(publisher: Publisher, tmp_path: Pa
     image = publisher.image
     old = image.targets()[path_of("2")]
     (tmp_path / "patch").write_bytes(b"a patch")
+    (tmp_path / "chunks").write_bytes(b"a map")
     image.publish(
         artifact(tmp_path / "3.edgec", "3"),
+        chunks=tmp_path / "chunks",
         deltas=[DeltaFile(from_sha256=old.sha256, path=tmp_path / "patch", method="planes")],
     )
     image.release()
@@ -207,7 +209,9 @@ def test_deltas_travel_with_what_they_lead_to(publisher: Publisher, tmp_path: Pa
     (target,) = publisher.device(tmp_path / "device").update(publisher.repo).targets
     (delta,) = target.custom.deltas
     assert (delta.from_sha256, delta.length, delta.method) == (old.sha256, 7, "planes")
-    assert (publisher.repo / delta.location).read_bytes() == b"a patch"
+    assert (publisher.repo / delta.path).read_bytes() == b"a patch"
+    assert target.custom.chunks is not None
+    assert (publisher.repo / target.custom.chunks.path).read_bytes() == b"a map"
 
 
 def test_a_model_can_be_signed_by_a_team_of_its_own(publisher: Publisher, tmp_path: Path) -> None:

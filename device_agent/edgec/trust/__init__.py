@@ -6,7 +6,15 @@ serve. A device holds a `DeviceTrust`, and believes what both agree on. The form
 Framework's, split as Uptane does; the extra ``agent`` brings the library.
 """
 
-from edgec.trust._assignment import AssignedTarget, Assignment, Delta, DeviceBundle, ImageTarget
+from edgec.trust._assignment import (
+    AssignedTarget,
+    Assignment,
+    ChunkMap,
+    Delta,
+    DeviceBundle,
+    ImageTarget,
+    bundle_files,
+)
 from edgec.trust._ceremony import rotate
 from edgec.trust._commands import SignedCommand, sign_command
 from edgec.trust._device import DeviceTrust
@@ -32,6 +40,7 @@ __all__ = [
     "ROLES",
     "AssignedTarget",
     "Assignment",
+    "ChunkMap",
     "Delta",
     "DeltaFile",
     "DeviceBundle",
@@ -52,6 +61,7 @@ __all__ = [
     "Signatures",
     "SignedCommand",
     "Source",
+    "bundle_files",
     "generate_key",
     "no_passphrase",
     "open_repositories",

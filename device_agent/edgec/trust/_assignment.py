@@ -8,12 +8,15 @@ from typing import Any
 
 from edgec.artifact._fields import Fields, matching, natural, sequence, text
 from edgec.errors import ManifestError, TrustError
-from edgec.trust._metadata import name
+from edgec.trust._metadata import DIRECTOR, IMAGE, name
 
 _SHA256 = matching(r"[0-9a-f]{64}", "a SHA-256 in hex")
 _DIGEST = matching(r"sha256:[0-9a-f]{64}", "sha256: and a digest in hex")
 PATH = matching(
     r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}", "MODEL/FILE, as edgec publishes it"
+)
+_LOCATION = matching(
+    r"targets/[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[A-Za-z0-9][A-Za-z0-9_.+-]{0,299}", "targets/MODEL/FILE"
 )
 
 
@@ -23,7 +26,7 @@ class Delta:
 
     Attributes:
         from_sha256: Digest of the file that it applies to.
-        path: Path in the repository, as in `AssignedTarget.path`.
+        path: Where it is, relative to the repository's base URL or directory.
         length: Of the patch, in bytes.
         sha256: Of the patch.
         method: How it was made, as ``edgec.delta`` calls it.
@@ -35,10 +38,20 @@ class Delta:
     sha256: str
     method: str
 
-    @property
-    def location(self) -> str:
-        """Where the file is, relative to the repository's base URL or directory."""
-        return location(self.path, self.sha256)
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkMap:
+    """A file with the digests of an artifact's chunks, by which a damaged download is mended.
+
+    Attributes:
+        path: Where it is, relative to the repository's base URL or directory.
+        length: In bytes.
+        sha256: Of the file.
+    """
+
+    path: str
+    length: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +70,7 @@ class ImageTarget:
         engine: What it needs: ``{"name": "onnxruntime", "version": ">=1.23", "device": "CPU", ...}``.
         rollback_floor: Releases below this one must not be installed any more.
         deltas: Patches that lead to it.
+        chunks: The map of its chunks; None where there is none.
     """
 
     path: str
@@ -69,7 +83,8 @@ class ImageTarget:
     content_digest: str
     engine: Mapping[str, str]
     rollback_floor: int
-    deltas: tuple[Delta, ...]
+    deltas: tuple[Delta, ...] = ()
+    chunks: ChunkMap | None = None
 
     @property
     def location(self) -> str:
@@ -78,7 +93,8 @@ class ImageTarget:
 
     def custom(self) -> dict[str, Any]:
         """Return what goes into the signed metadata besides length and digest."""
-        return {
+        chunks = {} if self.chunks is None else {"chunks": vars(self.chunks)}
+        return chunks | {
             "kind": "artifact",
             "model": self.model,
             "version": self.version,
@@ -87,7 +103,7 @@ class ImageTarget:
             "content_digest": self.content_digest,
             "engine": dict(self.engine),
             "rollback_floor": self.rollback_floor,
-            "deltas": [vars(delta) for delta in self.deltas],
+            "deltas": [_delta_document(delta) for delta in self.deltas],
         }
 
 
@@ -157,6 +173,33 @@ class DeviceBundle:
         """Bytes of the metadata, names included."""
         return sum(len(file) + len(data) for file, data in self.metadata.items())
 
+    def texts(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the metadata of director and image repository by bare file name, as a message has it."""
+        director, image = (
+            {
+                file.rpartition("/")[2]: data.decode()
+                for file, data in self.metadata.items()
+                if file.startswith(f"{kind}/")
+            }
+            for kind in (DIRECTOR, IMAGE)
+        )
+        return director, image
+
+
+def bundle_files(device: str, director: Mapping[str, str], image: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files of a message by their names in the repository, for `DeviceTrust.update`.
+
+    Args:
+        device: Id of the device that the message came to.
+        director: Text by bare file name, as `DeviceBundle.texts` gave it.
+        image: The same of the image repository.
+    """
+    files = {f"{IMAGE}/{file}": content.encode() for file, content in image.items()}
+    for file, content in director.items():
+        folder = DIRECTOR if file.endswith(".root.json") else f"{DIRECTOR}/{device}"
+        files[f"{folder}/{file}"] = content.encode()
+    return files
+
 
 def location(path: str, sha256: str) -> str:
     """Return where a target's file is, relative to the repository's base URL or directory."""
@@ -190,6 +233,7 @@ def image_target(target: Any) -> ImageTarget:
             engine={key: engine.need(key, text) for key in ("name", "version", "device", "precision")},
             rollback_floor=fields.need("rollback_floor", natural),
             deltas=fields.need("deltas", sequence(_delta, most=64)),
+            chunks=fields.may("chunks", _chunk_map, None),
         )
     except ManifestError as e:
         raise TrustError(str(e), "malformed") from e
@@ -205,11 +249,30 @@ def _mapping(value: object, where: str) -> object:
     return value
 
 
+def _delta_document(delta: Delta) -> dict[str, Any]:
+    return {
+        "from": delta.from_sha256,
+        "path": delta.path,
+        "length": delta.length,
+        "sha256": delta.sha256,
+        "method": delta.method,
+    }
+
+
+def _chunk_map(value: object, where: str) -> ChunkMap:
+    fields = Fields(value, where)
+    return ChunkMap(
+        path=fields.need("path", _LOCATION),
+        length=fields.need("length", natural),
+        sha256=fields.need("sha256", _SHA256),
+    )
+
+
 def _delta(value: object, where: str) -> Delta:
     fields = Fields(value, where)
     return Delta(
-        from_sha256=fields.need("from_sha256", _SHA256),
-        path=fields.need("path", PATH),
+        from_sha256=fields.need("from", _SHA256),
+        path=fields.need("path", _LOCATION),
         length=fields.need("length", natural),
         sha256=fields.need("sha256", _SHA256),
         method=fields.need("method", text),

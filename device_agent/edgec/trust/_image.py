@@ -12,7 +12,7 @@ from typing import Any
 
 from edgec.artifact import Artifact, Manifest, atomic_write
 from edgec.errors import OutputError, TrustError
-from edgec.trust._assignment import Delta, ImageTarget, image_target, is_artifact, location
+from edgec.trust._assignment import ChunkMap, Delta, ImageTarget, image_target, is_artifact, location
 from edgec.trust._catalogue import ImageCatalogue
 from edgec.trust._metadata import MAX_INTEGER, PREFIX, checked_name, expiry, field
 from edgec.trust._provenance import make_provenance, verify_provenance
@@ -84,6 +84,7 @@ class ImageRepository(ImageCatalogue):
         *,
         hardware: Sequence[str] = (),
         deltas: Sequence[DeltaFile] = (),
+        chunks: Path | None = None,
     ) -> ImageTarget:
         """Verify an artifact, copy it into the repository and stage its signed entry.
 
@@ -92,7 +93,8 @@ class ImageRepository(ImageCatalogue):
         Args:
             artifact: Path of an ``.edgec`` file.
             hardware: Targets that it may run on; the one it was compiled for if empty.
-            deltas: Patches that lead to it.
+            deltas: Patches that lead to it; those of an earlier call stay.
+            chunks: File with the digests of its chunks.
 
         Raises:
             ArtifactError: It is damaged.
@@ -111,7 +113,8 @@ class ImageRepository(ImageCatalogue):
                 "exists",
             )
         published = [image_target(t) for t in role.signed.targets.values() if is_artifact(t)]
-        kept = next((t.deltas for t in published if t.path == path), ())
+        before = next((t for t in published if t.path == path), None)
+        kept, mapped = (before.deltas, before.chunks) if before else ((), None)
         fresh = tuple(self._add_delta(path, delta) for delta in deltas)
         replaced = {delta.from_sha256 for delta in fresh}
         target = ImageTarget(
@@ -126,6 +129,7 @@ class ImageRepository(ImageCatalogue):
             engine={key: getattr(manifest.engine, key) for key in ("name", "version", "device", "precision")},
             rollback_floor=max((other.rollback_floor for other in published), default=0),
             deltas=(*(delta for delta in kept if delta.from_sha256 not in replaced), *fresh),
+            chunks=self._add_chunks(path, chunks) if chunks else mapped,
         )
         if known is not None and image_target(known) == target:
             return target
@@ -286,12 +290,18 @@ class ImageRepository(ImageCatalogue):
         length, sha256 = _measure(delta.path)
         entry = Delta(
             from_sha256=delta.from_sha256,
-            path=f"{path}.from-{delta.from_sha256[:16]}",
+            path=location(f"{path}.from-{delta.from_sha256[:16]}", sha256),
             length=length,
             sha256=sha256,
             method=delta.method,
         )
-        self._copy(delta.path, entry.location, sha256)
+        self._copy(delta.path, entry.path, sha256)
+        return entry
+
+    def _add_chunks(self, path: str, chunks: Path) -> ChunkMap:
+        length, sha256 = _measure(chunks)
+        entry = ChunkMap(path=location(f"{path}.chunks", sha256), length=length, sha256=sha256)
+        self._copy(chunks, entry.path, sha256)
         return entry
 
     def _copy(self, source: Path, file: str, sha256: str) -> None:

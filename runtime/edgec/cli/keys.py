@@ -36,6 +36,7 @@ def command() -> None:
 
     Roles: root (people, names all other keys), targets (people, sign artifacts), online (a machine,
     keeps the catalogue fresh), director (a machine, assigns artifacts to devices, signs commands).
+    Every command below takes --json.
 
     \b
     edgec keys init keys

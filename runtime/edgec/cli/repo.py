@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 @click.group()
 def command() -> None:
     """Publish artifacts, and say which device runs which. Nothing but a directory is needed.
+
+    Every command below takes --json.
 
     \b
     edgec keys init keys
@@ -119,6 +122,13 @@ def init(
     metavar="VERSION",
     help="No device may install a version of the model before this one any more (a security fix).",
 )
+@click.option(
+    "--deltas",
+    type=click.IntRange(0, 16),
+    default=1,
+    show_default=True,
+    help="From how many earlier versions a patch is made, where it is worth it.",
+)
 @json_option
 def publish(
     repository: Path,
@@ -127,6 +137,7 @@ def publish(
     passphrase_file: Path | None,
     hardware: tuple[str, ...],
     rollback_floor: str | None,
+    deltas: int,
     as_json: bool,
 ) -> None:
     """Verify artifacts, copy them into REPOSITORY, and sign that they are to be believed.
@@ -140,7 +151,7 @@ def publish(
     """
     image, director = opened(repository, key_ring(key_folders, passphrase_file))
     with image.locked():
-        targets = [image.publish(path, hardware=hardware) for path in artifacts]
+        targets = [_published(image, path, hardware, deltas) for path in artifacts]
         if rollback_floor is not None:
             for model in sorted({target.model for target in targets}):
                 image.set_rollback_floor(model, rollback_floor)
@@ -280,6 +291,28 @@ def status(repository: Path, key_folders: tuple[Path, ...], as_json: bool) -> No
     )
 
 
+def _published(image: ImageRepository, path: Path, hardware: tuple[str, ...], deltas: int) -> ImageTarget:
+    """Publish an artifact, then again with patches that lead to it from the versions before."""
+    from edgec.delta import make_delta
+    from edgec.trust import DeltaFile
+
+    target = image.publish(path, hardware=hardware)
+    runs_on = set(target.hardware)
+    older = [
+        other
+        for other in image.targets(target.model).values()
+        if other.release < target.release and runs_on & set(other.hardware)
+    ]
+    known = {delta.from_sha256 for delta in target.deltas}
+    with tempfile.TemporaryDirectory(prefix="edgec-") as work:
+        made = []
+        for number, old in enumerate(older[-deltas:] if deltas else ()):
+            out = Path(work, str(number))
+            if old.sha256 not in known and (info := make_delta(image.directory / old.location, path, out)):
+                made.append(DeltaFile(from_sha256=info.old_sha256, path=out, method=info.method))
+        return image.publish(path, hardware=hardware, deltas=made) if made else target
+
+
 def _chosen(image: ImageRepository, wanted: str, hardware: set[str]) -> ImageTarget:
     """Return the artifact that `MODEL`, `MODEL=VERSION` or a path means on this hardware."""
     published = image.targets()
@@ -316,6 +349,7 @@ def _target_facts(target: ImageTarget) -> dict[str, Any]:
         "hardware": list(target.hardware),
         "rollback_floor": target.rollback_floor,
         "deltas": [vars(delta) for delta in target.deltas],
+        "chunks": None if target.chunks is None else vars(target.chunks),
     }
 
 
