@@ -26,7 +26,7 @@ import pytest
 from tests.device_agent.range_server import Asked, honest, serving
 from tests.device_agent.transfers import CHUNK, CONTENT, get, hidden, limits, source, wanted
 
-from edgec.device_agent._chunk_map import ChunkMap
+from edgec.delta import ChunkMap
 from edgec.device_agent._disk import Disk
 from edgec.device_agent._download import Surroundings, Wanted, fetch
 from edgec.device_agent._http import HttpSource

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ import pytest
 
 pytest.importorskip("zstandard", reason="patches need the extra agent")
 pytest.importorskip("detools", reason="patches need the extra agent")
+pytest.importorskip("tuf", reason="targets need the extra agent")
 
 from tests.device_agent.transfers import limits
 
-from edgec.delta import FileRef, Offers, Patch, make_delta
-from edgec.device_agent._chunk_map import ChunkMap
+from edgec.delta import ChunkMap, make_delta
 from edgec.device_agent._fetch_update import Updated, fetch_update
 from edgec.device_agent._line import Cancel
 from edgec.device_agent._sources import DirectorySource, Source
 from edgec.errors import TransferError
+from edgec.trust import ChunkMap as MapFile
+from edgec.trust import Delta, ImageTarget
 
 OLD = random.Random(1).randbytes(120_000)
 NEW = OLD[:60_000] + b"retrained" + OLD[60_000:]
@@ -33,8 +35,7 @@ class Repository:
     """A directory with a target, a patch to it, and the map of its chunks; and a device's files."""
 
     folder: Path
-    target: FileRef
-    offers: Offers
+    target: ImageTarget
     current: Path
     out: Path
 
@@ -45,7 +46,7 @@ class Repository:
     def update(self, **options: Any) -> Updated:
         """Update the device."""
         arguments: dict[str, Any] = {"limits": limits(), **options}
-        return fetch_update(self.target, self.offers, self.current, self.sources, self.out, **arguments)
+        return fetch_update(self.target, self.current, self.sources, self.out, **arguments)
 
     def only_the_update(self) -> bool:
         """Return whether the device has the new version, the old one, and nothing else."""
@@ -53,9 +54,15 @@ class Repository:
         return names == ["current", "next"] and self.out.read_bytes() == NEW
 
 
-def ref(path: Path) -> FileRef:
+def promise(path: Path) -> dict[str, Any]:
+    """What metadata promises of a file."""
     data = path.read_bytes()
-    return FileRef(path=path.name, length=len(data), sha256=sha256(data).hexdigest())
+    return {"path": path.name, "length": len(data), "sha256": sha256(data).hexdigest()}
+
+
+def patch_file(path: Path) -> Delta:
+    """What metadata says of a patch that begins at the version here."""
+    return Delta(from_sha256=sha256(OLD).hexdigest(), method="bsdiff", **promise(path))
 
 
 @pytest.fixture
@@ -64,18 +71,33 @@ def repository(tmp_path: Path) -> Repository:
     folder.mkdir()
     device.mkdir()
     (device / "current").write_bytes(OLD)
-    (folder / "new").write_bytes(NEW)
-    assert make_delta(device / "current", folder / "new", folder / "patch", level=3) is not None
-    (folder / "chunks").write_bytes(ChunkMap.of_file(folder / "new").to_bytes())
-    patch = Patch(old_sha256=sha256(OLD).hexdigest(), file=ref(folder / "patch"))
-    offers = Offers(patches=(patch,), chunks=ref(folder / "chunks"))
-    return Repository(folder, ref(folder / "new"), offers, device / "current", device / "next")
+    target = ImageTarget(
+        path="m/new",
+        length=len(NEW),
+        sha256=sha256(NEW).hexdigest(),
+        model="m",
+        version="2",
+        release=2,
+        hardware=("cpu",),
+        content_digest="",
+        engine={},
+        rollback_floor=0,
+    )
+    place = folder / target.location
+    place.parent.mkdir(parents=True)
+    place.write_bytes(NEW)
+    assert make_delta(device / "current", place, folder / "patch", level=3) is not None
+    (folder / "chunks").write_bytes(ChunkMap.of_file(place).to_bytes())
+    target = replace(
+        target, deltas=(patch_file(folder / "patch"),), chunks=MapFile(**promise(folder / "chunks"))
+    )
+    return Repository(folder, target, device / "current", device / "next")
 
 
 def test_a_patch_is_taken_where_one_fits(repository: Repository) -> None:
     updated = repository.update()
     assert (updated.method, updated.requests, updated.notes) == ("delta", 1, ())
-    assert updated.received == repository.offers.patches[0].file.length < len(NEW) / 10
+    assert updated.received == repository.target.deltas[0].length < len(NEW) / 10
     assert repository.only_the_update()
 
 
@@ -119,8 +141,7 @@ def test_a_patch_to_other_bytes_is_found_out(repository: Repository) -> None:
     (repository.folder / "other").write_bytes(NEW.replace(b"retrained", b"poisoned!"))
     patch = repository.folder / "patch"
     assert make_delta(repository.current, repository.folder / "other", patch, level=3) is not None
-    digest = sha256(OLD).hexdigest()
-    repository.offers = Offers(patches=(Patch(old_sha256=digest, file=ref(patch)),))
+    repository.target = replace(repository.target, deltas=(patch_file(patch),))
     updated = repository.update()
     assert updated.method == "full"
     assert "another file than the one promised" in updated.notes[0]
@@ -130,7 +151,6 @@ def test_a_patch_to_other_bytes_is_found_out(repository: Repository) -> None:
 def test_after_a_patch_failed_a_restart_goes_on_with_the_full_file(repository: Repository) -> None:
     damage(repository.folder / "patch")
     cancel = Cancel()
-    (repository.folder / "new").write_bytes(NEW)
     seen: list[int] = []
 
     def stop(here: int, total: int) -> None:
@@ -155,18 +175,3 @@ def test_a_cancelled_patch_is_kept(repository: Repository) -> None:
     assert not repository.out.exists()
     assert repository.update().method == "delta"
     assert repository.only_the_update()
-
-
-def test_offers_are_read_from_signed_metadata(repository: Repository) -> None:
-    custom = {"hardware": "x", **repository.offers.to_custom()}
-    assert Offers.from_custom(custom) == repository.offers
-    assert Offers.from_custom({}) == Offers()
-    good = custom["deltas"][0]
-    bad: list[Any] = [
-        None, 5, {}, [], {**good, "path": ""}, {**good, "path": "x" * 600}, {**good, "length": -1},
-        {**good, "length": True}, {**good, "length": 2**63}, {**good, "sha256": "zz"}, {**good, "from": None},
-        {**good, "from": "0" * 63},
-    ]  # fmt: skip
-    assert Offers.from_custom({"deltas": [*bad, good], "chunks": bad}).patches == repository.offers.patches
-    assert Offers.from_custom({"deltas": 7, "chunks": 7}) == Offers()
-    assert len(Offers.from_custom({"deltas": [good] * 1000}).patches) == 64

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tests.device_agent.range_server import RangeServer
 
-from edgec.device_agent._chunk_map import ChunkMap
+from edgec.delta import ChunkMap
 from edgec.device_agent._download import Fetched, Wanted, fetch
 from edgec.device_agent._http import HttpSource
 from edgec.device_agent._line import Limits, Spent

@@ -6,8 +6,15 @@
 """
 
 from edgec.delta._apply import apply_delta, header_of
+from edgec.delta._chunk_map import ChunkMap
 from edgec.delta._format import Header
 from edgec.delta._make import DeltaInfo, make_delta
-from edgec.delta._offers import FileRef, Offers, Patch
 
-__all__ = ["DeltaInfo", "FileRef", "Header", "Offers", "Patch", "apply_delta", "header_of", "make_delta"]
+__all__ = [
+    "ChunkMap",
+    "DeltaInfo",
+    "Header",
+    "apply_delta",
+    "header_of",
+    "make_delta",
+]

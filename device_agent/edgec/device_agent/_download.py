@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from edgec.device_agent._chunk_map import CHUNK_BYTES, ChunkMap
+from edgec.delta._chunk_map import CHUNK_BYTES, ChunkMap
 from edgec.device_agent._disk import Disk
 from edgec.device_agent._line import Cancel, Failure, Limits, Line, Spent
 from edgec.device_agent._partial import Partial, leftovers

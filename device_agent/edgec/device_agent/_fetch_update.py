@@ -7,13 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgec.delta import FileRef, Offers, Patch, apply_delta
-from edgec.device_agent._chunk_map import ChunkMap
+from edgec.delta import ChunkMap, apply_delta
 from edgec.device_agent._download import Surroundings, Wanted, discard, fetch, is_begun, is_there
 from edgec.device_agent._line import Cancel, Limits, Spent
 from edgec.device_agent._sources import Source
 from edgec.errors import DeltaError, MissingExtraError, OutputError, TransferError
+
+if TYPE_CHECKING:
+    from edgec.trust import ChunkMap as MapFile
+    from edgec.trust import Delta, ImageTarget
 
 _LARGEST_MAP = 16 * 2**20
 _FINAL = ("cancelled", "busy")
@@ -39,8 +43,7 @@ class Updated:
 
 
 def fetch_update(
-    target: FileRef,
-    offers: Offers,
+    target: ImageTarget,
     current: str | Path | None,
     sources: Callable[[str], Sequence[Source]],
     path: str | Path,
@@ -56,10 +59,9 @@ def fetch_update(
     patch may save bytes, and is never needed.
 
     Args:
-        target: What signed metadata promises.
-        offers: What it says beside it.
+        target: What signed metadata promises, and which patches and map of chunks it offers.
         current: The version that is here; None for none.
-        sources: Gives the sources of a path in the repository, the best first.
+        sources: Gives the sources of a file by its place in the repository, the best first.
         path: Where the new version goes.
         limits, cancel, progress, surroundings: As of `fetch`, for each file.
 
@@ -70,16 +72,16 @@ def fetch_update(
     if is_there(update.path, Wanted(length=target.length, sha256=target.sha256)):
         return update.done("present")
     # Where a part of the full file is here, a patch has failed before.
-    patch = None if is_begun(update.path) else _fitting(offers, current)
+    patch = None if is_begun(update.path) else _fitting(target, current)
     if patch is not None and current is not None and update.by_patch(target, patch, Path(current)):
         return update.done("delta")
-    update.whole(target, update.chunks(offers.chunks, target.length) if offers.chunks else None)
+    update.whole(target, update.chunks(target.chunks, target.length) if target.chunks else None)
     return update.done("full")
 
 
-def _fitting(offers: Offers, current: str | Path | None) -> Patch | None:
+def _fitting(target: ImageTarget, current: str | Path | None) -> Delta | None:
     """Return the smallest patch that begins at the version that is here."""
-    if current is None or not offers.patches:
+    if current is None or not target.deltas:
         return None
     digest = sha256()
     try:
@@ -88,8 +90,8 @@ def _fitting(offers: Offers, current: str | Path | None) -> Patch | None:
                 digest.update(data)
     except OSError:
         return None
-    mine = [p for p in offers.patches if p.old_sha256 == digest.hexdigest()]
-    return min(mine, key=lambda p: p.file.length, default=None)
+    mine = [delta for delta in target.deltas if delta.from_sha256 == digest.hexdigest()]
+    return min(mine, key=lambda delta: delta.length, default=None)
 
 
 class _Update:
@@ -110,24 +112,24 @@ class _Update:
         self._spent = Spent()
         self._notes: list[str] = []
 
-    def chunks(self, file: FileRef, length: int) -> ChunkMap | None:
+    def chunks(self, file: MapFile, length: int) -> ChunkMap | None:
         """Return the map of the target's chunks; None where it is not to be had."""
         if file.length > _LARGEST_MAP:
             self._notes.append(f"the map of chunks has {file.length} bytes; at most {_LARGEST_MAP} are read")
             return None
         place = self._beside("chunks")
         try:
-            self._fetch(file, place, None)
+            self._fetch(file.path, file.length, file.sha256, place)
             return ChunkMap.from_bytes(place.read_bytes(), length=length)
         except (TransferError, OSError) as e:
             self._note("no map of chunks", e)
             return None
 
-    def by_patch(self, target: FileRef, patch: Patch, current: Path) -> bool:
+    def by_patch(self, target: ImageTarget, patch: Delta, current: Path) -> bool:
         """Make the new version of `current` and a patch; return whether that worked."""
         place = self._beside("delta")
         try:
-            self._fetch(patch.file, place, None)
+            self._fetch(patch.path, patch.length, patch.sha256, place)
             apply_delta(
                 current,
                 place,
@@ -141,10 +143,10 @@ class _Update:
             return False
         return True
 
-    def whole(self, target: FileRef, chunks: ChunkMap | None) -> None:
+    def whole(self, target: ImageTarget, chunks: ChunkMap | None) -> None:
         """Fetch the new version whole."""
         self._remove("delta")
-        self._fetch(target, self.path, chunks)
+        self._fetch(target.location, target.length, target.sha256, self.path, chunks)
 
     def done(self, method: str) -> Updated:
         """Return how the new version came, and leave nothing beside it."""
@@ -158,10 +160,12 @@ class _Update:
             notes=tuple(self._notes),
         )
 
-    def _fetch(self, file: FileRef, place: Path, chunks: ChunkMap | None) -> None:
+    def _fetch(
+        self, location: str, length: int, sha256: str, place: Path, chunks: ChunkMap | None = None
+    ) -> None:
         fetch(
-            Wanted(length=file.length, sha256=file.sha256, chunks=chunks),
-            self._sources(file.path),
+            Wanted(length=length, sha256=sha256, chunks=chunks),
+            self._sources(location),
             place,
             limits=self._limits,
             cancel=self._cancel,

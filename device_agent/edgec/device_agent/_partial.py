@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from edgec.device_agent._chunk_map import DIGEST_BYTES, ChunkMap, chunk_digest
+from edgec.delta._chunk_map import DIGEST_BYTES, ChunkMap, chunk_digest
 from edgec.device_agent._disk import Disk, disk_error
 from edgec.errors import TransferError
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from edgec.device_agent._chunk_map import CHUNK_BYTES
+from edgec.delta._chunk_map import CHUNK_BYTES
 from edgec.device_agent._line import Failure, Line
 from edgec.errors import LinkError, TransferError
 
