@@ -20,7 +20,7 @@ _WITH_FAILURES = (".json", ".jsonl", ".csv")
 
 
 def write_batch(
-    artifact: Path,
+    content_digest: str,
     output: Path,
     sources: Sequence[Source],
     call: Callable[[Sample], Mapping[str, Any]],
@@ -35,7 +35,7 @@ def write_batch(
     fail, so that the next run does only what is left.
 
     Args:
-        artifact: Path of the artifact.
+        content_digest: Of what is run.
         output: Of the results.
         sources: Prefix of the names, and the samples, of each input.
         call: What to do with a sample; safe from `jobs` threads.
@@ -52,15 +52,13 @@ def write_batch(
         OutputError: A file cannot be written, or the journal is of another run.
         MissingExtraError: A package for the form of the output is missing.
     """
-    from edgec.artifact import Artifact
     from edgec.runtime.batch import run_many
     from edgec.runtime.journal import Journal
     from edgec.runtime.results import check_parquet, write_results
 
     if output.suffix.lower() == ".parquet":
         check_parquet()
-    with Artifact.open(artifact) as opened:
-        who = {"artifact": opened.content_digest, **identity, "annotate": annotate and str(annotate)}
+    who = {"artifact": content_digest, **identity, "annotate": annotate and str(annotate)}
     drawing = _Drawing(call, annotate)
     start = time.perf_counter()
     with Journal(output.with_name(f"{output.name}.journal"), who) as journal:

@@ -133,7 +133,16 @@ def command(
     edgec benchmark digits.edgec --repeats 10 --json > before.json
     edgec benchmark digits.edgec --against before.json
     edgec benchmark digits.edgec --scenario server --target-latency-ms 10
+    edgec benchmark page.chain.toml --data pages/
     """
+    from edgec.cli import _chains
+
+    if _chains.is_chain(artifact):
+        special = (repeats, against, plot, axes, scenario, target_latency_ms, target_qps, loadgen_logs)
+        if profiled or also or concurrency != 1 or any(option is not None for option in special):
+            raise click.UsageError("a chain takes --duration-s, --threads, --data and --cache-dir only")
+        _chains.benchmark(artifact, data, duration_s, threads, cache_dir, as_json)
+        return
     if scenario is not None:
         if repeats is not None or against is not None or profiled or plot or axes or also:
             raise click.UsageError(

@@ -18,10 +18,11 @@ from edgec.cli import _options
 
 if TYPE_CHECKING:
     from edgec.evaluation import Dataset, Sample
-    from edgec.runtime import Session
+    from edgec.runtime import Chain, Session
     from edgec.runtime.results import Result
 
     Source = Dataset | Sequence[Sample]
+    Model = Session | Chain
 
 _SUFFIXES = (".npz", ".json", ".csv", ".jsonl", ".parquet")
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -92,10 +93,12 @@ def command(
     edgec run digits.edgec --input images/ --output predictions.csv
     edgec run digits.edgec --input test.npz --raw --output scores.npz
     edgec run minilm.edgec --text "a first text" --json
+    edgec run page.chain.toml --input pages/
     """
+    from edgec.cli._chains import is_chain
     from edgec.evaluation import Sample
-    from edgec.runtime import load
-    from edgec.runtime.results import plain
+    from edgec.runtime import Chain, load, load_chain
+    from edgec.runtime.results import plain, write_results
 
     if not inputs and not texts:
         raise click.UsageError("nothing to run on: give --input DATA or --text TEXT")
@@ -105,26 +108,39 @@ def command(
         raise click.UsageError("--jobs and --annotate are for runs that write an --output")
     if raw and annotate is not None:
         raise click.UsageError("--annotate draws predictions, and --raw makes none")
+    chained = is_chain(artifact)
+    if chained and raw:
+        raise click.UsageError("--raw is for artifacts, not for chains")
     if jobs is not None and threads is None:
         threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    with load(artifact, threads=threads, cache_dir=cache_dir, delegate=delegate) as session:
+    open_model = load_chain if chained else load
+    with open_model(artifact, threads=threads, cache_dir=cache_dir, delegate=delegate) as session:
+        ordered = isinstance(session, Chain) and bool(session.new_state())
+        if ordered and (jobs is not None or annotate is not None):
+            raise click.UsageError("--jobs and --annotate are not for a chain that keeps a state")
         sources = [(f"{spec}: ", _open(session, spec, raw)) for spec in inputs]
         if texts:
             sources.append(("text: ", [Sample(text, name=text[:40]) for text in texts]))
-        if output is not None:
+        if output is not None and not ordered:
             from edgec.cli._run_batch import write_batch
 
             identity = {"inputs": [_seen(spec) for spec in inputs], "texts": list(texts), "raw": raw}
-            call = partial(_run_raw, session) if raw else lambda sample: session.predict(sample.data)
+            call = _caller(session, raw)
             numbered = [(prefix * (len(sources) > 1), source) for prefix, source in sources]
             with _progress(sum(len(source) for _, source in sources)) as advance:
-                batch = write_batch(artifact, output, numbered, call, identity, jobs or 1, annotate, advance)
+                batch = write_batch(
+                    session.content_digest, output, numbered, call, identity, jobs or 1, annotate, advance
+                )
             shape = _summary(artifact, session, batch["samples"], batch["seconds"], raw) | batch
             results: list[Result] = []
         else:
             results, seconds = _run(session, sources, raw)
             shape = _summary(artifact, session, len(results), seconds, raw)
-            shape["results"] = [{"name": result.name, **plain(result.values)} for result in results]
+            if output is None:
+                shape["results"] = [{"name": result.name, **plain(result.values)} for result in results]
+            else:
+                write_results(output, results)
+                shape["output"] = str(output)
     if as_json:
         click.echo(json.dumps(shape, indent=2, allow_nan=False))
     else:
@@ -133,14 +149,17 @@ def command(
         sys.exit(1)
 
 
-def _open(session: Session, spec: str, raw: bool) -> Source:
+def _open(session: Model, spec: str, raw: bool) -> Source:
     from edgec.evaluation import Sample, open_dataset
+    from edgec.runtime import Session
 
     path = Path(spec)
     if path.suffix.lower() in _IMAGES and path.is_file() and not raw:
         return [Sample(path, name=path.name)]
     pipeline = None if raw else session.manifest.pipeline
-    return open_dataset(spec, inputs=session.inputs, pipeline=pipeline)
+    # A chain fits rows itself: its inputs need no batch axis.
+    inputs = session.inputs if isinstance(session, Session) else None
+    return open_dataset(spec, inputs=inputs, pipeline=pipeline)
 
 
 def _seen(spec: str) -> list[str | int]:
@@ -152,15 +171,26 @@ def _seen(spec: str) -> list[str | int]:
     return [spec, stat.st_size, stat.st_mtime_ns]
 
 
-def _run(session: Session, sources: Sequence[tuple[str, Source]], raw: bool) -> tuple[list[Result], float]:
+def _caller(session: Model, raw: bool) -> Callable[[Sample], Mapping[str, Any]]:
+    """Return what runs a sample; a chain that keeps a state begins anew with each call of this."""
+    from edgec.runtime import Session
+
+    if isinstance(session, Session):
+        return partial(_run_raw, session) if raw else lambda sample: session.predict(sample.data)
+    predict = session.stream().predict if session.new_state() else session.predict
+    return lambda sample: predict(sample.data)
+
+
+def _run(session: Model, sources: Sequence[tuple[str, Source]], raw: bool) -> tuple[list[Result], float]:
     from edgec.runtime.results import Result
 
     results: list[Result] = []
     start = time.perf_counter()
     with _progress(sum(len(source) for _, source in sources)) as advance:
         for prefix, source in sources:
+            call = _caller(session, raw)
             for sample in source:
-                values = _run_raw(session, sample) if raw else session.predict(sample.data)
+                values = call(sample)
                 results.append(Result(prefix * (len(sources) > 1) + sample.name, values))
                 advance()
     return results, time.perf_counter() - start
@@ -186,7 +216,7 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.update(1)
 
 
-def _summary(artifact: Path, session: Session, samples: int, seconds: float, raw: bool) -> dict[str, Any]:
+def _summary(artifact: Path, session: Model, samples: int, seconds: float, raw: bool) -> dict[str, Any]:
     return {
         "artifact": str(artifact),
         "engine": session.engine,

@@ -78,7 +78,7 @@ def command(
     observe: bool,
     as_json: bool,
 ) -> None:
-    """Serve artifacts over HTTP: Open Inference Protocol v2, with binary tensors.
+    """Serve artifacts and chains over HTTP: Open Inference Protocol v2, with binary tensors.
 
     Ends on SIGINT or SIGTERM, after the requests in flight are answered.
 

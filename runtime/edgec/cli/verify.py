@@ -29,26 +29,57 @@ def command(
     """Check the digest of every member, then run the golden vectors on the engine at hand.
 
     Exits with 1 if the file is damaged, the engine is not here, or an output is outside of its
-    tolerance.
+    tolerance. Of a chain, every artifact is checked, and that the stages fit each other.
 
     \b
     edgec verify build/digits-cpu-x86_64.edgec
     edgec verify build/digits-cpu-x86_64.edgec --digests-only --json
     """
+    from edgec.cli._chains import is_chain, verify_chain
+
+    if is_chain(artifact):
+        chain = verify_chain(artifact, digests_only, cache_dir, delegate)
+        _say(chain, list(chain["stages"].items()), digests_only, as_json)
+        return
+    shape = verify_artifact(artifact, digests_only, cache_dir, delegate)
+    _say(shape, [("", shape)], digests_only, as_json)
+
+
+def _say(
+    shape: dict[str, Any], artifacts: list[tuple[str, dict[str, Any]]], digests_only: bool, as_json: bool
+) -> None:
+    if as_json:
+        click.echo(json.dumps(shape, indent=2))
+    else:
+        for stage, facts in artifacts:
+            rows = [*_digests_told(facts), *_self_test_told(facts["self_test"], digests_only)]
+            click.echo("\n".join(columns([("stage", stage), *rows] if stage else rows, "")))
+        if shape.get("fits"):
+            click.echo("the stages of the chain fit each other")
+    for _, facts in artifacts:
+        if not facts["passed"]:
+            _refuse(facts["path"], facts["self_test"] or {})
+
+
+def verify_artifact(
+    path: Path, digests_only: bool, cache_dir: Path | None, delegate: Path | None
+) -> dict[str, Any]:
+    """Check the digests of an artifact, and run its golden vectors.
+
+    Returns:
+        What ``edgec verify --json`` prints.
+
+    Raises:
+        EdgecError: It is damaged, or does not load.
+    """
     from edgec.artifact import Artifact
 
-    with Artifact.open(artifact) as opened:
+    with Artifact.open(path) as opened:
         opened.verify()
         facts = _facts(opened)
     runs = bool(facts["golden_vectors"]) and not digests_only
-    self_test = _run_self_test(artifact, cache_dir, delegate) if runs else None
-    passed = self_test is None or self_test["passed"]
-    if as_json:
-        click.echo(json.dumps({**facts, "self_test": self_test, "passed": passed}, indent=2))
-    else:
-        click.echo("\n".join(columns([*_digests_told(facts), *_self_test_told(self_test, digests_only)], "")))
-    if not passed:
-        _refuse(artifact, self_test or {})
+    self_test = _run_self_test(path, cache_dir, delegate) if runs else None
+    return {**facts, "self_test": self_test, "passed": self_test is None or self_test["passed"]}
 
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
@@ -140,7 +171,7 @@ def _worst(name: str, tests: list[dict[str, Any]]) -> str:
     return f"{name}: {verdict} the tolerance of {tests[0]['tolerance']:.3g}, {error}"
 
 
-def _refuse(path: Path, self_test: dict[str, Any]) -> None:
+def _refuse(path: str, self_test: dict[str, Any]) -> None:
     from edgec.errors import SelfTestError
 
     names = [name for name, tests in _by_output(self_test["outputs"]).items() if not all(_passed(tests))]

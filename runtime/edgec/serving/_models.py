@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.artifact import Manifest, TensorSpec
+from edgec.artifact import Pipeline, TensorSpec
 from edgec.artifact.steps import Decode, Tokenize
 from edgec.errors import InputError, RequestError
 from edgec.runtime.results import plain
@@ -21,11 +21,30 @@ _MOST_RUNS = 20
 _MEASURING_S = 0.2
 
 
+class Described(Protocol):
+    """What the file of a model or chain says that a server needs: `Manifest`, or `ChainSpec`."""
+
+    @property
+    def model(self) -> str:
+        """Name."""
+        ...
+
+    @property
+    def model_version(self) -> str:
+        """Version."""
+        ...
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """How a sample is prepared; None where there is nothing to prepare."""
+        ...
+
+
 class ServedModel(Protocol):
     """What is served: a `Session`, or what stands in front of several. Safe to use from several threads."""
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> Described:
         """What the artifact says of itself: name, version, pipeline."""
         ...
 
@@ -64,7 +83,8 @@ class Prediction:
         self._model = model
         pipeline = model.manifest.pipeline
         steps = () if pipeline is None else pipeline.preprocess
-        self._takes_text = any(isinstance(step, Tokenize) for step in steps)
+        texts = [spec.dtype for spec in model.inputs] == ["object"]
+        self._takes_text = texts or any(isinstance(step, Tokenize) for step in steps)
         self._takes_images = any(isinstance(step, Decode) for step in steps)
 
     @property
@@ -119,7 +139,11 @@ def measure(model: ServedModel) -> tuple[float, int]:
         Median time of a run in seconds, and the size of its inputs in bytes; free dimensions have size 1.
     """
     inputs = {
-        spec.name: np.zeros([n if isinstance(n, int) else 1 for n in spec.shape], spec.dtype)
+        spec.name: np.full(
+            [n if isinstance(n, int) else 1 for n in spec.shape],
+            b"" if spec.dtype == "object" else 0,
+            spec.dtype,
+        )
         for spec in model.inputs
     }
     model.run(inputs)

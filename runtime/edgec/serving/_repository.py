@@ -224,10 +224,13 @@ class Repository:
         manifest = model.manifest
         metrics = ModelMetrics(manifest.model, manifest.model_version)
         lane = Lane(self._executor, self._width, self._queue, metrics)
-        platform = f"edgec_{getattr(model, 'engine', manifest.engine.name)}"
+        engine = getattr(model, "engine", "") or getattr(getattr(manifest, "engine", None), "name", "model")
+        platform = f"edgec_{engine}"
         name, version = manifest.model, manifest.model_version
-        entries = [Entry(name, version, platform, model, model.inputs, model.outputs, lane, metrics)]
-        if manifest.pipeline is not None:
+        tensors = getattr(model, "is_tensors", True)
+        first = model if tensors else Prediction(model)
+        entries = [Entry(name, version, platform, first, first.inputs, first.outputs, lane, metrics)]
+        if manifest.pipeline is not None or not tensors:
             face, name = Prediction(model), name + PREDICT
             metrics = ModelMetrics(name, version)
             entries.append(Entry(name, version, platform, face, face.inputs, face.outputs, lane, metrics))

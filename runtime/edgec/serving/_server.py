@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from edgec.errors import MissingExtraError, ServingError
-from edgec.runtime import load
 from edgec.serving._app import App
+from edgec.serving._chains import load_served
 from edgec.serving._options import ServerOptions
 from edgec.serving._protocol import bounded_protocol
 from edgec.serving._repository import Loader, Repository
@@ -36,9 +36,9 @@ class Server:
     """Serves artifacts over HTTP: `run` it until it is told to stop, or use ``with`` to have it in a thread.
 
     Args:
-        paths: Of the artifacts.
+        paths: Of the artifacts, and of the TOML files of chains.
         options: How it listens, what it allows.
-        loader: Loads one artifact; `edgec.runtime.load` if None.
+        loader: Loads one artifact or chain; as `edgec.runtime.load` and `load_chain` do if None.
 
     Raises:
         MissingExtraError: The extra ``serve`` is not installed.
@@ -58,7 +58,7 @@ class Server:
         self._executor = ThreadPoolExecutor(width * len(paths) + _SPARE_THREADS, "edgec-serving")
         self._repository = Repository(
             [Path(path) for path in paths],
-            loader or partial(load, threads=options.threads),
+            loader or partial(load_served, threads=options.threads),
             self._executor,
             width=width,
             queue=options.queue,

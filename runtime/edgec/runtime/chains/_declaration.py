@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ class ChainSpec:
             for name, stage in self.stages.items()
             if isinstance(stage, Model)
         }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is declared, in hex; without what is in the artifacts."""
+        parts = (self.model, self.model_version, dict(self.inputs), dict(self.stages), self.outputs)
+        return sha256(repr(parts).encode()).hexdigest()
 
     @property
     def pipeline(self) -> Pipeline | None:

@@ -20,6 +20,7 @@ from edgec.runtime.chains._plan import (
     fitting,
     prediction_of_boxes,
     prediction_of_classes,
+    sizes_of,
     store_rows,
     storing,
     tensor,
@@ -81,7 +82,11 @@ def _plan_tensors(name: str, stage: Model, planning: Planning, session: Session)
     constants = {key: _constant(inputs[key], number) for key, number in stage.constants.items()}
     kept = {entry.output for entry in stage.state}
     shown = [spec for spec in session.outputs if spec.name not in kept] or list(session.outputs)
-    value = Value(kind="parts", parts={spec.name: tensor(spec.dtype, *spec.shape) for spec in shown})
+    sizes: dict[str, int] = {}
+    for model_input, reference in stage.inputs.items():
+        sizes |= sizes_of(planning.value(reference), inputs[model_input])
+    shapes = {spec.name: [sizes.get(n, n) if isinstance(n, str) else n for n in spec.shape] for spec in shown}
+    value = Value(kind="parts", parts={spec.name: tensor(spec.dtype, *shapes[spec.name]) for spec in shown})
     rows = store_rows(planning, name, value)
     call = session.run
 

@@ -248,6 +248,17 @@ def fitting(value: Value, spec: TensorSpec) -> Callable[[Array], Array] | None:
     return (lambda array: array[lead]) if missing else None
 
 
+def sizes_of(value: Value, spec: TensorSpec) -> dict[str, int]:
+    """Return what the named dimensions of an input come to where it takes a value that fits."""
+    missing = len(spec.shape) - len(value.shape)
+    have = ((1,) * missing + value.shape) if missing >= 0 else value.shape[-missing:]
+    return {
+        name: size
+        for name, size in zip(spec.shape, have, strict=True)
+        if isinstance(name, str) and isinstance(size, int)
+    }
+
+
 def _names(shape: tuple[int | str, ...]) -> list[str]:
     return [n for n in shape if isinstance(n, str)]
 

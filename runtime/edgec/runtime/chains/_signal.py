@@ -17,7 +17,6 @@ from edgec.runtime.chains._plan import (
     Value,
     Values,
     store_rows,
-    storing,
     tensor,
 )
 from edgec.runtime.chains._steps import Irfft, Multiply, OverlapAdd, Polar, Rfft, Window
@@ -28,28 +27,25 @@ _COMPLEX = ("complex64",)
 
 def plan_window(name: str, step: Window, planning: Planning) -> tuple[Operation, Value]:
     source, size = step.input, step.size
-    _, new = planning.block("input", source, *_REAL)
+    block, new = planning.block("input", source, *_REAL)
     if new > size:
         raise PipelineError(
             f"size: {size} is less than the {new} values of {source!r}, which are new each time"
         )
     key = planning.keeps(f"{name}.kept", TensorSpec("kept", "float32", (size,)))
-    value = tensor("float32", size)
-    store = storing(planning, name, value)
+    flat = _flat(block)
     concatenate = np.concatenate
 
     def run(values: Values, state: State, after: State) -> None:
-        kept = concatenate((state[key][new:], values[source].reshape(-1)))
-        after[key] = kept
-        store(values, kept)
+        values[name] = after[key] = concatenate((state[key][new:], flat(values[source])))
 
-    return run, value
+    return run, tensor("float32", size)
 
 
 def plan_rfft(name: str, step: Rfft, planning: Planning) -> tuple[Operation, Value]:
     source = step.input
-    _, size = planning.block("input", source, *_REAL)
-    weights = _weights(step.window, size)
+    block, size = planning.block("input", source, *_REAL)
+    weights, flat = _weights(step.window, size), _flat(block)
     bins = size // 2 + 1
     value = Value(
         kind="parts",
@@ -69,8 +65,8 @@ def plan_rfft(name: str, step: Rfft, planning: Planning) -> tuple[Operation, Val
     rfft = np.fft.rfft
 
     def run(values: Values, state: State, after: State) -> None:
-        block = values[source].reshape(-1)
-        spectrum = rfft(block if weights is None else block * weights)
+        samples = flat(values[source])
+        spectrum = rfft(samples if weights is None else samples * weights)
         for make, reference in rows:
             values[reference] = make(spectrum)
 
@@ -83,17 +79,15 @@ def plan_polar(name: str, step: Polar, planning: Planning) -> tuple[Operation, V
         planning.block(k, r, *_REAL) for k, r in (("magnitude", magnitude), ("phase", phase))
     )
     _same_size(size, other)
-    value = tensor("complex64", size)
-    store = storing(planning, name, value)
 
     def run(values: Values, state: State, after: State) -> None:
         angles = values[phase].reshape(-1)
         spectrum = np.empty(size, np.complex64)
         spectrum.real, spectrum.imag = np.cos(angles), np.sin(angles)
         spectrum *= values[magnitude].reshape(-1)
-        store(values, spectrum)
+        values[name] = spectrum
 
-    return run, value
+    return run, tensor("complex64", size)
 
 
 def plan_multiply(name: str, step: Multiply, planning: Planning) -> tuple[Operation, Value]:
@@ -102,52 +96,56 @@ def plan_multiply(name: str, step: Multiply, planning: Planning) -> tuple[Operat
         planning.block(key, reference, *_REAL, *_COMPLEX) for key, reference in (("a", a), ("b", b))
     )
     _same_size(size, other)
-    value = tensor("complex64" if "complex64" in (first.dtype, second.dtype) else "float32", size)
-    store = storing(planning, name, value)
+    dtype = "complex64" if "complex64" in (first.dtype, second.dtype) else "float32"
+    flat_a, flat_b = _flat(first), _flat(second)
 
     def run(values: Values, state: State, after: State) -> None:
-        store(values, values[a].reshape(-1) * values[b].reshape(-1))
+        values[name] = flat_a(values[a]) * flat_b(values[b])
 
-    return run, value
+    return run, tensor(dtype, size)
 
 
 def plan_irfft(name: str, step: Irfft, planning: Planning) -> tuple[Operation, Value]:
     source = step.input
-    _, bins = planning.block("input", source, *_COMPLEX)
+    spectrum, bins = planning.block("input", source, *_COMPLEX)
     size = step.size or 2 * (bins - 1)
     if size // 2 + 1 != bins:
         raise PipelineError(
             f"size: a spectrum of {bins} values is of a block of {2 * bins - 2} or {2 * bins - 1}"
         )
-    weights = _weights(step.window, size)
-    value = tensor("float32", size)
-    store = storing(planning, name, value)
-    irfft = np.fft.irfft
+    weights, flat = _weights(step.window, size), _flat(spectrum)
+    irfft, float32 = np.fft.irfft, np.dtype(np.float32)
 
     def run(values: Values, state: State, after: State) -> None:
-        block = irfft(values[source], size).astype(np.float32, copy=False)
-        store(values, block if weights is None else block * weights)
+        block = irfft(flat(values[source]), size).astype(float32, copy=False)
+        values[name] = block if weights is None else block * weights
 
-    return run, value
+    return run, tensor("float32", size)
 
 
 def plan_overlap_add(name: str, step: OverlapAdd, planning: Planning) -> tuple[Operation, Value]:
     source, hop = step.input, step.hop
-    _, size = planning.block("input", source, *_REAL)
+    block, size = planning.block("input", source, *_REAL)
     if hop > size:
         raise PipelineError(f"hop: {hop} is more than the {size} values of {source!r}")
     key = planning.keeps(f"{name}.kept", TensorSpec("kept", "float32", (size,)))
-    value = tensor("float32", hop)
-    store = storing(planning, name, value)
+    flat, empty, concatenate = _flat(block), np.zeros(hop, np.float32), np.concatenate
 
     def run(values: Values, state: State, after: State) -> None:
-        total = np.zeros(size, np.float32)
-        total[: size - hop] = state[key][hop:]
-        total += values[source].reshape(-1)
-        after[key] = total
-        store(values, total[:hop].copy())  # what is kept is not the caller's to change
+        total = after[key] = concatenate((state[key][hop:], empty))
+        total += flat(values[source])
+        values[name] = total[:hop].copy()  # what is kept is not the caller's to change
 
-    return run, value
+    return run, tensor("float32", hop)
+
+
+def _flat(value: Value) -> Callable[[Array], Array]:
+    """Return how a tensor becomes a row; most are, and calling nothing is quicker."""
+    return _same if len(value.shape) == 1 else _row
+
+
+def _row(array: Array) -> Array:
+    return array.reshape(-1)
 
 
 def _weights(window: str, size: int) -> Array | None:

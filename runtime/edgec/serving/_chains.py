@@ -1,0 +1,97 @@
+"""A chain as a model of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgec.artifact import TensorSpec
+from edgec.errors import RequestError
+from edgec.runtime import Session, load
+from edgec.runtime.chains import SUFFIX, Chain, ChainSpec, load_chain
+
+
+class ServedChain:
+    """A chain for which every request brings all that it depends on.
+
+    What a stream keeps from call to call is an input and an output of the same name: ``first.input_3``.
+    A client sends back what it got, zeros at first, so that servers can be many and may restart.
+
+    Attributes:
+        manifest: What the chain's file says.
+        inputs: Of the chain, then its state.
+        outputs: Of the chain, then its state.
+        engine: Names of the engines.
+        is_tensors: Whether all inputs and outputs are tensors.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        """Take a chain, which `close` closes."""
+        self._chain = chain
+        self._state = chain.state_specs
+        self.manifest: ChainSpec = chain.manifest
+        self.inputs: tuple[TensorSpec, ...] = (*chain.inputs, *self._state)
+        self.outputs: tuple[TensorSpec, ...] = (*chain.outputs, *self._state)
+        self.engine = chain.engine
+        self.is_tensors = chain.is_tensors
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], /) -> dict[str, Any]:
+        """Run the chain once, from the state in the inputs; the state afterwards is among the outputs."""
+        state = self._split(inputs)
+        given = {
+            spec.name: _text(inputs[spec.name]) if spec.dtype == "object" else inputs[spec.name]
+            for spec in self._chain.inputs
+        }
+        outputs = self._chain.run(given, state)
+        return outputs | state
+
+    def predict(self, sample: object, /) -> dict[str, Any]:
+        """Run the chain on a sample; with a state, on a mapping of arrays that has it."""
+        if not self._state:
+            return self._chain.predict(sample)
+        if not isinstance(sample, Mapping):
+            raise RequestError(
+                f"the chain keeps a state: send an object with {', '.join(s.name for s in self.inputs)}"
+            )
+        state = self._split(sample)
+        own = {name: value for name, value in sample.items() if name not in state}
+        return self._chain.predict(own, state) | state
+
+    def close(self) -> None:
+        """Free all models."""
+        self._chain.close()
+
+    def _split(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        missing = [spec.name for spec in self._state if spec.name not in inputs]
+        if missing:
+            raise RequestError(f"the state lacks {', '.join(missing)}: send what came back, zeros at first")
+        state = {}
+        for spec in self._state:
+            spec.check(inputs[spec.name])
+            state[spec.name] = inputs[spec.name]
+        return state
+
+
+def load_served(path: Path, *, threads: int | None = None) -> Session | ServedChain:
+    """Load an artifact, or the chain that a TOML file declares.
+
+    Raises:
+        EdgecError: It does not load.
+    """
+    if path.suffix.lower() == SUFFIX:
+        return ServedChain(load_chain(path, threads=threads))
+    return load(path, threads=threads)
+
+
+def _text(array: NDArray[Any]) -> str:
+    if array.shape != (1,):
+        raise RequestError(f"expected one text, shape [1], got {list(array.shape)}")
+    value = np.asarray(array, object)[0]
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as e:
+        raise RequestError("expected a text in UTF-8") from e
