@@ -51,7 +51,7 @@ def apply_delta(
 ) -> None:
     """Write to `out` what `patch` makes of `old`, if it is the file that was promised.
 
-    The patch is not trusted: `length` and `sha256` come from signed metadata. The process stays below 72 MB
+    The patch is not trusted: `length` and `sha256` come from signed metadata. The process stays below 80 MB
     of memory whatever the sizes of the files. The bytes go aside and are read back; only if they have the
     promised digest are they renamed to `out`, which may be `old` itself. When this raises, `out` is
     untouched.
