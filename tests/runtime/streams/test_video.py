@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.runtime.streams.parts import Clock, open_files, stream_threads
+from tests.runtime.streams.rtsp import rtsp_camera
 
 from edgec.errors import OutputError, SourceError
 from edgec.runtime.streams import (
@@ -182,6 +183,21 @@ def test_a_network_camera_that_hangs_up_is_called_again() -> None:
     assert numbers == sorted(set(numbers))
     assert done.reconnects >= 2
     assert "gives no more frames" in done.last_error
+    assert stream_threads() == []
+
+
+@pytest.mark.slow
+def test_an_rtsp_camera_that_hangs_up_is_called_again() -> None:
+    with (
+        rtsp_camera(lambda number: frame(number % 256), 40, cv2) as address,
+        Stream(address, ReadsNumber(), policy="block", reconnect=Reconnect(first_s=0.01)) as stream,
+    ):
+        numbers: list[int] = []
+        while len(numbers) < 50:
+            numbers.append(next(stream).prediction["number"])
+        done = stream.statistics
+    assert numbers == sorted(set(numbers))
+    assert done.reconnects >= 1
     assert stream_threads() == []
 
 
