@@ -413,6 +413,7 @@ def listen(world: World, name: str, hook: Callable[[Work], None]) -> None:
     setattr(world, name, heard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [w for w in ALL_WORK if w != "remove"])
 @pytest.mark.parametrize("newest", ["v1", "v2", "v3", None])
 def test_a_newer_wish_in_the_middle_of_anything_is_what_comes_about(

@@ -138,9 +138,8 @@ class Device:
                 told = max((report.seq for report in self.actions.told), default=0)
                 self.runner.post(Acknowledged(now=self.now(), seq=told))
                 self.seconds += 1.0
-            elif not state.work and not busy and self.runner.degraded is None:
-                if state.phase in ("idle", "cleaned"):
-                    return state
+            elif state.phase in ("idle", "cleaned") and not busy and self.runner.degraded is None:
+                return state
             if not busy:
                 self.seconds += 1.0
         return self.runner.state
