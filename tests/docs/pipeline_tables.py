@@ -18,7 +18,7 @@ _BEGIN, _END = "<!-- {}: from the code -->", "<!-- end of {} -->"
 def tables(stage: str) -> str:
     """Return the sections of a stage's steps."""
     known = {"preprocess": PREPROCESS, "postprocess": POSTPROCESS}[stage]
-    return "\n\n".join(_section(step) for step in known.values())
+    return "\n\n".join(section(step) for step in known.values())
 
 
 def with_tables(page: str) -> str:
@@ -30,7 +30,8 @@ def with_tables(page: str) -> str:
     return page
 
 
-def _section(step: type[Step]) -> str:
+def section(step: type[Step]) -> str:
+    """Return what the page says of a step."""
     rows = [_row(name, key) for name, key in step.keys.items()]
     head = "| key | takes | default | meaning |\n|---|---|---|---|\n"
     return f"### {step.step}\n\n{cleandoc(step.__doc__ or '')}\n\n{head}" + "\n".join(rows)
