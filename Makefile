@@ -52,6 +52,7 @@ test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
 
 kill-test: $(VENV)/.dev  ## Kill device agents 1000 times in the middle of updates, and simulate power cuts (3 minutes)
 	@$(BIN)/python -m tests.device_agent.kill_driver --kills 1000
+	@$(BIN)/python -m tests.device_agent.kill_outbox --kills 1000
 	@$(BIN)/python -m tests.device_agent.power_cut
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, layout

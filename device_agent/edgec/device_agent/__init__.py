@@ -1,1 +1,70 @@
 """The agent on a device: keeps its models as the fleet wants them, and tells how they do."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgec.device_agent._findings import Finding, Verdict
+    from edgec.device_agent._health import HealthBudgets, HealthReport, check_health
+    from edgec.device_agent._judging import (
+        ProbationCriteria,
+        ShadowCriteria,
+        ShadowGate,
+        judge_probation,
+    )
+    from edgec.device_agent._outbox import Outbox, OutboxRecord, OutboxState, Priority
+    from edgec.device_agent._policy import TelemetryPolicy
+    from edgec.device_agent._telemetry import Telemetry, encode_window, system_state
+    from edgec.device_agent._traffic import Traffic, daily_traffic
+
+__all__ = [
+    "Finding",
+    "HealthBudgets",
+    "HealthReport",
+    "Outbox",
+    "OutboxRecord",
+    "OutboxState",
+    "Priority",
+    "ProbationCriteria",
+    "ShadowCriteria",
+    "ShadowGate",
+    "Telemetry",
+    "TelemetryPolicy",
+    "Traffic",
+    "Verdict",
+    "check_health",
+    "daily_traffic",
+    "encode_window",
+    "judge_probation",
+    "system_state",
+]
+
+# Imported when asked for: the process that tries a model, for one, needs little of it.
+_LATER = {
+    "Finding": "_findings",
+    "HealthBudgets": "_health",
+    "HealthReport": "_health",
+    "Outbox": "_outbox",
+    "OutboxRecord": "_outbox",
+    "OutboxState": "_outbox",
+    "Priority": "_outbox",
+    "ProbationCriteria": "_judging",
+    "ShadowCriteria": "_judging",
+    "ShadowGate": "_judging",
+    "Telemetry": "_telemetry",
+    "TelemetryPolicy": "_policy",
+    "Traffic": "_traffic",
+    "Verdict": "_findings",
+    "check_health": "_health",
+    "daily_traffic": "_traffic",
+    "encode_window": "_telemetry",
+    "judge_probation": "_judging",
+    "system_state": "_telemetry",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
