@@ -512,3 +512,35 @@ def test_boxes_of_a_detector_are_looked_at(session: Session) -> None:
     assert window.classes == {0: 1, 1: 1}
     assert window.confidence is not None
     assert window.confidence.count == 2
+
+
+def test_a_detector_tells_how_sure_it_is_where_it_predicts(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="needs the extra vision")
+    inputs = (TensorSpec("image", "uint8", (1, 48, 64, 3), layout="NHWC"),)
+    outputs = (TensorSpec("boxes", "float32", (1, 2, 4)), TensorSpec("scores", "float32", (1, 2, 3)))
+    found = {
+        "b": np.array([[[0, 0, 9, 9], [20, 20, 40, 40]]], np.float32),
+        "s": np.array([[[0.1, 0.8, 0.1], [0.2, 0.1, 0.05]]], np.float32),
+    }
+    members = onnx_members(
+        [Node("Identity", ["b"], ["boxes"]), Node("Identity", ["s"], ["scores"])], inputs, outputs, found
+    )
+    pipeline = Pipeline.from_dict(
+        {
+            "preprocess": [{"step": "decode"}, {"step": "resize", "width": 64, "height": 48}],
+            "postprocess": [{"step": "detection", "format": "boxes_scores", "min_score": 0.5}],
+        }
+    )
+    manifest = Manifest(
+        model="detector", model_version="1", target="cpu-x86_64", inputs=inputs, outputs=outputs,
+        engine=onnxruntime_spec(weights=False), pipeline=pipeline,
+    )  # fmt: skip
+    with load(pack(tmp_path / "a.edgec", manifest, members)) as session:
+        observer = session.observe(ALL)
+        assert len(session.predict(np.zeros((48, 64, 3), np.uint8))["boxes"]) == 1
+        session.run({"image": np.zeros((1, 48, 64, 3), np.uint8)})  # of which nobody made boxes
+        window = observer.take()
+    assert window.calls == 2
+    assert window.classes == {1: 1}
+    assert window.confidence is not None
+    assert window.confidence.count == 1
