@@ -18,6 +18,7 @@ from edgec.protocol._ledgers import Handled, Issued, Received
 from edgec.protocol._link import MqttLink
 from edgec.protocol._losses import LossCount, decode_losses, encode_losses
 from edgec.protocol._message import MAX_MESSAGE_BYTES, Message
+from edgec.protocol._schema import asyncapi, schemas
 from edgec.protocol._settings import (
     Announcement,
     Capabilities,
@@ -85,7 +86,9 @@ __all__ = [
     "TelemetryAck",
     "TelemetryRecord",
     "Topics",
+    "asyncapi",
     "decode_losses",
     "encode_losses",
     "make_note",
+    "schemas",
 ]

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import select
+import socket
 import ssl
 import struct
 import time
@@ -57,6 +58,7 @@ class Connection:
 
     Attributes:
         capabilities: Of the broker, once it has answered.
+        answered: Whether the broker has answered in the version that it was spoken to in.
         ready: Whether subscriptions are granted, so that messages can be published.
         heard_at: When the broker was last heard, by the monotonic clock.
         taken_over: Whether the broker ended it since another client came with the same id.
@@ -82,13 +84,14 @@ class Connection:
         self._where = f"{options.host}:{options.port}"
         self._mqtt = import_paho()
         self.capabilities: Capabilities | None = None
-        self.ready = False
+        self.ready = self.answered = False
         self.heard_at: float | None = None
         self.taken_over = False
         self._under_way: dict[int, tuple[Publication, float]] = {}
         self._failure: LinkError | None = None
         self._subscribing: int | None = None
         self._said: deque[str] = deque(maxlen=4)
+        self._tls: _Tls | None = None
         self._client = self._make_client()
 
     def open(self) -> None:
@@ -109,6 +112,8 @@ class Connection:
             client.connect(options.host, options.port, options.keepalive_s, **extra)
         # A certificate for another name is a ValueError too.
         except (OSError, ValueError) as e:
+            if self._tls is not None:
+                self._tls.close()
             raise unreachable(self._where, e, options.connect_timeout_s) from e
         self._opened_at = time.monotonic()
 
@@ -207,7 +212,8 @@ class Connection:
         client.connect_timeout = options.connect_timeout_s
         client.enable_logger(_listener(self._said))
         if options.tls is not None:
-            client.tls_set_context(options.tls)
+            self._tls = _Tls(options.tls)
+            client.tls_set_context(self._tls)
         if options.username is not None or options.password is not None:
             client.username_pw_set(options.username or "", options.password)
         if self._announcement is not None:
@@ -254,7 +260,9 @@ class Connection:
             error = refused("the connection", reason.value, str(reason))
             wrong_version = self._mqtt5 and reason.value == UNSUPPORTED_VERSION
             self._failure = VersionRefusedError(str(error)) if wrong_version else error
+            self.answered = not wrong_version
             return
+        self.answered = True
         self.capabilities = self._read_capabilities(flags, properties)
         filters = [(self._filter(s.filter, s.share), min(s.qos, 1)) for s in self._options.subscriptions]
         if filters:
@@ -273,9 +281,14 @@ class Connection:
             self._begin()
 
     def _begin(self) -> None:
-        self.ready = True
-        if self._announcement is not None:
+        if self._announcement is not None and self.capabilities is not None:
+            try:
+                self.capabilities.check(self._announcement.birth)
+            except LinkError as e:
+                self._failure = e
+                return
             self.publish(self._announcement.birth, Publication())
+        self.ready = True
 
     def _on_publish(self, _: Any, __: Any, mid: int, reason: Any, ___: Any) -> None:
         publication, _at = self._under_way.pop(mid, (None, 0.0))
@@ -359,6 +372,23 @@ class Connection:
         from paho.mqtt.properties import Properties
 
         return Properties(getattr(PacketTypes, packet))
+
+
+class _Tls:
+    """TLS settings that remember their socket: paho leaves it open when the handshake fails."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self.check_hostname = context.check_hostname
+        self._socket: ssl.SSLSocket | None = None
+
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:
+        self._socket = self._context.wrap_socket(sock, **options)
+        return self._socket
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
 
 def import_paho() -> Any:

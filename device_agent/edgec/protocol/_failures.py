@@ -63,7 +63,7 @@ _CERTIFICATE = "does the broker accept this client's certificate?"
 
 def lost(where: str, said: str, *, connected: bool) -> LinkError:
     """Return the complaint that a connection ended without a word; `said` is the last error on the socket."""
-    if "SSL" in said or "certificate" in said:
+    if "ssl" in said.lower() or "certificate" in said:
         return LinkError(f"TLS with {where} failed ({said[-200:]}): {_CERTIFICATE}")
     because = f" ({said[-200:]})" if said else ""
     if connected:

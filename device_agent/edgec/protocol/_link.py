@@ -217,7 +217,7 @@ class MqttLink:
             return
         # Resolving a name has no time-out, and connecting has two.
         limit = 60.0 + 3 * self._options.connect_timeout_s
-        if self._thread.is_alive() and time.monotonic() - self._turned_at < limit:
+        if time.monotonic() - self._turned_at < (limit if self._thread.is_alive() else 1.0):
             return
         _log.error("the thread of the link to %s is dead or hangs: it is replaced", self._options.host)
         error = LinkError("the link's thread had died or hung: a new connection is made")
@@ -234,8 +234,12 @@ class MqttLink:
             error = self._connect_and_serve(generation)
             if not self._mine(generation) or self._closing:
                 return
-            if self._settle_version(error):
+            if self._falls_back(error):
+                self._mqtt5 = False
                 continue
+            if not self._version_known:
+                # A failure of another kind says nothing about versions: MQTT 5 is tried first again.
+                self._mqtt5 = self._options.version != "3.1.1"
             attempt = 0 if self._clock() - began > _STABLE_S else attempt
             wait = self._wait_before(attempt)
             attempt += 1
@@ -250,20 +254,10 @@ class MqttLink:
         longest = min(self._options.last_retry_s, self._options.first_retry_s * 2.0 ** min(attempt, 30))
         return self._random.uniform(0.0, longest)
 
-    def _settle_version(self, error: LinkError) -> bool:
-        """Take note of which version the broker speaks; return whether the other is to be tried at once."""
-        if self._options.version != "auto":
-            return False
-        if isinstance(error, VersionRefusedError) and not self._version_known:
-            self._mqtt5 = False
-            return True
-        if isinstance(error, VersionRefusedError):
-            # The broker was another one when it took MQTT 5.
-            self._version_known = False
-        elif not self._version_known:
-            # A failure of another kind says nothing about versions: MQTT 5 is tried first again.
-            self._mqtt5 = True
-        return False
+    def _falls_back(self, error: LinkError) -> bool:
+        """Whether MQTT 3.1.1 is to be tried at once."""
+        untried = self._options.version == "auto" and self._mqtt5 and not self._version_known
+        return untried and isinstance(error, VersionRefusedError)
 
     def _connect_and_serve(self, generation: int) -> LinkError:
         """Make one connection and serve it to its end; return what ended it."""
@@ -294,7 +288,13 @@ class MqttLink:
             if self._mine(generation):
                 taken = self._status.taken_over + (connection is not None and connection.taken_over)
                 self._status = replace(self._status, taken_over=taken)
-                self._lose(error)
+                # That a broker has no MQTT 5 is no failure, where 3.1.1 will do.
+                self._lose(error if not self._falls_back(error) else self._status.error)
+                if isinstance(error, VersionRefusedError):
+                    # The broker was another one when it took MQTT 5.
+                    self._version_known = self._version_known and not self._mqtt5
+                elif connection is not None and connection.answered:
+                    self._version_known = True
         return error
 
     def _serve(self, generation: int, number: int, connection: Connection) -> None:
@@ -323,7 +323,6 @@ class MqttLink:
     def _begin(self, number: int, connection: Connection) -> None:
         capabilities = connection.capabilities
         with self._changed:
-            self._version_known = True
             if capabilities is not None and capabilities.session_present:
                 # The broker sends again what was not acknowledged on an earlier connection.
                 kept = [(m, n) for m, n in self._inbound if n == number or m.qos == 0]
@@ -375,11 +374,11 @@ class MqttLink:
         self._acks.append((number, mid))
         self._wake()
 
-    def _lose(self, error: LinkError) -> None:
+    def _lose(self, error: LinkError | None) -> None:
         """Take note that there is no connection; the lock is held."""
         self._connection = None
         self._status = replace(self._status, connected=False, capabilities=None, error=error)
-        self._fail_outbound(error)
+        self._fail_outbound(error or _CLOSED)
         self._changed.notify_all()
 
     def _fail_outbound(self, error: LinkError) -> None:

@@ -61,6 +61,7 @@ class Broker(ABC):
         tenant: str = "default",
         devices: Iterable[str] = (),
         passwords: Mapping[str, str] | None = None,
+        max_packet_bytes: int = 8 * 1024 * 1024,
     ) -> None:
         """Describe the broker; `start` starts it.
 
@@ -70,6 +71,7 @@ class Broker(ABC):
             tenant: Whose topics devices may use.
             devices: Ids that may connect; Mosquitto takes every id with a certificate.
             passwords: By device id, or ``fleet``.
+            max_packet_bytes: Of a message, at the most.
         """
         self.host = "127.0.0.1"
         self.port = self.password_port = 0
@@ -79,6 +81,7 @@ class Broker(ABC):
         self.tenant = ID.read(tenant, "tenant")
         self._devices = {ID.read(device, "device") for device in devices}
         self._passwords = dict(passwords or {})
+        self._max_packet_bytes = max_packet_bytes
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -198,6 +201,7 @@ class Mosquitto(Broker):
             # acknowledgements make up for that.
             "autosave_interval 2",
             "max_queued_messages 10000",
+            f"max_packet_size {self._max_packet_bytes}",
             f"listener {self.port} {self.host}",
             tls + "require_certificate true\nuse_identity_as_username true\nallow_anonymous false",
         ]
@@ -234,7 +238,7 @@ class Nats(Broker):
         (self.directory / "nats.conf").write_text(
             f"""server_name: edgec
 listen: "{self.host}:-1"
-max_payload: 8388608
+max_payload: {self._max_packet_bytes}
 jetstream {{
   store_dir: "{self.directory}/jetstream"
   # Each subscription of MQTT is a consumer: with the default of 1000 the 1001st device would be refused.
@@ -243,7 +247,7 @@ jetstream {{
 mqtt {{
   listen: "{self.host}:{self.port}"
   tls {{ {tls}, {verify} }}
-  ack_wait: "5s"
+  ack_wait: "3s"
   # MQTT 3.1.1 has no flow control: a client that was away gets no more than this at once.
   max_ack_pending: 100
 }}
