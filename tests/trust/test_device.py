@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, refused, versions
@@ -103,6 +106,51 @@ def test_row_6_garbage_and_endless_data(
     assert name in files
     refused(device, {**files, name: data}, *reasons)
     assert versions(device.update(files)) == ["1"]
+
+
+def test_row_16_and_17_no_place_for_files(publisher: Publisher, tmp_path: Path) -> None:
+    device = publisher.device(tmp_path / "device", scratch=tmp_path / "nowhere")
+    refused(device, publisher.repo, "storage")
+    (tmp_path / "nowhere").mkdir()
+    assert versions(device.update(publisher.repo)) == ["1"]
+    assert list((tmp_path / "nowhere").iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(TrustError) as caught:
+        publisher.device(tmp_path / "file" / "device")
+    assert caught.value.reason == "storage"
+
+
+@pytest.mark.slow
+def test_row_16_a_disk_that_is_full_at_any_write(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each open for writing fails in turn; the device believes what it did, and goes on afterwards."""
+    device = publisher.device(tmp_path / "device")
+    device.update(publisher.repo)
+    real_open, left = os.open, 10**9
+
+    def full(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        nonlocal left
+        if flags & os.O_CREAT:
+            left -= 1
+            if left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real_open(path, flags, *rest, **more)
+
+    reasons = []
+    for number in range(14):
+        publisher.director.assign(DEVICE, {"tiny": path_of("12"[number % 2 - 1])})
+        monkeypatch.setattr(os, "open", full)
+        left = number
+        try:
+            device.update(publisher.repo)
+        except TrustError as e:
+            reasons.append(e.reason)
+        finally:
+            monkeypatch.undo()
+        assert len(publisher.device(tmp_path / "device").update(publisher.repo).targets) == 1
+    assert len(reasons) >= 3
+    assert set(reasons) == {"storage"}
 
 
 def test_a_file_that_is_missing_is_said(publisher: Publisher, tmp_path: Path) -> None:

@@ -127,12 +127,12 @@ for number in range(int(sys.argv[2]), 10**6):
     publisher.director.assign(DEVICE, {"tiny": path_of(str(number))})
 """
     device = publisher.device(tmp_path / "device")
-    for number in range(8):
+    for number in range(5):
         arguments = [sys.executable, "-c", code, str(publisher.folder), str(100 + 1000 * number)]
         process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(0.05 + 0.045 * number)
+        time.sleep(0.05 + 0.07 * number)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert len(device.update(publisher.repo).targets) == 1

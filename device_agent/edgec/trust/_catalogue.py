@@ -16,6 +16,8 @@ class ImageCatalogue(SignedRepository):
     """What the image repository offers; `ImageRepository` changes it."""
 
     kind = IMAGE
+    # The timestamp in force, and the artifacts that it stands for.
+    _seen: tuple[bytes | None, dict[str, ImageTarget]] = (None, {})
 
     # What is there
 
@@ -42,7 +44,13 @@ class ImageCatalogue(SignedRepository):
 
     def targets(self, model: str | None = None) -> dict[str, ImageTarget]:
         """Return the artifacts in force by path, of one model or of all; oldest release first."""
-        models = [name for name in self.models() if model in (None, name)]
+        timestamp = self.read("image/timestamp.json")
+        if timestamp != self._seen[0]:
+            self._seen = (timestamp, self._read_targets())
+        return {path: target for path, target in self._seen[1].items() if model in (None, target.model)}
+
+    def _read_targets(self) -> dict[str, ImageTarget]:
+        models = self.models()
         roles = [self.role(PREFIX + name) for name in models]
         found = [
             image_target(target)

@@ -60,6 +60,7 @@ class DeviceTrust:
         image_root: bytes,
         director_root: bytes,
         groups: Collection[str] = (),
+        scratch: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the trust of a device.
@@ -71,6 +72,7 @@ class DeviceTrust:
             image_root: Root metadata of the image repository that the device was provisioned with.
             director_root: The same of the director.
             groups: Groups whose commands it obeys.
+            scratch: Folder for files that last as long as an update, best in memory; `directory` if None.
             clock: Seconds since 1970; may be wrong.
 
         Raises:
@@ -79,7 +81,7 @@ class DeviceTrust:
         self.device_id = checked_name(device_id, "the id of the device")
         self._hardware = frozenset(hardware)
         self._groups = frozenset(groups)
-        self._directory = directory
+        self._scratch = directory if scratch is None else scratch
         self._clock = clock
         self._bootstrap = {IMAGE: image_root, DIRECTOR: director_root}
         self._built = max(
@@ -88,7 +90,7 @@ class DeviceTrust:
         self._state = TrustState(directory)
         self._log = CommandLog(directory / "commands.json", self.now)
         self._lock = threading.Lock()
-        for left in directory.glob(f"{_WORK}*"):
+        for left in self._scratch.glob(f"{_WORK}{self.device_id}-{'?' * 8}"):
             shutil.rmtree(left, ignore_errors=True)
 
     @property
@@ -143,8 +145,8 @@ class DeviceTrust:
                 return self._update(open_source(source))
             except TrustError as e:
                 raise (self._expired(e) if e.reason == "expired" else e) from e.__cause__
-            except OutputError as e:
-                raise TrustError(f"what was verified cannot be kept: {e}", "storage") from e
+            except (OutputError, OSError) as e:
+                raise TrustError(f"what was fetched cannot be kept: {e}", "storage") from e
 
     def recheck(self, assigned: AssignedTarget, source: Source | None = None) -> AssignedTarget:
         """Check right before an installation that it is still wanted and allowed.
@@ -195,7 +197,7 @@ class DeviceTrust:
             raise TrustError(f"the command is for group {command.group}; this device is not in it", "device")
 
     def _update(self, source: MetadataSource) -> Assignment:
-        with tempfile.TemporaryDirectory(dir=self._directory, prefix=_WORK) as work:
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=f"{_WORK}{self.device_id}-") as work:
             fresh = {kind: self._refresh(kind, source, Path(work, kind)) for kind in (DIRECTOR, IMAGE)}
             floors = self._raised(fresh)
             assignment, releases = match(
