@@ -42,6 +42,8 @@ def root() -> Iterator[Path]:
     """Return a directory of its own, in memory where there is room for that."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         yield Path(directory)
+        for device in list(Device.started):
+            device.close()
 
 
 def device_with(root: Path, *versions: str, world: World | None = None) -> Device:
@@ -52,7 +54,7 @@ def device_with(root: Path, *versions: str, world: World | None = None) -> Devic
     return device
 
 
-def meanwhile(name: str, act: Callable[[], None]) -> Callable[[Work], None]:
+def meanwhile(name: str, act: Callable[[], object]) -> Callable[[Work], None]:
     """Return a hook that does something once, when a piece of work begins."""
     done: list[str] = []
 
@@ -494,3 +496,14 @@ def test_slots_that_were_changed_by_hand_are_not_taken_for_what_they_were(root: 
     state = device.want(3, "v1")
     assert agrees(root, state) == "v1"
     assert reported(root, 3) == ["committed"], "it was fetched again"
+
+
+def test_a_slot_that_is_damaged_before_the_switch_is_not_blamed_on_the_artifact(root: Path) -> None:
+    world = World(root)
+    device = device_with(root, "v1", world=world)
+    path = Slots(root / "models", MODEL).artifact("b")
+    world.hook = meanwhile("self_test", lambda: path.write_bytes(b"half"))
+    state = device.want(2, "v2")
+    assert (agrees(root, state), state.verdict, state.reason) == ("v1", "rolled_back", "slot_damaged")
+    assert state.quarantined(DIGEST["v2"]) is None
+    assert agrees(root, device.want(3, "v2")) == "v2"

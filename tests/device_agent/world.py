@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from edgec.artifact import atomic_write
 from edgec.device_agent._actions import Context, WorkFailedError
@@ -94,6 +95,8 @@ class World(SlotWork):
 class Device:
     """One start of an agent: in this process, in one thread, with a clock of its own."""
 
+    started: ClassVar[list[Device]] = []
+
     def __init__(
         self,
         root: Path,
@@ -117,6 +120,7 @@ class Device:
             spawn=spawn,
         )
         self.runner.start()
+        self.started.append(self)
 
     def now(self) -> Moment:
         """Return the moment; time passes only where `settle` lets it."""
@@ -151,6 +155,8 @@ class Device:
     def close(self) -> None:
         """End without a word, as a crash would."""
         self.store.close()
+        if self in self.started:
+            self.started.remove(self)
 
 
 def serves(root: Path) -> str | None:

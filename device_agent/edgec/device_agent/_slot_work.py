@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgec.device_agent._actions import Context, WorkFailedError
 from edgec.device_agent._events import Work
 from edgec.device_agent._slots import Slots
 from edgec.device_agent._state import Installed
+from edgec.errors import AgentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
 
 def _stay(model: str, artifact: Path | None) -> None:
     """Tell no one."""
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Say that it is the disk that has changed, for which no artifact is to blame."""
+    try:
+        yield
+    except AgentError as e:
+        raise WorkFailedError("slot_damaged", str(e), passing=True) from e
 
 
 class SlotWork:
@@ -65,7 +76,7 @@ class SlotWork:
         """Put the candidate into its slot; one to be used again must be there already."""
         if work.reuse and not self.here(work):
             raise WorkFailedError("slot_damaged", f"slot {work.slot} of {work.model} has changed on disk")
-        with context.deciding():
+        with context.deciding(), _damage():
             self.slots(work.model).stage(self.candidate(work))
 
     def switch(self, work: Work, context: Context) -> None:
@@ -98,7 +109,7 @@ class SlotWork:
 
     def _serve(self, work: Work, context: Context, installed: Installed | None, *, proven: bool) -> None:
         slots = self.slots(work.model)
-        with context.deciding():
+        with context.deciding(), _damage():
             if installed is None:
                 slots.close()
             else:
