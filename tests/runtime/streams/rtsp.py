@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,6 @@ def rtp_payload(jpeg: bytes, width: int, height: int) -> bytes:
 
 
 class _Connection(socketserver.StreamRequestHandler):
-    server: _Server
-
     def handle(self) -> None:
         try:
             while request := self._read():
@@ -76,9 +74,9 @@ class _Connection(socketserver.StreamRequestHandler):
         return method != "PLAY"
 
     def _send_frames(self) -> None:
-        for count in range(self.server.frames):
-            number = self.server.next_number()
-            payload = self.server.payload(number)
+        server = cast("_Server", self.server)
+        for count in range(server.frames):
+            payload = server.payload(server.next_number())
             rtp = struct.pack(">BBHII", 0x80, 0x80 | _JPEG, count & 0xFFFF, count * _TICKS_PER_S // 50, 7)
             self.wfile.write(struct.pack(">cBH", b"$", 0, len(rtp) + len(payload)) + rtp + payload)
             time.sleep(0.02)
