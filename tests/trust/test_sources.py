@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tests.trust.simulator import Publisher, refused, versions
@@ -96,6 +97,30 @@ def test_row_6_and_31_hostile_servers(publisher: Publisher, tmp_path: Path, how:
         refused(device, HttpSource(f"{url}/{how}", timeout_s=0.3), reason)
     assert _Hostile.requests <= 15
     assert versions(device.update(publisher.repo)) == ["1"]
+
+
+def test_a_token_is_not_told_to_another_server(publisher: Publisher, tmp_path: Path) -> None:
+    class First(_Quiet):
+        tokens: ClassVar[list[str | None]] = []
+
+        def do_GET(self) -> None:
+            self.tokens.append(self.headers.get("Authorization"))
+            self.send_response(302)
+            self.send_header("Location", url + self.path)
+            self.end_headers()
+
+    class Second(_Quiet):
+        tokens: ClassVar[list[str | None]] = []
+
+        def do_GET(self) -> None:
+            self.tokens.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+    with served(Second, publisher.repo) as url, served(First, tmp_path) as first:
+        source = HttpSource(first, headers={"Authorization": "Bearer secret"})
+        assert versions(publisher.device(tmp_path / "device").update(source)) == ["1"]
+    assert set(First.tokens) == {"Bearer secret"}
+    assert set(Second.tokens) == {None}
 
 
 def test_a_base_that_is_no_web_address_is_wrong() -> None:

@@ -90,6 +90,8 @@ class DeviceTrust:
         self._state = TrustState(directory)
         self._log = CommandLog(directory / "commands.json", self.now)
         self._lock = threading.Lock()
+        # Another one, so that no command waits for a slow server.
+        self._command_lock = threading.Lock()
         for left in self._scratch.glob(f"{_WORK}{self.device_id}-{'?' * 8}"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -176,7 +178,7 @@ class DeviceTrust:
             TrustError: It is malformed, not signed by the director, for another device (``device``), past its
                 time (``expired``) or was received before (``replay``).
         """
-        with self._lock:
+        with self._command_lock:
             root = self._root(DIRECTOR)
             if root.is_expired(instant(self.now())):
                 raise TrustError("the director's root has expired: commands cannot be verified", "expired")

@@ -39,7 +39,7 @@ class HttpSource:
     Args:
         base_url: ``https://updates.example/edgec/``.
         context: For TLS: which certificates are believed, which one is shown.
-        headers: Sent with every request: ``{"Authorization": "Bearer ..."}``.
+        headers: Sent with every request, but not after a redirection: ``{"Authorization": "Bearer ..."}``.
         timeout_s: For a whole file; a server that sends a byte now and then does not extend it.
         monotonic: Seconds that only grow.
     """
@@ -67,7 +67,10 @@ class HttpSource:
 
     def fetch(self, file: str, max_bytes: int) -> bytes | None:
         """Return the bytes of a file; see `MetadataSource`."""
-        request = urllib.request.Request(self._base + file, headers=self._headers)
+        request = urllib.request.Request(self._base + file)
+        for name, value in self._headers.items():
+            # A redirection may lead to another server, which must not learn a token.
+            request.add_unredirected_header(name, value)
         end = self._monotonic() + self._timeout_s
         try:
             with self._opener.open(request, timeout=self._timeout_s) as response:
