@@ -16,6 +16,7 @@ from tests.device_agent.test_update_states import events, seeds
 from tests.device_agent.updates import NOW, QUICK
 from tests.device_agent.world import DIGEST, LIMITS, MODEL, Device, World, agrees, reported, serves, wanted
 
+from edgec.device_agent._courses import BEFORE_SWITCH
 from edgec.device_agent._events import (
     Abort,
     Acknowledged,
@@ -30,7 +31,7 @@ from edgec.device_agent._slots import Slots
 from edgec.device_agent._state import State
 from edgec.device_agent._store import Store
 from edgec.device_agent._turn import WORK
-from edgec.device_agent._update import ABORT_REFUSED, BEFORE_SWITCH, step
+from edgec.device_agent._update import ABORT_REFUSED, step
 from edgec.errors import AgentError
 
 BEFORE = ("admit", "reserve", "fetch", "verify", "stage", "confirm", "self_test", "switch", "watch")
@@ -507,3 +508,22 @@ def test_a_slot_that_is_damaged_before_the_switch_is_not_blamed_on_the_artifact(
     assert (agrees(root, state), state.verdict, state.reason) == ("v1", "rolled_back", "slot_damaged")
     assert state.quarantined(DIGEST["v2"]) is None
     assert agrees(root, device.want(3, "v2")) == "v2"
+
+
+def test_updates_that_fail_for_now_are_given_up_and_only_so_often_begun(root: Path) -> None:
+    def away(work: Work) -> None:
+        if work.name == "fetch":
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    world = World(root, hook=away)
+    device = device_with(root, "v1")
+    device.close()
+    device = Device(root, world)
+    for epoch in range(2, LIMITS.tries + 2):
+        state = device.want(epoch, "v2")
+        assert (state.verdict, state.reason) == ("failed", "link")
+        assert "given up after 5 attempts" in state.detail
+    assert device.want(epoch + 1, "v2").reason == "too_many_tries"
+    world.hook = None
+    assert agrees(root, device.want(epoch + 2, "v2", retry=True)) == "v2"
+    assert device.state.tries == ()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from tests.device_agent.updates import NOW, QUICK, V1, V2, V3, advance, at, follow, want
 
+from edgec.device_agent._courses import BEFORE_SWITCH
 from edgec.device_agent._events import (
     Abort,
     Acknowledged,
@@ -28,7 +29,7 @@ from edgec.device_agent._events import (
 )
 from edgec.device_agent._state import State
 from edgec.device_agent._turn import MAX_REPORTS, WORK
-from edgec.device_agent._update import ABORT_REFUSED, BEFORE_SWITCH, step
+from edgec.device_agent._update import ABORT_REFUSED, step
 
 ENDS = {"committed", "unchanged", "removed", "refused", "failed", "rolled_back", "aborted", "superseded"}
 # States that were seen to come to an end, with failures for good or passing ones.

@@ -120,7 +120,7 @@ class Quarantined:
 
 @dataclass(frozen=True, kw_only=True)
 class Tries:
-    """How many updates to a digest were begun since one of them last succeeded."""
+    """How many updates to a digest have failed since one of them last succeeded."""
 
     digest: str
     count: int

@@ -204,13 +204,13 @@ class Turn:
             self.set(previous=None)
 
     def count_try(self, digest: str) -> None:
-        """Count another update to this digest."""
+        """Count another update to this digest that has failed."""
         entry = Tries(digest=digest, count=self.tried(digest) + 1)
         others = [t for t in self.state.tries if t.digest != digest]
         self.set(tries=(*others, entry)[-MAX_TRIES:])
 
     def tried(self, digest: str) -> int:
-        """Return how many updates to this digest were begun since one succeeded."""
+        """Return how many updates to this digest have failed since one succeeded."""
         return next((t.count for t in self.state.tries if t.digest == digest), 0)
 
     def forgive(self, digest: str) -> None:

@@ -10,6 +10,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from edgec.device_agent._courses import (
+    BEFORE_SWITCH,
+    begin,
+    commit,
+    condemn,
+    drop_pending,
+    fail,
+    finish,
+    make_way,
+    rest,
+    roll_back,
+    rolled_back,
+    settle,
+)
 from edgec.device_agent._events import (
     Abort,
     Acknowledged,
@@ -71,10 +85,6 @@ __all__ = [
     "step",
 ]
 
-# Phases in which nothing that serves has been touched yet.
-BEFORE_SWITCH: frozenset[Phase] = frozenset(
-    ("notified", "deferred", "admitted", "downloading", "verified", "staged", "self_test", "shadow")
-)
 # Why an order to stop is refused, by phase; in all others it is accepted.
 ABORT_REFUSED: Mapping[Phase, str] = MappingProxyType(
     {
@@ -86,11 +96,9 @@ ABORT_REFUSED: Mapping[Phase, str] = MappingProxyType(
         "removing": "removing",
     }
 )
-# Work during which deaths of the agent, time after time, blame the candidate.
-_SUSPECT = frozenset(("verify", "self_test", "shadow", "switch"))
 # Work that may be cut off any number of times, because it goes on where it was or must be done in the end.
 _PATIENT = frozenset(("admit", "reserve", "fetch", "commit", "clean", "roll_back", "remove"))
-# Work that condemns a digest when it fails for good.
+# Work that condemns a digest when it fails for good, or the agent dies of it time after time.
 _JUDGES = frozenset(("verify", "self_test", "shadow", "switch"))
 _MUST_SUCCEED = frozenset(("commit", "clean", "roll_back", "remove"))
 # Work whose hanging says nothing about the candidate.
@@ -126,7 +134,7 @@ def step(state: State, event: Event, limits: Limits = _LIMITS) -> tuple[State, t
     elif isinstance(event, Acknowledged):
         if event.seq <= state.report_seq:
             turn.set(reports=tuple(r for r in state.reports if r.seq > event.seq))
-            _rest(turn)
+            rest(turn)
     elif isinstance(event, Linked):
         turn.effects += [Tell(report=r) for r in state.reports]
     elif isinstance(event, Tick):
@@ -169,25 +177,17 @@ def _phase_done(turn: Turn) -> None:
         turn.set(active=new, previous=state.fallback, switched=True, reuse=False)
         turn.enter("probation")
         if state.pending is not None:
-            _make_way(turn, state.pending)
+            make_way(turn, state.pending)
     elif state.phase == "probation":
-        _commit(turn)
+        commit(turn)
     elif state.phase == "rolling_back":
-        _rolled_back(turn)
+        rolled_back(turn)
     elif state.phase == "removing":
         turn.tell("removed", state.candidate)
         turn.set(active=None, previous=None, verdict="removed")
-        _finish(turn)
+        finish(turn)
     else:
-        _finish(turn)
-
-
-def _commit(turn: Turn) -> None:
-    state = turn.state
-    if state.candidate is not None:
-        turn.forgive(state.candidate.digest)
-    turn.tell("committed", state.candidate)
-    turn.enter("committed", fallback=None, crashes=0, calm_s=None, verdict="committed")
+        finish(turn)
 
 
 def _failed(turn: Turn, reason: str, detail: str, *, passing: bool) -> None:
@@ -196,7 +196,7 @@ def _failed(turn: Turn, reason: str, detail: str, *, passing: bool) -> None:
         _once_more(turn, reason, detail)
     elif name in ("switch", "watch"):
         condemned = name == "watch" or not passing
-        _roll_back(turn, "rolled_back", reason, detail, condemned=condemned)
+        roll_back(turn, "rolled_back", reason, detail, condemned=condemned)
     elif state.phase == "verified" and state.reuse:
         # What lay in the other slot is damaged: fetch it like anything else.
         turn.set(reuse=False, previous=None)
@@ -207,9 +207,9 @@ def _failed(turn: Turn, reason: str, detail: str, *, passing: bool) -> None:
         turn.enter("deferred", attempts=attempts, deadline_s=until, **turn.because(reason, detail))
     else:
         if not passing and name in _JUDGES:
-            _condemn(turn, reason)
+            condemn(turn, reason)
         tried = f" (given up after {state.attempts + 1} attempts)" if passing else ""
-        _fail(turn, "failed", reason, detail + tried)
+        fail(turn, "failed", reason, detail + tried)
 
 
 def _once_more(turn: Turn, reason: str, detail: str) -> None:
@@ -219,98 +219,11 @@ def _once_more(turn: Turn, reason: str, detail: str) -> None:
         turn.set(retries=retries, deadline_s=turn.wait(retries), **turn.because(reason, detail))
     elif turn.piece == "roll_back":
         turn.set(unsettled=True)
-        _fail(turn, "failed", "rollback_failed", f"{turn.state.reason}, then {reason}: {detail}")
+        fail(turn, "failed", "rollback_failed", f"{turn.state.reason}, then {reason}: {detail}")
     elif turn.piece == "remove":
-        _fail(turn, "failed", reason, detail)
+        fail(turn, "failed", reason, detail)
     elif turn.piece_done():
         _phase_done(turn)
-
-
-def _condemn(turn: Turn, reason: str) -> None:
-    if turn.state.candidate is not None:
-        turn.quarantine(turn.state.candidate.digest, reason)
-
-
-def _fail(turn: Turn, result: Result, reason: str, detail: str) -> None:
-    """End an update; what serves is what did before."""
-    turn.tell(result, turn.state.candidate, reason, detail)
-    turn.enter("failed", verdict=result, **turn.because(reason, detail))
-
-
-def _roll_back(turn: Turn, result: Result, reason: str, detail: str, *, condemned: bool) -> None:
-    if condemned:
-        _condemn(turn, reason)
-    turn.enter("rolling_back", verdict=result, **turn.because(reason, detail))
-
-
-def _rolled_back(turn: Turn) -> None:
-    state = turn.state
-    turn.set(
-        active=state.fallback, previous=None, fallback=None, switched=False, unsettled=False, reuse=False
-    )
-    turn.set(crashes=0, calm_s=None)
-    _fail(turn, state.verdict or "rolled_back", state.reason, state.detail)
-
-
-def _finish(turn: Turn) -> None:
-    state = turn.state
-    if not state.unsettled:
-        turn.set(candidate=None, fallback=None, switched=False)
-    why = {} if state.phase == "committed" else {"reason": state.reason, "detail": state.detail}
-    turn.enter("cleaned", reuse=False, attempts=0, **why)
-    if state.unsettled:
-        turn.set(deadline_s=turn.now.mono_s + turn.limits.backoff_limit_s)
-    if state.pending is not None and not state.unsettled:
-        turn.set(pending=None)
-        _begin(turn, state.pending)
-    _rest(turn)
-
-
-def _settle(turn: Turn) -> None:
-    """Take up a rollback again that was given up."""
-    state = turn.state
-    turn.enter("rolling_back", verdict="rolled_back", **turn.because(state.reason, state.detail))
-
-
-def _rest(turn: Turn) -> None:
-    """An end that the fleet knows of is the beginning."""
-    state = turn.state
-    if state.phase == "cleaned" and not state.reports and not state.unsettled:
-        turn.set(phase="idle")
-
-
-def _begin(turn: Turn, wanted: Wanted) -> None:
-    """Take up what is wanted, with nothing under way."""
-    state = turn.state
-    if state.unsettled:
-        turn.set(pending=wanted)
-        _settle(turn)
-    elif wanted.removes and state.active is None and state.previous is None:
-        _refuse(turn, "removed", wanted, "already_removed", "nothing of this model is here")
-    elif wanted.removes:
-        turn.enter("removing", candidate=wanted)
-    elif state.active is not None and state.active.digest == wanted.digest:
-        _refuse(turn, "unchanged", wanted, "already_active", "it serves already")
-    elif (bad := state.quarantined(wanted.digest)) and not (wanted.retry and wanted.epoch > bad.epoch):
-        detail = f"it was found bad here in epoch {bad.epoch} ({bad.reason}); order a retry to try it again"
-        _refuse(turn, "refused", wanted, "quarantined", detail)
-    elif turn.tried(wanted.digest) >= turn.limits.tries and not wanted.retry:
-        detail = (
-            f"{turn.tried(wanted.digest)} updates to it did not succeed here; order a retry to try it again"
-        )
-        _refuse(turn, "refused", wanted, "too_many_tries", detail)
-    else:
-        if wanted.retry:
-            turn.forgive(wanted.digest)
-        turn.count_try(wanted.digest)
-        reuse = state.previous is not None and state.previous.digest == wanted.digest
-        turn.enter("notified", candidate=wanted, reuse=reuse, attempts=0, verdict=None)
-
-
-def _refuse(turn: Turn, result: Result, wanted: Wanted, reason: str, detail: str) -> None:
-    """End before anything has begun."""
-    turn.tell(result, wanted, reason, detail)
-    turn.enter("cleaned", verdict=result, **turn.because(reason, detail))
 
 
 def _desired(turn: Turn, wanted: Wanted) -> None:
@@ -319,38 +232,21 @@ def _desired(turn: Turn, wanted: Wanted) -> None:
         return
     turn.set(epoch=wanted.epoch)
     if state.phase in ("idle", "cleaned"):
-        _drop_pending(turn, wanted)
-        _begin(turn, wanted)
+        drop_pending(turn, wanted)
+        begin(turn, wanted)
     elif _is_candidate(state, wanted) and (
         state.phase in BEFORE_SWITCH or state.phase in ("switched", "probation")
     ):
-        _drop_pending(turn, wanted)
+        drop_pending(turn, wanted)
         turn.set(candidate=replace(state.candidate, epoch=wanted.epoch) if state.candidate else None)
     else:
-        _drop_pending(turn, wanted)
+        drop_pending(turn, wanted)
         turn.set(pending=wanted)
-        _make_way(turn, wanted)
+        make_way(turn, wanted)
 
 
 def _is_candidate(state: State, wanted: Wanted) -> bool:
     return state.candidate is not None and state.candidate.digest == wanted.digest
-
-
-def _make_way(turn: Turn, wanted: Wanted) -> None:
-    """Something else is wanted now: end what is under way, where that does not leave nothing to serve."""
-    state = turn.state
-    detail = f"epoch {wanted.epoch} wants something else"
-    if state.phase in BEFORE_SWITCH:
-        _fail(turn, "superseded", "superseded", detail)
-    elif state.phase == "probation" and (state.fallback is not None or wanted.removes):
-        _roll_back(turn, "superseded", "superseded", detail, condemned=False)
-
-
-def _drop_pending(turn: Turn, wanted: Wanted) -> None:
-    if turn.state.pending is not None:
-        detail = f"epoch {wanted.epoch} came before it was begun"
-        turn.tell("superseded", turn.state.pending, "superseded", detail)
-        turn.set(pending=None)
 
 
 def _abort(turn: Turn, epoch: int | None) -> None:
@@ -370,9 +266,9 @@ def _abort(turn: Turn, epoch: int | None) -> None:
     if refusal:
         return
     if state.phase in BEFORE_SWITCH:
-        _fail(turn, "aborted", "aborted", "stopped by order")
+        fail(turn, "aborted", "aborted", "stopped by order")
     else:
-        _roll_back(turn, "aborted", "aborted", "stopped by order", condemned=False)
+        roll_back(turn, "aborted", "aborted", "stopped by order", condemned=False)
 
 
 def _crashed(turn: Turn, reason: str, detail: str) -> None:
@@ -380,7 +276,7 @@ def _crashed(turn: Turn, reason: str, detail: str) -> None:
     turn.set(crashes=crashes, calm_s=turn.now.mono_s + turn.limits.calm_s)
     if crashes >= turn.limits.crashes:
         detail = f"{crashes} crashes in {turn.state.phase}, the last one: {detail or reason}"
-        _roll_back(turn, "rolled_back", "crash_loop", detail, condemned=True)
+        roll_back(turn, "rolled_back", "crash_loop", detail, condemned=True)
 
 
 def _tick(turn: Turn) -> None:
@@ -392,7 +288,7 @@ def _tick(turn: Turn) -> None:
     if state.phase == "deferred":
         turn.enter("notified")
     elif state.unsettled and state.phase == "cleaned":
-        _settle(turn)
+        settle(turn)
     elif not state.work:
         turn.start()
     else:
@@ -411,7 +307,7 @@ def _started(turn: Turn, clean: bool) -> None:
         turn.enter("notified")
     elif state.phase in ("idle", "cleaned"):
         if state.unsettled:
-            _settle(turn)
+            settle(turn)
     else:
         _resume(turn, clean)
 
@@ -426,10 +322,10 @@ def _resume(turn: Turn, clean: bool) -> None:
     elif name not in _PATIENT and turn.state.interruptions >= turn.limits.interruptions:
         detail = f"the agent died {turn.state.interruptions} times during {name}"
         if name in ("switch", "watch"):
-            _roll_back(turn, "rolled_back", "crash_loop", detail, condemned=True)
+            roll_back(turn, "rolled_back", "crash_loop", detail, condemned=True)
         else:
-            if name in _SUSPECT:
-                _condemn(turn, "crash_loop")
-            _fail(turn, "failed", "crash_loop", detail)
+            if name in _JUDGES:
+                condemn(turn, "crash_loop")
+            fail(turn, "failed", "crash_loop", detail)
     if not turn.state.work and turn.state.phase in WORK:
         turn.start()
