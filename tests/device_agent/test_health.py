@@ -47,7 +47,10 @@ def test_a_tiny_model_is_healthy_and_quickly_tried(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_artifact_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "x.edgec").write_bytes(b"nothing")
-    assert words(check_health(tmp_path / "x.edgec")) == {"artifact"}
+    report = check_health(tmp_path / "x.edgec", previous=tmp_path / "x.edgec")
+    assert words(report) == {"artifact"}
+    (note,) = report.notes
+    assert note.startswith("the previous model: ")
 
 
 @pytest.mark.slow
@@ -282,6 +285,8 @@ def test_row_27_a_model_that_hangs_does_not_hang_the_agent(
     # One that hangs in the previous model is no fault of the new one.
     report = check_health(zoo / "base.edgec", previous=path, timeout_s=6.0)
     assert report.passed, report
+    (note,) = report.notes
+    assert note.startswith("the previous model: it was not through after 6 s")
 
 
 @pytest.mark.slow

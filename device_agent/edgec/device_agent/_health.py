@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class HealthReport:
         figures: What was measured: ``{"latency_p95_ms": 3.1, "calls": 200}``.
         phase: That it ended in; ``done`` where all was tried.
         seconds: That it took.
+        notes: What is no fault of the model: that the previous one could not be compared with, and why.
     """
 
     passed: bool
@@ -63,6 +64,7 @@ class HealthReport:
     figures: Mapping[str, float] = field(default_factory=dict)
     phase: str = "done"
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def check_health(
@@ -112,7 +114,8 @@ def check_health(
         return report
     # It was the previous model that failed, which is no fault of this one.
     left = max(timeout_s - (time.monotonic() - start), timeout_s / 2)
-    return _try({**request, "previous": None, "seconds": left * 0.7}, left, memory)
+    alone = _try({**request, "previous": None, "seconds": left * 0.7}, left, memory)
+    return replace(alone, notes=tuple(f"the previous model: {f.message}" for f in report.findings))
 
 
 def _try(request: Mapping[str, Any], timeout_s: float, memory_mib: float) -> HealthReport:
@@ -132,6 +135,7 @@ class _Child:
         self._phase, self._call = "start", 0
         self._findings: list[Finding] = []
         self._figures: dict[str, float] = {}
+        self._notes: list[str] = []
         self._said = b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edgec.device_agent._health_child"],
@@ -196,6 +200,8 @@ class _Child:
             self._call = int(said["call"])
         if "finding" in said:
             self._findings.append(Finding(**said["finding"]))
+        if "note" in said:
+            self._notes.append(str(said["note"]))
         self._figures.update(said.get("figures", {}))
 
     def _must_end(self) -> bool:
@@ -237,6 +243,7 @@ class _Child:
             figures=self._figures,
             phase=self._phase,
             seconds=time.monotonic() - self._start,
+            notes=tuple(self._notes),
         )
 
 

@@ -101,7 +101,7 @@ class Trial:
                 for feed in golden_inputs(artifact):
                     session.run(feed)
         except EdgecError as e:  # it says nothing of the new one
-            self._say(figures={"previous_usable": 0.0}, note=str(e))
+            self._say(figures={"previous_usable": 0.0}, note=f"the previous model: {e}")
             return None
         self._previous_mib = max(_peak_bytes() - before, 0) / 2**20
         self._say(figures={"previous_usable": 1.0, "previous_memory_mib": self._previous_mib})
@@ -152,7 +152,7 @@ class Trial:
         try:
             outputs = [previous.run(feed) for feed in feeds]
         except InferenceError as e:
-            self._say(figures={"previous_usable": 0.0}, note=str(e))
+            self._say(figures={"previous_usable": 0.0}, note=f"the previous model: {e}")
             return None
         self._say(phase="inputs")
         return outputs

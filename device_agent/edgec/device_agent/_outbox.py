@@ -289,6 +289,8 @@ class Outbox:
                     _add(self._unsaved, (kind, int(priority), "disk"), 1, len(payload))
         finally:
             for request in requests:
+                if len(request.seqs) != len(request.items) and not request.error:
+                    request.error = f"the outbox {self._path} was interrupted while it wrote for others"
                 request.done = True
 
     def _commit(self, requests: list[_Request]) -> None:
