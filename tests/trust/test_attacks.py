@@ -274,6 +274,10 @@ def test_row_11_fast_forward_is_healed_by_new_keys(
     publisher.image.release()
     publisher.director.release()
     assert versions(device.update(publisher.repo)) == ["2"]
+    # The new key's numbers are not held against the thief's.
+    reassign(publisher, "1")
+    publisher.image.release(renew=True)
+    assert versions(device.update(publisher.repo)) == ["1"]
 
 
 def test_row_11_an_epoch_of_a_stolen_key_is_forgotten_with_it(publisher: Publisher, tmp_path: Path) -> None:
@@ -289,6 +293,8 @@ def test_row_11_an_epoch_of_a_stolen_key_is_forgotten_with_it(publisher: Publish
     publisher.director.release()
     reassign(publisher, "2")
     assert device.update(publisher.repo).epoch == 2
+    reassign(publisher, "1")
+    assert device.update(publisher.repo).epoch == 3
 
 
 # Row 12: mix and match
