@@ -135,6 +135,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_messages_become_predictions_and_predictions_messages(broker: Broker, tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "tiny.edgec")
     samples = [np.full((1, 4), n, np.float32) for n in range(5)]
@@ -187,6 +188,7 @@ def test_what_has_no_room_or_is_too_large_is_lost_and_counted(broker: Broker) ->
     assert stream.statistics.captured == 9
 
 
+@pytest.mark.slow
 def test_a_broker_that_goes_away_and_comes_back(broker: Broker) -> None:
     source = MqttSource(f"{broker.url}/in", int)
     reconnect = Reconnect(attempts=None, first_s=0.02, most_s=0.05)

@@ -448,6 +448,7 @@ def test_several_streams_share_a_session_and_its_pool(tmp_path: Path) -> None:
             np.testing.assert_array_equal(result.prediction["y"], y)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_host_and_a_swap_in_the_middle(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "tiny.edgec")
     with Host() as host:
