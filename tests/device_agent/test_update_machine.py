@@ -162,10 +162,11 @@ class Updates(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.world.next = ""
-        for _ in range(3):
+        self.device.runner._spawn = lambda work: work()
+        state = self.device.settle(rounds=20_000)
+        for _ in range(2):
             while self.begun:
                 self.begun.pop(0)()
-            self.device.runner._spawn = lambda work: work()
             state = self.device.settle(rounds=20_000)
         assert state.phase == "idle", f"it does not end: {state}"
         agrees(self.root, state)
@@ -184,6 +185,6 @@ def test_runner_store_and_slots_live_through_anything() -> None:
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much),
         ),
     )

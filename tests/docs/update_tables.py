@@ -6,13 +6,14 @@ the page.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from tests.device_agent.updates import NOW, QUICK, V1, V2, V3, advance, at, follow, want
 
 from edgec.device_agent._events import Abort, Desired, Done, Event, Failed, Postponed, Started, Tell, Tick
-from edgec.device_agent._state import Phase, Result, State
+from edgec.device_agent._state import Phase, State
 from edgec.device_agent._turn import WORK
 from edgec.device_agent._update import step
 
@@ -108,7 +109,7 @@ def newer_table() -> str:
     return head + "|---" * 5 + "|\n" + "\n".join(rows)
 
 
-def cell(state: State, after: State, told: list[Result]) -> str:
+def cell(state: State, after: State, told: Sequence[str]) -> str:
     """Return in words how a state takes a newer wish."""
     if after.pending is not None and after.phase == state.phase:
         return "waits"
