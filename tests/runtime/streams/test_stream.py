@@ -28,7 +28,7 @@ from tests.runtime.streams.parts import (
 )
 
 from edgec.errors import DataError, InferenceError, InputError, PipelineError, SourceError
-from edgec.runtime import Host, Pool, load
+from edgec.runtime import Host, Pool, load, load_chain
 from edgec.runtime.streams import (
     Captured,
     Hosted,
@@ -542,3 +542,26 @@ def test_wrong_arguments_are_refused_at_once(
 def test_what_is_no_source_says_what_is_one() -> None:
     with pytest.raises(SourceError, match="rtsp://"):
         open_source("no/such/thing")
+
+
+def test_each_stream_over_a_chain_has_a_state_of_its_own(tmp_path: Path) -> None:
+    running_sum(tmp_path / "sum.edgec")
+    (tmp_path / "sum.chain.toml").write_text(
+        """
+name = "sums"
+inputs.x = { shape = [1, 2] }
+outputs = { total = "add.total" }
+
+[[stages]]
+name = "add"
+artifact = "sum.edgec"
+inputs = { x = "x" }
+state = { input = "before", output = "after" }
+"""
+    )
+    samples = [np.full((1, 2), n, np.float32) for n in range(4)]
+    with load_chain(tmp_path / "sum.chain.toml") as chain:
+        for _ in range(2):
+            with Stream(samples, chain) as stream:
+                totals = [float(np.asarray(result.prediction["total"]).flat[0]) for result in stream]
+            assert totals == [0, 1, 3, 6]
