@@ -19,11 +19,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
 DEVICE_TESTS = [
-    f"tests/{name}"
-    for name in (
-        "sketch", "targets", "artifact", "runtime", "conformance", "protocol", "trust", "delta", "device_agent"
-    )
-]  # fmt: skip
+    *("tests/sketch", "tests/targets", "tests/artifact", "tests/runtime", "tests/conformance"),
+    *("tests/protocol", "tests/trust", "tests/delta", "tests/device_agent"),
+]
 EXTRAS = "onnxruntime,openvino,litert,vision,text,agent"
 
 
