@@ -84,6 +84,18 @@ def test_sound_with_a_state(tmp_path: Path) -> None:
     assert last["prediction"] == {"total": [[2.5, 2.5]]}
 
 
+def test_a_chain_is_streamed_as_an_artifact_is(inbox: Path, artifact: Path, tmp_path: Path) -> None:
+    chain = tmp_path / "one.chain.toml"
+    chain.write_text(
+        f'name = "one"\ninputs.x = {{ shape = [1, 4] }}\noutputs = {{ y = "run.y" }}\n'
+        f'[[stages]]\nname = "run"\nartifact = "{artifact.name}"\ninputs = {{ x = "x" }}\n'
+    )
+    result = edgec(chain, "--source", inbox, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["given"] == 5
+    assert edgec(chain, "--source", inbox, "--state", "a=b").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "problem"),
     [

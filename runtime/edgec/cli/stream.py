@@ -127,14 +127,14 @@ def command(
     edgec stream faces.edgec --source rtsp://camera/1 --output mqtt://broker/door/faces
     edgec stream alarm.edgec --source kitchen.wav --rate 8000 --state state=next_state
     """
-    from edgec.runtime import load
-    from edgec.runtime.chains import SUFFIX, load_chain
+    from edgec.cli._chains import is_chain
+    from edgec.runtime import load, load_chain
     from edgec.runtime.streams import Recurrent, Stream, annotation_sink, open_sink, open_source
 
     with ExitStack() as stack:
         options: dict[str, Any] = {"threads": threads, "cache_dir": cache_dir, "delegate": delegate}
         predictor: Predictor
-        if artifact.suffix == SUFFIX:
+        if is_chain(artifact):
             if state:
                 raise click.UsageError("--state is for artifacts; a chain declares its own")
             session: Any = stack.enter_context(load_chain(artifact, **options))
