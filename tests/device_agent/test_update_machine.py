@@ -161,6 +161,14 @@ class Updates(RuleBasedStateMachine):
             assert served != self.wish or self.wish is None
 
     def teardown(self) -> None:
+        try:
+            self.come_to_an_end()
+        finally:
+            self.device.close()
+            shutil.rmtree(self.root)
+
+    def come_to_an_end(self) -> None:
+        """Let all that is under way succeed, and look at what has become of it."""
         self.world.next = ""
         self.device.runner._spawn = lambda work: work()
         state = self.device.settle(rounds=20_000)
@@ -172,8 +180,6 @@ class Updates(RuleBasedStateMachine):
         agrees(self.root, state)
         if self.epoch and state.epoch == self.epoch:
             self.check_end()
-        self.device.close()
-        shutil.rmtree(self.root)
 
 
 @pytest.mark.slow
