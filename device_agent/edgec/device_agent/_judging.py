@@ -6,15 +6,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgec.device_agent._findings import FAIL, INCONCLUSIVE, PASS, Finding, Verdict, wilson_bounds
-from edgec.runtime import Host, Shadow
-from edgec.runtime._shadow import same_to_most
+from edgec.runtime import Host, Shadow, ShadowReport
 from edgec.runtime._window import Window
 from edgec.sketch import Histogram
 
@@ -74,56 +72,14 @@ class ShadowGate:
         """
         self._host, self._name = host, name
         self._criteria = ShadowCriteria() if criteria is None else criteria
-        self._agree = same_to_most if agree is None else agree
         self._clock, self._start = clock, clock()
-        self._lock = Lock()
-        self._bad = self._scored = 0
-        self._live_score = self._own_score = 0.0
-        shadow = host.shadow(name, candidate, fraction=fraction, agree=self._see)
+        shadow = host.shadow(name, candidate, fraction=fraction, agree=agree)
         assert shadow is not None, "a shadow was begun, not ended"
         self._shadow: Shadow = shadow
 
     def verdict(self) -> Verdict:
         """Return what is known by now: it fails or passes where that is all but sure (95 %)."""
-        report, wanted = self._shadow.report(), self._criteria
-        tried = report.compared + report.failed
-        with self._lock:
-            bad, scored = self._bad + report.failed, self._scored
-            drop = (self._live_score - self._own_score) / scored if scored else 0.0
-        agreed = report.compared - report.disagreed
-        low, high = wilson_bounds(agreed, report.compared)
-        least_bad, most_bad = wilson_bounds(bad, tried)
-        ratio = report.candidate_p50_ms / report.live_p50_ms if report.live_p50_ms > 0 else math.nan
-        figures = {
-            "seconds": self._clock() - self._start,
-            "compared": float(report.compared),
-            "failed": float(report.failed),
-            "bad": float(bad),
-            "agreement": agreed / report.compared if report.compared else math.nan,
-            "latency_ratio": ratio,
-            "confidence_drop": drop,
-        }
-        findings = []
-        # Three that fail of three is enough; so is what wholly disagrees.
-        if least_bad > wanted.failures and bad >= 3:
-            findings.append(_bad_calls(bad, tried, wanted.failures, report.last_error))
-        if report.compared and high < wanted.agreement:
-            message = f"it agrees with the running model on {agreed} of {report.compared} live calls"
-            findings.append(
-                Finding(
-                    word="agreement",
-                    message=message,
-                    figure=agreed / report.compared,
-                    limit=wanted.agreement,
-                )
-            )
-        if report.compared >= wanted.least:
-            findings += self._by_means(ratio, drop)
-        if findings:
-            return Verdict(outcome=FAIL, findings=tuple(findings), figures=figures)
-        enough = report.compared >= wanted.least and low >= wanted.agreement
-        sure = most_bad <= max(wanted.failures, 3 / max(tried, 1))
-        return Verdict(outcome=PASS if enough and sure else INCONCLUSIVE, figures=figures)
+        return judge_shadow(self._shadow.report(), self._clock() - self._start, criteria=self._criteria)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the candidate has seen what waits for it; return whether it has."""
@@ -134,43 +90,59 @@ class ShadowGate:
         self._host.shadow(self._name, None)
         return self.verdict()
 
-    def _by_means(self, ratio: float, drop: float) -> list[Finding]:
-        wanted, findings = self._criteria, []
-        if ratio > wanted.slowdown:
-            message = f"its median latency is {ratio:.1f} times that of the running model"
-            findings.append(Finding(word="latency", message=message, figure=ratio, limit=wanted.slowdown))
-        if drop > wanted.confidence_drop:
-            message = f"its highest score is lower by {drop:.2f} in the mean"
-            findings.append(
-                Finding(word="confidence", message=message, figure=drop, limit=wanted.confidence_drop)
-            )
-        return findings
 
-    def _see(self, live: Arrays, own: Arrays) -> bool:
-        scores = [_score(live), _score(own)]
-        with self._lock:
-            self._bad += _is_finite(live) and not _is_finite(own)
-            if None not in scores:
-                self._scored += 1
-                self._live_score += scores[0] or 0.0
-                self._own_score += scores[1] or 0.0
-        return self._agree(live, own)
+def judge_shadow(report: ShadowReport, seconds: float, *, criteria: ShadowCriteria | None = None) -> Verdict:
+    """Judge a candidate by the live calls that it saw: it fails or passes where that is all but sure (95 %).
+
+    Args:
+        report: How it did by now.
+        seconds: Since it began.
+        criteria: None for the defaults.
+    """
+    wanted = ShadowCriteria() if criteria is None else criteria
+    tried, bad = report.compared + report.failed, report.non_finite + report.failed
+    drop = report.live_score - report.candidate_score if report.scored else 0.0
+    agreed = report.compared - report.disagreed
+    low, high = wilson_bounds(agreed, report.compared)
+    least_bad, most_bad = wilson_bounds(bad, tried)
+    ratio = report.candidate_p50_ms / report.live_p50_ms if report.live_p50_ms > 0 else math.nan
+    figures = {
+        "seconds": seconds,
+        "compared": float(report.compared),
+        "failed": float(report.failed),
+        "bad": float(bad),
+        "agreement": agreed / report.compared if report.compared else math.nan,
+        "latency_ratio": ratio,
+        "confidence_drop": drop,
+    }
+    findings = []
+    # Three that fail of three is enough; so is what wholly disagrees.
+    if least_bad > wanted.failures and bad >= 3:
+        findings.append(_bad_calls(bad, tried, wanted.failures, report.last_error))
+    if report.compared and high < wanted.agreement:
+        message = f"it agrees with the running model on {agreed} of {report.compared} live calls"
+        share = agreed / report.compared
+        findings.append(Finding(word="agreement", message=message, figure=share, limit=wanted.agreement))
+    if report.compared >= wanted.least:
+        findings += _by_means(ratio, drop, wanted)
+    if findings:
+        return Verdict(outcome=FAIL, findings=tuple(findings), figures=figures)
+    enough = report.compared >= wanted.least and low >= wanted.agreement
+    sure = most_bad <= max(wanted.failures, 3 / max(tried, 1))
+    return Verdict(outcome=PASS if enough and sure else INCONCLUSIVE, figures=figures)
 
 
-def _is_finite(outputs: Arrays) -> bool:
-    return all(bool(np.isfinite(value).all()) for value in outputs.values() if value.dtype.kind in "fc")
-
-
-def _score(outputs: Arrays) -> float | None:
-    """Return the highest probability of the first output that holds such, or logits of classes."""
-    for value in outputs.values():
-        if value.dtype.kind == "f" and value.ndim and value.shape[-1] > 1 and _is_finite({"": value}):
-            rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
-            if not (rows.min() >= 0 and rows.max() <= 1):
-                rows = np.exp(rows - rows.max(-1, keepdims=True))
-                rows /= rows.sum(-1, keepdims=True)
-            return float(rows.max(-1).mean())
-    return None
+def _by_means(ratio: float, drop: float, wanted: ShadowCriteria) -> list[Finding]:
+    findings = []
+    if ratio > wanted.slowdown:
+        message = f"its median latency is {ratio:.1f} times that of the running model"
+        findings.append(Finding(word="latency", message=message, figure=ratio, limit=wanted.slowdown))
+    if drop > wanted.confidence_drop:
+        message = f"its highest score is lower by {drop:.2f} in the mean"
+        findings.append(
+            Finding(word="confidence", message=message, figure=drop, limit=wanted.confidence_drop)
+        )
+    return findings
 
 
 def _bad_calls(bad: int, n: int, limit: float, last: str) -> Finding:

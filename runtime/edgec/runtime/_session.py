@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgec.runtime._cache import ResultCache
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
+    from edgec.runtime._shadow import Shadow
     from edgec.runtime.pipeline import Processor
 
 _Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -156,6 +157,7 @@ class Session:
         self._pool: Pool | None = None
         self._priority = 0.0
         self._observer: Observer | None = None
+        self._shadow: Shadow | None = None
         self._cache: ResultCache | None = None
 
     @property
@@ -468,6 +470,22 @@ class Session:
             self._cache = cache
             self._arrange()
 
+    def set_shadow(self, shadow: Shadow | None) -> None:
+        """Let a candidate see a sample of the calls from now on; its answers are discarded.
+
+        What is run by `bind`, or answered from a cache, it does not see.
+
+        Args:
+            shadow: None to end it.
+
+        Raises:
+            InferenceError: The session is closed.
+        """
+        with self._changing:
+            self._open_program()
+            self._shadow = shadow
+            self._arrange()
+
     def self_test(self) -> SelfTestResult:
         """Run the golden vectors of the artifact and compare what comes out with what they promise.
 
@@ -559,6 +577,8 @@ class Session:
         run: _Run = self._open_program().run
         if self._observer is not None:
             run = self._observer.watch(self, run)
+        if self._shadow is not None:
+            run = self._shadow.around(run)
         if self._cache is not None:
             run = self._cache.around(self, run, self._observer)
         self._run = run
@@ -607,7 +627,8 @@ class Session:
             if self._cache is not None:
                 check_outputs(self.outputs, outputs)
                 return deliver(self._run(inputs), outputs)
-            return run(inputs) if self._observer is None else self._observer.around(run)(inputs)
+            watched = run if self._observer is None else self._observer.around(run)
+            return (watched if self._shadow is None else self._shadow.around(watched))(inputs)
         except InferenceError:
             if self._program is program:
                 raise

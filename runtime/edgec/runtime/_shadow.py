@@ -31,10 +31,14 @@ class ShadowReport:
         failed: Of these, those that it failed on.
         compared: Of these, those that both answered.
         disagreed: Of the compared, those where the answers are not the same to the application.
+        non_finite: Of the compared, those where only the candidate gave NaN or infinity.
         max_abs_error: Largest difference of two numbers, by output; infinite where shapes differ.
         live_p50_ms: Median latency of the live model, of the last 1000 compared calls; NaN of none.
         candidate_p50_ms: Of the candidate, likewise.
         last_error: What it failed with last; empty where it did not.
+        scored: Of the compared, those where both gave scores.
+        live_score: Mean over these of the highest score of the live model, from 0 to 1; NaN of none.
+        candidate_score: Of the candidate, likewise.
     """
 
     sampled: int
@@ -42,10 +46,14 @@ class ShadowReport:
     failed: int
     compared: int
     disagreed: int
+    non_finite: int
     max_abs_error: Mapping[str, float]
     live_p50_ms: float
     candidate_p50_ms: float
     last_error: str
+    scored: int
+    live_score: float
+    candidate_score: float
 
 
 class Shadow:
@@ -86,6 +94,8 @@ class Shadow:
         self._busy = False
         self._closed = False
         self._sampled = self._dropped = self._failed = self._compared = self._disagreed = 0
+        self._non_finite = self._scored = 0
+        self._live_score = self._own_score = 0.0
         self._errors: dict[str, float] = {}
         self._live: deque[float] = deque(maxlen=_KEPT_TIMES)
         self._own: deque[float] = deque(maxlen=_KEPT_TIMES)
@@ -99,6 +109,19 @@ class Shadow:
         due = self._due + self._fraction
         self._due = due - 1 if due >= 1 else due
         return due >= 1
+
+    def around(self, run: Callable[[Arrays], dict[str, NDArray[Any]]]) -> Callable[[Arrays], Any]:
+        """Return a function that runs the live model as another one, and shows a sample to the candidate."""
+
+        def shadowed(inputs: Arrays) -> dict[str, NDArray[Any]]:
+            if not self.wants():
+                return run(inputs)
+            start = perf_counter()
+            outputs = run(inputs)
+            self.offer(inputs, outputs, perf_counter() - start)
+            return outputs
+
+        return shadowed
 
     def offer(self, inputs: Arrays, outputs: Arrays, seconds: float) -> None:
         """Show a call to the candidate, later; nothing where too many wait.
@@ -128,10 +151,14 @@ class Shadow:
                 failed=self._failed,
                 compared=self._compared,
                 disagreed=self._disagreed,
+                non_finite=self._non_finite,
                 max_abs_error=dict(self._errors),
                 live_p50_ms=_median_ms(self._live),
                 candidate_p50_ms=_median_ms(self._own),
                 last_error=self._last_error,
+                scored=self._scored,
+                live_score=self._live_score / self._scored if self._scored else float("nan"),
+                candidate_score=self._own_score / self._scored if self._scored else float("nan"),
             )
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -167,6 +194,8 @@ class Shadow:
             taken = perf_counter() - start
             errors = {name: _largest_error(live[name], own[name]) for name in live}
             agree = self._agree(live, own)
+            broken = is_finite(live) and not is_finite(own)
+            scores = top_score(live), top_score(own)
         except Exception as e:  # noqa: BLE001 - an application's `agree` may raise anything
             with self._changed:
                 self._failed += 1
@@ -175,6 +204,11 @@ class Shadow:
         with self._changed:
             self._compared += 1
             self._disagreed += not agree
+            self._non_finite += broken
+            if scores[0] is not None and scores[1] is not None:
+                self._scored += 1
+                self._live_score += scores[0]
+                self._own_score += scores[1]
             self._live.append(seconds)
             self._own.append(taken)
             for name, error in errors.items():
@@ -194,6 +228,25 @@ def check_same_interface(live: Session, other: Session) -> None:
 def same_to_most(live: Arrays, candidate: Arrays) -> bool:
     """Return whether integers, texts, and the largest value along the last axis are the same."""
     return all(_same(live[name], candidate[name]) for name in live)
+
+
+def is_finite(outputs: Arrays) -> bool:
+    """Return whether no output has a NaN or an infinity."""
+    return all(bool(np.isfinite(value).all()) for value in outputs.values() if value.dtype.kind in "fc")
+
+
+def top_score(outputs: Arrays) -> float | None:
+    """Return the highest probability of the first output that holds such, or logits of classes."""
+    for value in outputs.values():
+        if value.dtype.kind == "f" and value.ndim and value.shape[-1] > 1 and is_finite({"": value}):
+            rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
+            if not rows.size:
+                continue
+            if not (rows.min() >= 0 and rows.max() <= 1):
+                rows = np.exp(rows - rows.max(-1, keepdims=True))
+                rows /= rows.sum(-1, keepdims=True)
+            return float(rows.max(-1).mean())
+    return None
 
 
 def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
