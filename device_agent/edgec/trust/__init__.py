@@ -30,6 +30,7 @@ from edgec.trust._keys import (
     no_passphrase,
 )
 from edgec.trust._provenance import verify_provenance
+from edgec.trust._publishing import assign_also, chosen_target, previous_target, publish_artifact
 from edgec.trust._repository import Lifetimes, Signatures
 from edgec.trust._source import DirectorySource, HttpSource, MetadataSource, Source
 from edgec.trust._status import Due, RepositoryStatus, RoleStatus, repository_status
@@ -61,10 +62,14 @@ __all__ = [
     "Signatures",
     "SignedCommand",
     "Source",
+    "assign_also",
     "bundle_files",
+    "chosen_target",
     "generate_key",
     "no_passphrase",
     "open_repositories",
+    "previous_target",
+    "publish_artifact",
     "repository_status",
     "rotate",
     "sign_command",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from edgec.cli._trust import (
     write_lifetimes,
 )
 from edgec.cli.keys import due_lines, status_facts
-from edgec.errors import TrustError
 
 if TYPE_CHECKING:
     from edgec.trust import DeviceBundle, ImageRepository, ImageTarget, RepositoryStatus
@@ -151,7 +149,7 @@ def publish(
     """
     image, director = opened(repository, key_ring(key_folders, passphrase_file))
     with image.locked():
-        targets = [_published(image, path, hardware, deltas) for path in artifacts]
+        targets = [published(image, path, hardware, deltas) for path in artifacts]
         if rollback_floor is not None:
             for model in sorted({target.model for target in targets}):
                 image.set_rollback_floor(model, rollback_floor)
@@ -207,9 +205,11 @@ def assign(
     edgec repo assign repo camera-7 digits --keys keys
     edgec repo assign repo camera-7 digits=1.0 wake-word=3 --hardware rpi5 --keys keys
     """
+    from edgec.trust import chosen_target
+
     image, director = opened(repository, key_ring(key_folders, passphrase_file))
     with image.locked():
-        wanted = [_chosen(image, model, set(hardware)) for model in models]
+        wanted = [chosen_target(image, model, set(hardware)) for model in models]
         paths = {target.model: target.path for target in wanted}
         if len(paths) < len(wanted):
             raise click.UsageError("each model can be named once")
@@ -291,42 +291,21 @@ def status(repository: Path, key_folders: tuple[Path, ...], as_json: bool) -> No
     )
 
 
-def _published(image: ImageRepository, path: Path, hardware: tuple[str, ...], deltas: int) -> ImageTarget:
-    """Publish an artifact, then again with patches that lead to it from the versions before."""
-    from edgec.delta import make_delta
-    from edgec.trust import DeltaFile
+def published(
+    image: ImageRepository, path: Path, hardware: tuple[str, ...] = (), deltas: int = 1
+) -> ImageTarget:
+    """Stage an artifact with patches from the versions before it and the map of its chunks."""
+    from edgec.delta import ChunkMap, make_delta
+    from edgec.trust import publish_artifact
 
-    target = image.publish(path, hardware=hardware)
-    runs_on = set(target.hardware)
-    older = [
-        other
-        for other in image.targets(target.model).values()
-        if other.release < target.release and runs_on & set(other.hardware)
-    ]
-    known = {delta.from_sha256 for delta in target.deltas}
-    with tempfile.TemporaryDirectory(prefix="edgec-") as work:
-        made = []
-        for number, old in enumerate(older[-deltas:] if deltas else ()):
-            out = Path(work, str(number))
-            if old.sha256 not in known and (info := make_delta(image.directory / old.location, path, out)):
-                made.append(DeltaFile(from_sha256=info.old_sha256, path=out, method=info.method))
-        return image.publish(path, hardware=hardware, deltas=made) if made else target
-
-
-def _chosen(image: ImageRepository, wanted: str, hardware: set[str]) -> ImageTarget:
-    """Return the artifact that `MODEL`, `MODEL=VERSION` or a path means on this hardware."""
-    published = image.targets()
-    if wanted in published:
-        return published[wanted]
-    model, _, version = wanted.partition("=")
-    of_model = [t for t in published.values() if t.model == model and (not version or t.version == version)]
-    fitting = [t for t in of_model if not hardware or hardware & set(t.hardware)]
-    newest = [t for t in fitting if t.release == max(t.release for t in fitting)]
-    if len(newest) == 1:
-        return newest[0]
-    known = ", ".join(t.path for t in newest or of_model or published.values()) or "none"
-    problem = "several artifacts fit" if newest else "no artifact fits"
-    raise TrustError(f"{wanted!r}: {problem}; name a path or the --hardware. There is: {known}", "assignment")
+    return publish_artifact(
+        image,
+        path,
+        make_delta=make_delta,
+        make_map=lambda file: ChunkMap.of_file(file).to_bytes(),
+        hardware=hardware,
+        deltas=deltas,
+    )
 
 
 def _write_bundle(path: Path, made: DeviceBundle) -> None:
