@@ -172,7 +172,7 @@ def test_messages_that_the_guide_explains_exist() -> None:
         for part in phrase.split(" ... ")
     ]
     assert len(phrases) > 20
-    roots = ("compiler", "runtime", "device_agent", "targets")
+    roots = ("compiler", "runtime", "device_agent", "fleet", "targets")
     said = "\n".join(text for root in roots for text in _texts(ROOT / root))
     assert [p for p in phrases if p not in said] == []
 
