@@ -81,6 +81,7 @@ class MqttLink:
         self._version_known = False
         # Why the connection is to be given up, if it is.
         self._renew: LinkError | None = None
+        self._nudged = False
         self._closing = False
         self._status = LinkStatus(
             connected=False,
@@ -144,14 +145,15 @@ class MqttLink:
         return publication
 
     def get(self, timeout_s: float | None = None) -> Inbound | None:
-        """Return the next message that came in; None after `timeout_s`, or when the link was closed.
+        """Return the next message that came in; None after `timeout_s` or `nudge`, or when it was closed.
 
         It is to be acknowledged (`Inbound.ack`) when it was dealt with.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._inbound:
-                if self._closing:
+                if self._closing or self._nudged:
+                    self._nudged = False
                     return None
                 self._revive()
                 left = _LONGEST_TURN_S if deadline is None else deadline - time.monotonic()
@@ -159,6 +161,12 @@ class MqttLink:
                     return None
                 self._changed.wait(min(left, _LONGEST_TURN_S))
             return self._inbound.popleft()[0]
+
+    def nudge(self) -> None:
+        """Let `get` return without a message, now or the next time: there is something else to do."""
+        with self._changed:
+            self._nudged = True
+            self._changed.notify_all()
 
     @property
     def status(self) -> LinkStatus:

@@ -150,6 +150,14 @@ class DeviceTrust:
             except (OutputError, OSError) as e:
                 raise TrustError(f"what was fetched cannot be kept: {e}", "storage") from e
 
+    def known(self) -> Assignment:
+        """Return what is to run by the metadata at hand, checked again; as after a restart without a link.
+
+        Raises:
+            TrustError: As `update`; ``not_found`` where there never was an assignment.
+        """
+        return self.update(_Known(self._state))
+
     def recheck(self, assigned: AssignedTarget, source: Source | None = None) -> AssignedTarget:
         """Check right before an installation that it is still wanted and allowed.
 
