@@ -1,5 +1,9 @@
 """What a device and its fleet say to each other over MQTT: topics, messages and the link."""
 
+from edgec.protocol._address import broker_address, tls_context
+from edgec.protocol._announcer import Announcer, desired_of
+from edgec.protocol._answers import ENDS, Answer, Told
+from edgec.protocol._chunks import ChunkServer
 from edgec.protocol._control import (
     Alert,
     Command,
@@ -44,14 +48,18 @@ from edgec.protocol._window import ModelSample, ModelWindow, Note, SystemState, 
 
 __all__ = [
     "CHUNK_BYTES",
+    "ENDS",
     "MAX_MESSAGE_BYTES",
     "Address",
     "Alert",
     "Announcement",
+    "Announcer",
+    "Answer",
     "Boot",
     "Capabilities",
     "Chunk",
     "ChunkRequest",
+    "ChunkServer",
     "Command",
     "CommandReply",
     "Desired",
@@ -85,10 +93,14 @@ __all__ = [
     "Telemetry",
     "TelemetryAck",
     "TelemetryRecord",
+    "Told",
     "Topics",
     "asyncapi",
+    "broker_address",
     "decode_losses",
+    "desired_of",
     "encode_losses",
     "make_note",
     "schemas",
+    "tls_context",
 ]

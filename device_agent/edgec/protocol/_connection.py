@@ -205,7 +205,7 @@ class Connection:
             protocol=mqtt.MQTTv5 if self._mqtt5 else mqtt.MQTTv311,
             reconnect_on_failure=False,
             manual_ack=True,
-            **({} if self._mqtt5 else {"clean_session": False}),
+            **({} if self._mqtt5 else {"clean_session": options.session_expiry_s == 0}),
         )
         # Its own limit is 0, none: `room` keeps the broker's.
         client.max_inflight_messages_set(0)

@@ -83,7 +83,8 @@ class LinkOptions:
         subscriptions: To make on every connection.
         version: ``auto`` tries MQTT 5 and falls back to 3.1.1.
         keepalive_s: A silent connection is given up after twice that time; less, if the broker says so.
-        session_expiry_s: How long the broker keeps messages for this client while it is away.
+        session_expiry_s: How long the broker keeps messages for this client while it is away; 0 for a client
+            that comes once, and leaves nothing behind.
         will_delay_s: How long the broker waits with the will, so that short outages go unnoticed.
         connect_timeout_s: For a connection to be made, and again for the broker's answer.
         ack_timeout_s: A message unacknowledged for so long makes the link connect anew.

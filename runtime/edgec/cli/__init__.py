@@ -24,6 +24,7 @@ COMMANDS = {
     "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
     "inspect": "Show all that an artifact says of itself.",
     "keys": "Make, replace and use the keys that sign for devices; say what is due.",
+    "push": "Publish an artifact, assign it to devices, tell them, and follow what becomes of it.",
     "rebuild": "Build an artifact again with today's tools, and say what changed.",
     "repo": "Publish artifacts in a signed repository, and assign them to devices.",
     "run": "Run an artifact on inputs.",
@@ -51,8 +52,10 @@ _EXTRAS = {
     "onnxruntime": "onnxruntime",
     "onnxslim": "compiler",
     "openvino": "openvino",
+    "paho": "agent",
     "pyarrow": "parquet",
     "tokenizers": "text",
+    "tuf": "agent",
     "uvicorn": "serve",
 }
 
