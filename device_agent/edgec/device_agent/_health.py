@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgec.device_agent._findings import Finding
+from edgec.runtime._memory import resident_bytes
 
 _MAX_LINE = 2**20
 _TAIL = 2000
@@ -210,7 +211,7 @@ class _Child:
                 "hang", f"it was not through after {self._timeout_s:g} s", self._timeout_s, self._timeout_s
             )
             return True
-        used = _resident_mib(self._process.pid)
+        used = resident_bytes(self._process.pid) / 2**20
         if used > self._memory_mib:
             self._add(
                 "memory",
@@ -245,15 +246,6 @@ class _Child:
             seconds=time.monotonic() - self._start,
             notes=tuple(self._notes),
         )
-
-
-def _resident_mib(pid: int) -> float:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            words = file.read().split()
-    except OSError:  # it has ended
-        return 0.0
-    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if len(words) > 1 else 0.0
 
 
 def _half_of_free_mib() -> float:

@@ -32,6 +32,7 @@ from edgec.errors import (
     PlacementError,
 )
 from edgec.runtime import Session, load
+from edgec.runtime._containment import contain
 from edgec.runtime._memory import resident_bytes
 
 _PR_SET_PDEATHSIG = 1
@@ -334,22 +335,9 @@ def _peak_bytes() -> int:
 
 def protect(request: Mapping[str, Any]) -> None:
     """Let this process go first where memory is short, bound all it takes, and end it with its parent."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    seconds = int(request["cpu_seconds"])
-    limits = [
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, seconds),
-        # Of what is only reserved, too: above what the parent, which looks at what is used, ends it for.
-        (resource.RLIMIT_DATA, int(request["memory_mib"] * 2**20 * 1.5) + 2**30),
-    ]
-    for kind, limit in limits:
-        _, hard = resource.getrlimit(kind)
-        if hard == resource.RLIM_INFINITY or limit <= hard:
-            with suppress(ValueError, OSError):
-                resource.setrlimit(kind, (limit, hard))
+    contain(memory_mib=request["memory_mib"], cpu_seconds=request["cpu_seconds"])
 
 
 def main() -> None:

@@ -21,6 +21,7 @@
     + OverloadedError
     + DeadlineError
     + UnknownModelError
+    + IsolationError
   x ServingError
     + RequestError
   x ProtocolError
@@ -167,6 +168,19 @@ class DeadlineError(InferenceError):
 
 class UnknownModelError(InferenceError):
     """No model of this name or version is known here."""
+
+
+class IsolationError(InferenceError):
+    """The process that runs a model ended, or was ended; the next one is being started.
+
+    Attributes:
+        reason: For programs, a word: ``crash``, ``timeout``, ``memory``; ``restarting`` or ``crash-loop``
+            where the call was not run.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ServingError(EdgecError):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from edgec.runtime._batcher import Batcher
     from edgec.runtime._buffers import BoundCall
     from edgec.runtime._cache import ResultCache
+    from edgec.runtime._following import FollowedSession, follow
     from edgec.runtime._host import Host, HostedModel
+    from edgec.runtime._isolation import Isolation
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
     from edgec.runtime._shadow import Shadow, ShadowReport
@@ -29,8 +31,10 @@ __all__ = [
     "BoundCall",
     "Chain",
     "ChainStream",
+    "FollowedSession",
     "Host",
     "HostedModel",
+    "Isolation",
     "ObserveOptions",
     "Observer",
     "OutputTest",
@@ -41,6 +45,7 @@ __all__ = [
     "Shadow",
     "ShadowReport",
     "Window",
+    "follow",
     "load",
     "load_chain",
 ]
@@ -51,8 +56,10 @@ _LATER = {
     "BoundCall": "_buffers",
     "Chain": "chains",
     "ChainStream": "chains",
+    "FollowedSession": "_following",
     "Host": "_host",
     "HostedModel": "_host",
+    "Isolation": "_isolation",
     "ObserveOptions": "_observer",
     "Observer": "_observer",
     "Pool": "_pool",
@@ -60,6 +67,7 @@ _LATER = {
     "Shadow": "_shadow",
     "ShadowReport": "_shadow",
     "Window": "_window",
+    "follow": "_following",
     "load_chain": "chains",
 }
 

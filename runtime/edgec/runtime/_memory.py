@@ -16,10 +16,11 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def resident_bytes() -> int:
-    """Return how much of this process is in memory; 0 where the system does not tell."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Return how much of a process, this one if None, is in memory; 0 where the system does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file:
+            words = file.read().split()
     except OSError:
         return 0
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0

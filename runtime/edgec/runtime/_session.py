@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgec.runtime._buffers import BoundCall
     from edgec.runtime._cache import ResultCache
+    from edgec.runtime._isolation import Isolation
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
     from edgec.runtime._shadow import Shadow
@@ -45,6 +46,7 @@ def load(
     pool: Pool | None = None,
     priority: float = 0.0,
     cache: ResultCache | None = None,
+    isolate: bool | Isolation = False,
 ) -> Session:
     """Load an artifact with the engine it was made for.
 
@@ -73,6 +75,9 @@ def load(
         pool: Runs what is submitted; None for one that all sessions without a pool share.
         priority: Of what is submitted, unless `Session.submit` says otherwise: a higher one goes first.
         cache: Answers inputs that came before; None, as a rule, for running the model each time.
+        isolate: Whether the engine runs in a process of its own, so that one that crashes, hangs or leaks
+            fails a call with `IsolationError` and no more: the process is started again. `Isolation` says how
+            it is treated. Calls then take turns, and each takes some 0.1 ms longer. Linux only.
 
     Raises:
         ArtifactError: The artifact cannot be read, or is not sound.
@@ -94,7 +99,7 @@ def load(
     )
     artifact = Artifact.open(path)
     try:
-        checks = _Checks(strict, self_test)
+        checks = _Checks(strict, self_test, _isolation(isolate))
         if pool is None:
             session = _open_session(artifact, options, allow_fallback, checks)
         else:
@@ -105,7 +110,7 @@ def load(
         session.set_reload(
             partial(
                 load, threads=threads, cache_dir=cache_dir, delegate=delegate, allow_fallback=allow_fallback,
-                strict=strict, self_test=self_test, pool=pool, priority=priority,
+                strict=strict, self_test=self_test, pool=pool, priority=priority, isolate=isolate,
             )
         )  # fmt: skip
         return session
@@ -122,7 +127,6 @@ class Session:
         inputs: What `run` takes, in the model's order.
         outputs: What `run` gives, in the model's order.
         engine: Name of the engine that runs it: ``onnxruntime``.
-        state: ``ready``, or ``fallback`` where not the artifact's engine but its fallback runs it.
         fallback_reason: Why the fallback runs it; empty where it does not.
     """
 
@@ -130,7 +134,6 @@ class Session:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     engine: str
-    state: str
     fallback_reason: str
 
     def __init__(
@@ -141,7 +144,7 @@ class Session:
         self.inputs = self.manifest.inputs
         self.outputs = self.manifest.outputs
         self.engine = engine
-        self.state = state
+        self._state = state
         self.fallback_reason = fallback_reason
         self._artifact = artifact
         self._program: Program | None = program
@@ -159,6 +162,16 @@ class Session:
         self._observer: Observer | None = None
         self._shadow: Shadow | None = None
         self._cache: ResultCache | None = None
+
+    @property
+    def state(self) -> str:
+        """``ready``, or ``fallback`` where not the artifact's engine but its fallback runs it.
+
+        Where it runs in a process of its own: ``restarting`` while that is started again, ``crash-loop``
+        while it fails again and again.
+        """
+        trouble: str = getattr(self._program, "trouble", "")
+        return trouble or self._state
 
     @property
     def engine_version(self) -> str:
@@ -533,7 +546,8 @@ class Session:
         with self._changing:
             self._open_program()
             for name in (
-                "manifest", "inputs", "outputs", "engine", "state", "fallback_reason", "_artifact", "_program"
+                "manifest", "inputs", "outputs", "engine", "_state", "fallback_reason", "_artifact",
+                "_program",
             ):  # fmt: skip
                 mine = getattr(self, name)
                 setattr(self, name, getattr(other, name))
@@ -611,7 +625,7 @@ class Session:
     def promised(self) -> EngineSpec:
         """What the artifact promises of the engine that runs it."""
         fallback = self.manifest.fallback
-        return fallback if self.state == "fallback" and fallback is not None else self.manifest.engine
+        return fallback if self._state == "fallback" and fallback is not None else self.manifest.engine
 
     def _run_into(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
@@ -655,10 +669,11 @@ class Session:
 
 
 class _Checks(NamedTuple):
-    """What `load` holds a program to."""
+    """What `load` holds a program to, and where it runs."""
 
     strict: bool
     self_test: bool
+    isolation: Isolation | None = None
 
     def check(self, artifact: Artifact, program: Program, spec: EngineSpec, options: LoadOptions) -> None:
         problems = placement_problems(program, spec)
@@ -701,13 +716,29 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
 def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions, checks: _Checks) -> Program:
     manifest = artifact.manifest
     options = replace(options, content_digest=artifact.content_digest, recipe=manifest.recipe)
-    program = get_backend(spec.name).load(spec, artifact, manifest.inputs, manifest.outputs, options)
+    program: Program
+    if checks.isolation is None:
+        program = get_backend(spec.name).load(spec, artifact, manifest.inputs, manifest.outputs, options)
+    else:
+        from edgec.runtime._isolation import load_isolated
+
+        program = load_isolated(artifact, spec, options, checks.isolation)
     try:
         checks.check(artifact, program, spec, options)
     except BaseException:
         program.close()
         raise
     return program
+
+
+def _isolation(isolate: bool | Isolation) -> Isolation | None:
+    if isinstance(isolate, bool):
+        if not isolate:
+            return None
+        from edgec.runtime._isolation import Isolation
+
+        return Isolation()
+    return isolate
 
 
 def _warn(message: str) -> None:
