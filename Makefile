@@ -9,10 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo brokers test test-fast kill-test check format bench dist clean
+.PHONY: help demo brokers test test-fast test-arm64 kill-test check format bench dist clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "edgec needs Python >= 3.11: apt-get install python3 python3-venv" >&2; exit 1; }
@@ -49,6 +49,9 @@ test: $(VENV)/.dev brokers  ## Run every test
 
 test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-arm64: $(VENV)/.dev  ## Verify and run artifacts for 64-bit Arm under qemu, with the real aarch64 wheels (3 minutes)
+	@$(BIN)/python -m tests.arm64.check
 
 kill-test: $(VENV)/.dev  ## Kill device agents 1000 times in the middle of updates, and simulate power cuts (3 minutes)
 	@$(BIN)/python -m tests.device_agent.kill_driver --kills 1000
