@@ -3,6 +3,15 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgec.device_agent._agent import Agent
+    from edgec.device_agent._config import (
+        AgentConfig,
+        BrokerSettings,
+        UpdateSettings,
+        make_config,
+        read_config,
+    )
+    from edgec.device_agent._device_status import AgentStatus, ModelStatus, read_status
     from edgec.device_agent._findings import Finding, Verdict
     from edgec.device_agent._health import HealthBudgets, HealthReport, check_health
     from edgec.device_agent._judging import (
@@ -13,13 +22,24 @@ if TYPE_CHECKING:
     )
     from edgec.device_agent._outbox import Outbox, OutboxRecord, OutboxState, Priority
     from edgec.device_agent._policy import TelemetryPolicy
+    from edgec.device_agent._seams import Applications, Clock, Link, Operations, OrderRefusedError
     from edgec.device_agent._telemetry import Telemetry, encode_window, system_state
     from edgec.device_agent._traffic import Traffic, daily_traffic
 
 __all__ = [
+    "Agent",
+    "AgentConfig",
+    "AgentStatus",
+    "Applications",
+    "BrokerSettings",
+    "Clock",
     "Finding",
     "HealthBudgets",
     "HealthReport",
+    "Link",
+    "ModelStatus",
+    "Operations",
+    "OrderRefusedError",
     "Outbox",
     "OutboxRecord",
     "OutboxState",
@@ -30,19 +50,33 @@ __all__ = [
     "Telemetry",
     "TelemetryPolicy",
     "Traffic",
+    "UpdateSettings",
     "Verdict",
     "check_health",
     "daily_traffic",
     "encode_window",
     "judge_probation",
+    "make_config",
+    "read_config",
+    "read_status",
     "system_state",
 ]
 
 # Imported when asked for: the process that tries a model, for one, needs little of it.
 _LATER = {
+    "Agent": "_agent",
+    "AgentConfig": "_config",
+    "AgentStatus": "_device_status",
+    "Applications": "_seams",
+    "BrokerSettings": "_config",
+    "Clock": "_seams",
     "Finding": "_findings",
     "HealthBudgets": "_health",
     "HealthReport": "_health",
+    "Link": "_seams",
+    "ModelStatus": "_device_status",
+    "Operations": "_seams",
+    "OrderRefusedError": "_seams",
     "Outbox": "_outbox",
     "OutboxRecord": "_outbox",
     "OutboxState": "_outbox",
@@ -53,11 +87,15 @@ _LATER = {
     "Telemetry": "_telemetry",
     "TelemetryPolicy": "_policy",
     "Traffic": "_traffic",
+    "UpdateSettings": "_config",
     "Verdict": "_findings",
     "check_health": "_health",
     "daily_traffic": "_traffic",
     "encode_window": "_telemetry",
     "judge_probation": "_judging",
+    "make_config": "_config",
+    "read_config": "_config",
+    "read_status": "_device_status",
     "system_state": "_telemetry",
 }
 

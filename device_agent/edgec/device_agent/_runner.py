@@ -6,6 +6,7 @@ import errno
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from edgec.device_agent._actions import Actions, CancelledError, Context, PostponedError
@@ -92,6 +93,20 @@ class Runner:
             detail = "the agent's database was damaged; it was made anew from the mirrors beside the slots"
             self._tell("recovered", "rebuilt", detail)
         self.post(Started(now=self._clock(), clean=self._store.stopped))
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ask the work under way to stop, and wait for that; its state is as after a restart."""
+        self._waiting = None
+        for context in list(self._running.values()):
+            context.cancel()
+        end = time.monotonic() + timeout_s
+        while self._running and time.monotonic() < end:
+            time.sleep(0.02)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a piece of work is under way or about to be."""
+        return bool(self._running) or self._waiting is not None
 
     def post(self, event: Event) -> None:
         """Have an event taken in by the next `poll`."""

@@ -1,0 +1,251 @@
+"""What the fleet wants: heard over the broker or looked up, believed only as far as it is signed."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgec.artifact import atomic_write
+from edgec.device_agent._supply import is_url
+from edgec.errors import OutputError, ProtocolError, TrustError
+from edgec.protocol import Alert, Desired, DesiredView
+
+if TYPE_CHECKING:
+    from edgec.device_agent._seams import Clock
+    from edgec.trust import AssignedTarget, Assignment, DeviceTrust
+    from edgec.trust import Source as MetadataSource
+
+_log = logging.getLogger(__name__)
+_FIRST_RETRY_S = 30.0
+# Where it says nothing about who signed: the place was not to be reached, or is not up to date.
+_ELSEWHERE = frozenset(("unreachable", "too_slow", "not_found"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a look for what is wanted.
+
+    Attributes:
+        assignment: What is to run; None where nothing new is believed.
+        error: Why not.
+        desired: The message that it was about; None for a look at the sources.
+    """
+
+    assignment: Assignment | None
+    error: TrustError | None
+    desired: Desired | None
+
+
+class Wishes:
+    """Keeps what is wanted of a device. `turn` is called from one thread; checking runs in another.
+
+    Args:
+        trust: Of the device.
+        device: Its id.
+        sources: Base URLs and directories of the owner's settings.
+        allow_http: Whether ``http://`` is allowed.
+        refresh_s: How often sources are asked; 0 for never.
+        path: Where the newest believed message is kept.
+        clock: Of the agent.
+        spawn: Runs a function in a thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        trust: DeviceTrust,
+        device: str,
+        sources: Sequence[str],
+        allow_http: bool,
+        refresh_s: float,
+        path: Path,
+        clock: Clock,
+        spawn: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._trust, self._device = trust, device
+        self._own = tuple(sources)
+        self._allow_http = allow_http
+        self._refresh_s = refresh_s
+        self._path = path
+        self._clock = clock
+        self._spawn = spawn
+        self._results: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._view = _read_view(path)
+        self._waiting: Desired | None = None
+        self._busy = False
+        self._due: float | None = clock.monotonic() if self._own and refresh_s else None
+        self._failures = 0
+        self._error: TrustError | None = None
+        self.targets: dict[str, AssignedTarget] = {}
+
+    @property
+    def epoch(self) -> int:
+        """The greatest epoch that was believed."""
+        return max(self._view.epoch, self._trust.epoch)
+
+    @property
+    def error(self) -> TrustError | None:
+        """Why the last look brought nothing; None where it did."""
+        return self._error
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being checked."""
+        return self._busy
+
+    def alerts(self) -> list[Alert]:
+        """Return what a person should know."""
+        found = []
+        if self._view.conflict:
+            detail = f"epoch {self._view.epoch} was issued twice, with different models: two servers?"
+            found.append(Alert(reason="desired_conflict", detail=detail))
+        if self._view.regressed_to is not None:
+            detail = f"the broker retains epoch {self._view.regressed_to}, and {self.epoch} was seen here"
+            found.append(Alert(reason="regressed", detail=detail))
+        if self._error is not None and self._error.reason not in _ELSEWHERE:
+            detail = f"{self._error.reason}: {self._error}"[:1000]
+            found.append(Alert(reason="not_believed", detail=detail))
+        return found
+
+    def metadata(self, desired: Desired | None = None) -> list[MetadataSource]:
+        """Return where newer metadata may be: the owner's places first, then those that the fleet names.
+
+        Args:
+            desired: Message whose places count; None for the newest that was believed.
+        """
+        from edgec.trust import DirectorySource, HttpSource
+
+        found: list[MetadataSource] = []
+        for base in self.bases(desired):
+            if not is_url(base):
+                found.append(DirectorySource(Path(base)))
+            elif base.startswith("https://") or self._allow_http:
+                try:
+                    found.append(HttpSource(base))
+                except ValueError:  # no URL of ours; others may be
+                    continue
+        return found
+
+    def bases(self, desired: Desired | None = None) -> list[str]:
+        """Return URLs and directories of the repository; a message names no directories of this device."""
+        desired = desired or self._view.desired
+        named = () if desired is None else desired.sources
+        return [*self._own, *(base for base in named if is_url(base) and base not in self._own)]
+
+    def recall(self) -> Assignment | None:
+        """Return what is wanted as far as it is known here, as after a start; None where that is nothing."""
+        try:
+            assignment = self._trust.known()
+        except TrustError as e:
+            if e.reason != "not_found":
+                self._error = e
+            return None
+        self._keep(assignment)
+        return assignment
+
+    def hear(self, desired: Desired, *, retained: bool) -> bool:
+        """Take a message in; return whether it is to be checked."""
+        if desired.epoch < self.epoch:
+            if retained and desired.epoch < self._view.epoch:
+                self._view = self._view.apply(desired, retained=True)
+            return False
+        if desired == self._view.desired and self._error is None:
+            return False
+        if self._waiting is None or (desired.epoch, desired.revision) >= (
+            self._waiting.epoch, self._waiting.revision
+        ):  # fmt: skip
+            self._waiting = desired
+        return True
+
+    def look(self) -> None:
+        """Ask the sources now."""
+        self._due = self._clock.monotonic()
+
+    def turn(self) -> list[Outcome]:
+        """Begin what is due; return what came of what was begun before."""
+        found: list[Outcome] = []
+        while not self._results.empty():
+            outcome = self._results.get_nowait()
+            self._busy = False
+            self._take(outcome)
+            found.append(outcome)
+        if not self._busy:
+            self._begin()
+        return found
+
+    def _begin(self) -> None:
+        desired, self._waiting = self._waiting, None
+        due = self._due is not None and self._clock.monotonic() >= self._due
+        if desired is None and not due:
+            return
+        sources: list[MetadataSource] = []
+        if desired is not None and desired.metadata is not None:
+            from edgec.trust import bundle_files
+            from edgec.trust._source import BundleSource
+
+            files = bundle_files(self._device, desired.metadata.director, desired.metadata.image)
+            sources.append(BundleSource(files))
+        sources += self.metadata(desired)
+        self._busy = True
+        self._due = None
+        self._spawn(lambda: self._check(sources, desired))
+
+    def _check(self, sources: Sequence[MetadataSource], desired: Desired | None) -> None:
+        """Ask one source after another until one is believed; in a thread of its own."""
+        error = TrustError("no source is known to look for metadata in", "not_found")
+        assignment = None
+        try:
+            for source in sources:
+                try:
+                    assignment = self._trust.update(source)
+                    if desired is None or assignment.epoch >= desired.epoch:
+                        break
+                    error = TrustError(
+                        f"epoch {desired.epoch} was announced, and {assignment.epoch} is what is signed",
+                        "epoch",
+                    )
+                    assignment = None
+                except TrustError as e:
+                    error = e
+        finally:
+            self._results.put(
+                Outcome(
+                    assignment=assignment, error=None if assignment is not None else error, desired=desired
+                )
+            )
+
+    def _take(self, outcome: Outcome) -> None:
+        now = self._clock.monotonic()
+        self._error = outcome.error
+        if outcome.assignment is None:
+            self._failures += 1
+            wait = _FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 20)
+            if self._refresh_s:
+                self._due = now + min(wait, self._refresh_s)
+            _log.warning("what is wanted is not believed: %s", outcome.error)
+            return
+        self._failures = 0
+        self._due = now + self._refresh_s if self._own and self._refresh_s else None
+        self._keep(outcome.assignment)
+        desired = outcome.desired
+        if desired is not None and desired.epoch == outcome.assignment.epoch:
+            self._view = self._view.apply(desired)
+            try:
+                with atomic_write(self._path) as file:
+                    file.write(desired.to_bytes())
+            except (OutputError, OSError) as e:
+                _log.warning("%s is not kept, and will be heard again: %s", self._path, e)
+
+    def _keep(self, assignment: Assignment) -> None:
+        self.targets = {target.model: target for target in assignment.targets}
+
+
+def _read_view(path: Path) -> DesiredView:
+    try:
+        return DesiredView(desired=Desired.from_bytes(path.read_bytes()))
+    except (OSError, ProtocolError):
+        return DesiredView()
