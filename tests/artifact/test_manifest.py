@@ -18,12 +18,14 @@ from edgec.artifact import (
     Member,
     Observation,
     Pipeline,
+    Privacy,
     Quantization,
     Scores,
     TensorSpec,
     content_digest,
     manifest_from_json,
     manifest_to_json,
+    source_digest,
 )
 from edgec.artifact.steps import Softmax
 from edgec.errors import ArtifactError, DigestMismatchError, IncompatibleArtifactError, ManifestError
@@ -354,3 +356,21 @@ def test_a_changed_manifest_is_noticed(tiny: Tiny) -> None:
 def test_what_is_no_canonical_json_is_refused(raw: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         manifest_from_json(raw)
+
+
+def test_what_may_leave_the_device_is_part_of_the_content() -> None:
+    plain = replace(FULL, privacy=Privacy())
+    strict = replace(plain, privacy=Privacy(inputs_stay=True))
+    assert b"privacy" not in manifest_to_json(plain)  # so that digests from before stay as they are
+    assert manifest_from_json(manifest_to_json(strict)).privacy.inputs_stay
+    assert content_digest(strict) != content_digest(plain)
+    for wrong in ({"inputs_stay": 1}, [], "never"):
+        document = json.loads(manifest_to_json(plain))
+        with pytest.raises(ManifestError, match="privacy"):
+            manifest_from_json(signed({**document, "privacy": wrong}))
+
+
+def test_artifacts_know_the_model_they_were_compiled_from() -> None:
+    assert source_digest(replace(FULL, provenance={"source": {"sha256": "a" * 64}})) == "a" * 64
+    for unknown in ({}, {"source": "x"}, {"source": {"sha256": 7}}):
+        assert source_digest(replace(FULL, provenance=unknown)) == ""

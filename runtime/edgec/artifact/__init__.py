@@ -14,7 +14,9 @@ from edgec.artifact._manifest import (
     Manifest,
     Member,
     Observation,
+    Privacy,
     Scores,
+    source_digest,
 )
 from edgec.artifact._manifest_json import content_digest, manifest_from_json, manifest_to_json
 from edgec.artifact._pack import pack
@@ -35,6 +37,7 @@ __all__ = [
     "Member",
     "Observation",
     "Pipeline",
+    "Privacy",
     "Quantization",
     "Scores",
     "TensorSpec",
@@ -45,5 +48,6 @@ __all__ = [
     "manifest_to_json",
     "pack",
     "read_pipeline",
+    "source_digest",
     "sync_directory",
 ]

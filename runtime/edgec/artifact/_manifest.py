@@ -93,6 +93,18 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """What may leave the device.
+
+    Attributes:
+        inputs_stay: Whether inputs of the model must never be sent to a server; the runtime then asks none,
+            whatever the application says.
+    """
+
+    inputs_stay: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The first thing a device reads of an artifact.
 
@@ -113,6 +125,7 @@ class Manifest:
         golden: Tolerances of the golden vectors, by name of the output:
             ``{"scores": {"max_abs_error": 1e-5}}``; empty where there are none.
         observe: What is worth watching on a device.
+        privacy: What may leave the device.
         provenance: Tool versions, digests of the source model and data, options.
         requires: Features a reader must know; a reader refuses what it does not.
     """
@@ -131,5 +144,16 @@ class Manifest:
     reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     golden: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     observe: Observation = Observation()
+    privacy: Privacy = Privacy()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
+
+
+def source_digest(manifest: Manifest) -> str:
+    """Return the digest of the model file that an artifact was compiled from; empty where it does not say.
+
+    Artifacts of one model for several targets, in whatever precision, have the same.
+    """
+    source = manifest.provenance.get("source")
+    digest = source.get("sha256") if isinstance(source, Mapping) else None
+    return digest if isinstance(digest, str) and len(digest) in (64, 71) else ""

@@ -21,6 +21,7 @@ from edgec.artifact._fields import (
     positive,
     sequence,
     text,
+    wrong,
 )
 from edgec.artifact._layout import MANIFEST, REPORT
 from edgec.artifact._manifest import (
@@ -33,6 +34,7 @@ from edgec.artifact._manifest import (
     Manifest,
     Member,
     Observation,
+    Privacy,
     Scores,
 )
 from edgec.artifact._pipeline import Pipeline
@@ -163,6 +165,7 @@ def _document(manifest: Manifest) -> dict[str, Any]:
             "reference": manifest.reference,
             "golden": manifest.golden,
             "observe": _observation_document(manifest.observe),
+            "privacy": {"inputs_stay": True} if manifest.privacy.inputs_stay else None,
             "provenance": manifest.provenance,
             "requires": list(manifest.requires),
         },
@@ -239,6 +242,7 @@ def _manifest(fields: Fields, requires: tuple[str, ...]) -> Manifest:
         reference=fields.may("reference", mapping_of(mapping_of(number, _quantile)), {}),
         golden=fields.may("golden", mapping_of(mapping_of(not_negative)), {}),
         observe=fields.may("observe", _observation, Observation()),
+        privacy=fields.may("privacy", _privacy, Privacy()),
         provenance=fields.may("provenance", mapping, {}),
         requires=requires,
     )
@@ -316,6 +320,16 @@ def _observation(value: object, where: str) -> Observation:
         inputs=fields.may("inputs", mapping_of(sequence(one_of(STATISTICS), most=len(STATISTICS))), {}),
         scores=fields.may("scores", _scores, None),
     )
+
+
+def _privacy(value: object, where: str) -> Privacy:
+    return Privacy(inputs_stay=Fields(value, where).may("inputs_stay", _flag, False))
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(value, where, "true or false")
+    return value
 
 
 def _scores(value: object, where: str) -> Scores:

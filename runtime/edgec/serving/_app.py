@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeAlias
@@ -23,8 +23,9 @@ from edgec.errors import (
 )
 from edgec.serving._access import Gate
 from edgec.serving._body import Receive, compressed, read_body
+from edgec.serving._contract import Terms, read_terms, told
 from edgec.serving._datatypes import datatype_of
-from edgec.serving._lanes import RETRY_AFTER_S, ClientGoneError, hop_seconds
+from edgec.serving._lanes import RETRY_AFTER_S, BusyError, ClientGoneError, hop_seconds
 from edgec.serving._metrics import CONTENT_TYPE, exposition
 from edgec.serving._models import Prediction
 from edgec.serving._openapi import openapi
@@ -56,6 +57,7 @@ class _Call:
     method: str
     headers: Mapping[bytes, bytes]
     receive: Receive
+    deadline: float | None = None
 
 
 class _MethodError(RequestError):
@@ -177,18 +179,30 @@ class App:
         raise _not_found()
 
     async def _infer(self, call: _Call, name: str, version: str | None) -> Answer:
-        self._repository.find(name, version)  # before a body is read for nothing
+        call, terms = self._agreed(call, name, version)  # before a body is read for nothing
         body = await read_body(call.receive, call.headers, self._options.max_body_bytes)
         entry = self._repository.find(name, version)
+        terms.check(entry)
         return await self._counted(entry, self._run(call, entry, body))
 
     async def _predict(self, call: _Call, name: str, version: str | None) -> Answer:
-        self._repository.find(name + PREDICT, version)
+        call, terms = self._agreed(call, name + PREDICT, version)
         body = await read_body(call.receive, call.headers, self._options.max_body_bytes)
         entry = self._repository.find(name + PREDICT, version)
+        terms.check(entry)
         assert isinstance(entry.model, Prediction)
         self._check_json(0 if entry.model.takes_bytes else len(body))
         return await self._counted(entry, self._run_prediction(call, entry, entry.model, body))
+
+    def _agreed(self, call: _Call, name: str, version: str | None) -> tuple[_Call, Terms]:
+        """Return a call with its deadline, and its terms, if they can be kept as far as is known."""
+        entry = self._repository.find(name, version)
+        terms = read_terms(call.headers)
+        terms.check(entry)
+        if terms.deadline is None:
+            return call, terms
+        entry.lane.admit(terms.deadline)
+        return replace(call, deadline=terms.deadline), terms
 
     async def _counted(self, entry: Entry, answer: Awaitable[Answer]) -> Answer:
         start = time.perf_counter()
@@ -220,11 +234,12 @@ class App:
         if small and entry.inline_bytes and len(binary) <= entry.inline_bytes:
             return _inference(entry, plan, binary)
         run = partial(_inference, entry, plan, binary)
-        return await entry.lane.run(run, partial(_gone, call.receive), plan.queue_timeout_s)
+        return await entry.lane.run(run, partial(_gone, call.receive), plan.queue_timeout_s, call.deadline)
 
     async def _run_prediction(self, call: _Call, entry: Entry, model: Prediction, body: bytes) -> Answer:
-        result = await entry.lane.run(partial(model.predict_bytes, body), partial(_gone, call.receive), None)
-        return 200, [_JSON], result
+        run = partial(model.predict_bytes, body)
+        result = await entry.lane.run(run, partial(_gone, call.receive), None, call.deadline)
+        return 200, [_JSON, *told(entry)], result
 
     async def _plan(self, entry: Entry, header: memoryview) -> Plan:
         """Read the header of a request, or return what was read of the same one before."""
@@ -371,7 +386,8 @@ class App:
 
 def _inference(entry: Entry, plan: Plan, binary: memoryview) -> Answer:
     outputs = entry.model.run(plan.tensors(binary))
-    return 200, *write_response(plan, entry.name, entry.version, outputs)
+    headers, body = write_response(plan, entry.name, entry.version, outputs)
+    return 200, [*headers, *told(entry)], body
 
 
 async def _gone(receive: Receive) -> None:
@@ -394,8 +410,9 @@ def _json(document: object) -> Answer:
 
 def _error(error: RequestError) -> Answer:
     fields: Headers = [_JSON]
-    if error.status == 503:
-        fields.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+    if error.status in (429, 503):
+        after = error.retry_after_s if isinstance(error, BusyError) else RETRY_AFTER_S
+        fields.append((b"retry-after", b"%d" % after))
     elif error.status == 401:
         fields.append((b"www-authenticate", b"Bearer"))
     elif isinstance(error, _MethodError):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from functools import partial
+from math import ceil
 from statistics import median
 from typing import Any, TypeVar
 
@@ -18,7 +20,23 @@ from edgec.errors import RequestError
 from edgec.serving._metrics import ModelMetrics
 
 T = TypeVar("T")
+# Returns when the client of a request went away.
+Gone = Callable[[], Coroutine[Any, Any, object]]
 RETRY_AFTER_S = 1
+_LONGEST_RETRY_S = 60
+_WEIGHT = 0.1  # of the latest inference in what one is expected to take
+
+
+class BusyError(RequestError):
+    """A request cannot be answered now, or not in time; it was not begun.
+
+    Attributes:
+        retry_after_s: When it may be, in whole seconds.
+    """
+
+    def __init__(self, message: str, status: int = 503, retry_after_s: float = RETRY_AFTER_S) -> None:
+        super().__init__(message, status)
+        self.retry_after_s = min(max(RETRY_AFTER_S, ceil(retry_after_s)), _LONGEST_RETRY_S)
 
 
 class ClientGoneError(Exception):
@@ -33,49 +51,100 @@ class Lane:
         width: Calls that run at once.
         queue: Calls that may wait.
         metrics: Where it is counted.
+        service_s: What a call takes, about.
+
+    Attributes:
+        service_s: What calls took lately, in seconds.
     """
 
-    def __init__(self, executor: Executor, width: int, queue: int, metrics: ModelMetrics) -> None:
+    def __init__(
+        self, executor: Executor, width: int, queue: int, metrics: ModelMetrics, service_s: float = 0.0
+    ) -> None:
         self._executor = executor
         self._width = width
         self._queue = queue
         self._metrics = metrics
+        self.service_s = service_s
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    def expected_s(self) -> float:
+        """Return how long a call that comes now would take, its wait included."""
+        if self._metrics.in_flight < self._width:
+            return self.service_s
+        return self.service_s * (1 + (len(self._waiting) + 1) / self._width)
+
+    def admit(self, deadline: float | None) -> None:
+        """Do nothing if a call that comes now can be answered in time.
+
+        Args:
+            deadline: On the clock `time.monotonic`; None for whenever.
+
+        Raises:
+            BusyError: It cannot.
+        """
+        if deadline is None:
+            return
+        expected, left = self.expected_s(), deadline - time.monotonic()
+        if expected > left:
+            self._metrics.refused += 1
+            raise BusyError(
+                f"the model is busy: an answer would take about {expected * 1e3:.1f} ms, and "
+                f"{max(left, 0) * 1e3:.1f} ms are left until the deadline",
+                retry_after_s=expected - self.service_s,
+            )
+
     async def run(
-        self, call: Callable[[], T], gone: Callable[[], Awaitable[object]], timeout_s: float | None
+        self,
+        call: Callable[[], T],
+        gone: Gone,
+        timeout_s: float | None,
+        deadline: float | None = None,
     ) -> T:
         """Run a call in a thread when its turn comes.
 
         Args:
             call: What to run.
-            gone: Returns when the client went away; asked only while the call waits.
+            gone: Returns when the client went away; asked until the call begins, and once when it has ended.
             timeout_s: Longest wait; None for as long as it takes.
+            deadline: Of the answer, on the clock `time.monotonic`; None for whenever.
 
         Raises:
-            RequestError: The queue is full, or the wait was too long: status 503.
+            BusyError: The queue is full, the wait was too long, or the deadline cannot be kept.
             ClientGoneError: The client went away before its turn; nothing was run.
         """
+        self.admit(deadline)
+        if _ends_at_once(gone()):
+            self._metrics.abandoned += 1
+            raise ClientGoneError
         if self._metrics.in_flight >= self._width:
-            await self._wait(gone, timeout_s)
+            await self._wait(gone, self._patience(timeout_s, deadline))
         else:
             self._metrics.in_flight += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, call)
+        took: list[float] = []
+        running = asyncio.get_running_loop().run_in_executor(self._executor, _timed, call, took)
         try:
             # Shielded: a thread cannot be stopped, and its place is taken until it is done.
             return await asyncio.shield(running)
         finally:
+            heard = running.done() and not _ends_at_once(gone())
             if running.done():
-                self._leave(running)
+                self._leave(took, heard, running)
             else:
-                running.add_done_callback(self._leave)
+                running.add_done_callback(partial(self._leave, took, heard))
 
     async def drained(self) -> None:
         """Return when nothing runs and nothing waits."""
         while self._metrics.in_flight or self._waiting:
             await asyncio.sleep(0.005)
 
-    async def _wait(self, gone: Callable[[], Awaitable[object]], timeout_s: float | None) -> None:
+    def _patience(self, timeout_s: float | None, deadline: float | None) -> float | None:
+        """Return how long a call may wait; what it takes itself has to be left then."""
+        if deadline is None:
+            return timeout_s
+        left = max(0.0, deadline - time.monotonic() - self.service_s)
+        return left if timeout_s is None else min(left, timeout_s)
+
+    async def _wait(self, gone: Gone, timeout_s: float | None) -> None:
         """Wait for a place; when it returns, the place is taken."""
         if len(self._waiting) >= self._queue:
             self._metrics.refused += 1
@@ -92,7 +161,7 @@ class Lane:
                     self._metrics.abandoned += 1
                     raise ClientGoneError
                 self._metrics.refused += 1
-                raise _overloaded("the request waited longer than its own timeout")
+                raise _overloaded("the request waited longer than its own timeout or deadline allows")
         except BaseException:
             self._withdraw(turn)
             raise
@@ -106,9 +175,12 @@ class Lane:
         else:
             self._waiting.remove(turn)
 
-    def _leave(self, running: asyncio.Future[T]) -> None:
+    def _leave(self, took: list[float], heard: bool, running: asyncio.Future[T]) -> None:
         if not running.cancelled():
             running.exception()  # looked at, or asyncio reports it as lost
+        for seconds in took:
+            self.service_s += _WEIGHT * (seconds - self.service_s)
+            self._metrics.computed(seconds, heard=heard)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -132,5 +204,23 @@ def _nothing() -> None:
     pass
 
 
-def _overloaded(why: str) -> RequestError:
-    return RequestError(f"the model is busy: {why}; try again later", status=503)
+def _timed(call: Callable[[], T], took: list[float]) -> T:
+    start = time.perf_counter()
+    try:
+        return call()
+    finally:
+        took.append(time.perf_counter() - start)
+
+
+def _ends_at_once(asked: Coroutine[Any, Any, object]) -> bool:
+    """Return whether a coroutine has nothing to wait for: it is begun, and given up where it waits."""
+    try:
+        asked.send(None)
+    except StopIteration:
+        return True
+    asked.close()
+    return False
+
+
+def _overloaded(why: str) -> BusyError:
+    return BusyError(f"the model is busy: {why}; try again later")

@@ -20,6 +20,8 @@ class ModelMetrics:
         queued: Requests that wait for their turn.
         refused: Requests refused because the queue was full, or their own limit of waiting was over.
         abandoned: Requests whose client went away before their turn.
+        run_s: Time that inferences in threads took, in seconds.
+        unheard_s: Of it, that of inferences whose client was gone when they ended.
     """
 
     def __init__(self, model: str, version: str) -> None:
@@ -28,6 +30,8 @@ class ModelMetrics:
         self.queued = 0
         self.refused = 0
         self.abandoned = 0
+        self.run_s = 0.0
+        self.unheard_s = 0.0
         self._statuses: dict[int, int] = {}
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._seconds = 0.0
@@ -37,6 +41,11 @@ class ModelMetrics:
         self._statuses[status] = self._statuses.get(status, 0) + 1
         self._buckets[bisect_left(_BOUNDS, seconds)] += 1
         self._seconds += seconds
+
+    def computed(self, seconds: float, *, heard: bool) -> None:
+        """Count what an inference took, and whether there was anybody to answer when it ended."""
+        self.run_s += seconds
+        self.unheard_s += 0.0 if heard else seconds
 
     def rows(self) -> Iterable[tuple[str, str]]:
         """Yield the name of a metric and a line of it."""
@@ -49,6 +58,8 @@ class ModelMetrics:
             ("edgec_requests_abandoned_total", self.abandoned),
             ("edgec_queue_depth", self.queued),
             ("edgec_in_flight", self.in_flight),
+            ("edgec_inference_seconds_total", self.run_s),
+            ("edgec_inference_unheard_seconds_total", self.unheard_s),
         ):
             yield name, f"{name}{{{self.labels}}} {value}"
         yield from self._histogram()
@@ -69,6 +80,8 @@ _HELP = {
     "edgec_requests_abandoned_total": ("counter", "Requests whose client went away while they waited."),
     "edgec_queue_depth": ("gauge", "Requests that wait for their turn."),
     "edgec_in_flight": ("gauge", "Inferences that run now."),
+    "edgec_inference_seconds_total": ("counter", "Time that inferences took in threads."),
+    "edgec_inference_unheard_seconds_total": ("counter", "Of it, for clients that were gone at the end."),
     "edgec_request_duration_seconds": ("histogram", "From the last byte of a request to its response."),
 }
 

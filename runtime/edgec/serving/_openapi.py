@@ -12,6 +12,15 @@ _TEXT = {"type": "string"}
 _SIZES = {"type": "array", "items": {"type": "integer", "minimum": -1}}
 _PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 
+_TERMS = [
+    {"name": name, "in": "header", "schema": schema}
+    for name, schema in (
+        ("Edgec-Deadline-Ms", {"type": "integer", "minimum": 0}),
+        ("Edgec-Model-Digest", _TEXT),
+        ("Edgec-Source-Digest", _TEXT),
+    )
+]
+
 
 def openapi(options: ServerOptions) -> dict[str, Any]:
     """Return the document, as OpenAPI 3.1 has it."""
@@ -45,20 +54,30 @@ def _model_paths() -> dict[str, Any]:
         ("/v2/models/{model}/versions/{version}", ("model", "version")),
     ):
         where = [{"name": n, "in": "path", "required": True, "schema": _TEXT} for n in names]
-        infer = _operation("Run an inference", _ref("InferenceResponse"), 400, 401, 404, 413, 415, 503)
+        infer = _operation("Run an inference", _ref("InferenceResponse"), 400, 401, 404, 409, 413, 415, 503)
         infer["responses"]["200"]["content"]["application/octet-stream"] = {"schema": {}}
         infer["parameters"] = [
             {
                 "name": "Inference-Header-Content-Length",
                 "in": "header",
                 "schema": {"type": "integer", "minimum": 0},
-            }
+            },
+            *_TERMS,
         ]
         infer["requestBody"] = _body(_ref("InferenceRequest"))
         predict = _operation(
-            "Run the whole pipeline: image, text or JSON in", {"type": "object"}, 400, 401, 404, 413, 415, 503
+            "Run the whole pipeline: image, text or JSON in",
+            {"type": "object"},
+            400,
+            401,
+            404,
+            409,
+            413,
+            415,
+            503,
         )
         predict["requestBody"] = _body({})
+        predict["parameters"] = _TERMS
         ready = _object(name=_TEXT, ready={"type": "boolean"})
         paths[prefix] = {
             "parameters": where,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgec.artifact import TensorSpec
+from edgec.artifact import Manifest, TensorSpec, source_digest
 from edgec.errors import EdgecError, RequestError, ServingError
 from edgec.runtime import Session
 from edgec.serving._lanes import Lane
@@ -37,6 +37,8 @@ class Entry:
         outputs: What it gives.
         lane: Whose turn it is; the faces of one model share it.
         metrics: What is counted.
+        digest: Of the artifact's content: ``sha256:5e8f...``; empty for what is no artifact.
+        source_digest: Of the model file that it was compiled from; empty where that is not known.
         inline_bytes: Requests up to this size run on the event loop; 0 for none.
         users: Requests that hold it now.
         plans: Of headers seen lately.
@@ -50,6 +52,8 @@ class Entry:
     outputs: tuple[TensorSpec, ...]
     lane: Lane
     metrics: ModelMetrics
+    digest: str = ""
+    source_digest: str = ""
     inline_bytes: int = 0
     users: int = 0
     plans: dict[bytes, Plan] = field(default_factory=dict)
@@ -152,7 +156,7 @@ class Repository:
         except BaseException:
             model.close()
             raise
-        return Loaded(model, self._entries(model), run_s, input_bytes)
+        return Loaded(model, self._entries(model, run_s), run_s, input_bytes)
 
     def find(self, name: str, version: str | None) -> Entry:
         """Return a model; without a version, the latest of its versions.
@@ -220,10 +224,10 @@ class Repository:
                 slot.loaded = None
         self._rebuild()
 
-    def _entries(self, model: ServedModel) -> list[Entry]:
+    def _entries(self, model: ServedModel, run_s: float) -> list[Entry]:
         manifest = model.manifest
         metrics = ModelMetrics(manifest.model, manifest.model_version)
-        lane = Lane(self._executor, self._width, self._queue, metrics)
+        lane = Lane(self._executor, self._width, self._queue, metrics, run_s)
         engine = getattr(model, "engine", "") or getattr(getattr(manifest, "engine", None), "name", "model")
         platform = f"edgec_{engine}"
         name, version = manifest.model, manifest.model_version
@@ -234,6 +238,9 @@ class Repository:
             face, name = Prediction(model), name + PREDICT
             metrics = ModelMetrics(name, version)
             entries.append(Entry(name, version, platform, face, face.inputs, face.outputs, lane, metrics))
+        for entry in entries:
+            entry.digest = getattr(model, "content_digest", "")
+            entry.source_digest = source_digest(manifest) if isinstance(manifest, Manifest) else ""
         return entries
 
     def _clashes(self, path: Path, loaded: Loaded) -> list[str]:
