@@ -23,6 +23,7 @@ from edgec.protocol import (
     ChunkServer,
     Desired,
     DesiredModel,
+    DeviceEvent,
     LinkOptions,
     ModelReport,
     MqttLink,
@@ -48,7 +49,15 @@ def report(seq: int, epoch: int = 2, **model: Any) -> Reported:
     return Reported(boot_epoch=1, boot_id="b", seq=seq, epoch=epoch, models=models, sent_at=1.0)
 
 
-def after(*messages: Presence | Reported) -> Answer:
+def end(result: str, epoch: int = 2, digest: str = NEW, model: str = "digits") -> DeviceEvent:
+    data = {"epoch": str(epoch), "digest": digest}
+    kind = f"update_{result}"
+    return DeviceEvent(
+        boot_epoch=1, boot_id="b", seq=1, at=1.0, kind=kind, model=model, reason="golden", data=data
+    )
+
+
+def after(*messages: Presence | Reported | DeviceEvent) -> Answer:
     told = Told(device="dev1", desired=WANTED, models=("digits",))
     for message in messages:
         told = told.after(message, 0.0)
@@ -65,26 +74,24 @@ UNDER_WAY = report(1, state="downloading", candidate=NEW)
         ([], "waiting"),
         ([report(1, epoch=1, state="idle")], "waiting"),
         ([report(1)], "noticed"),
-        ([report(1, state="idle")], "noticed"),
+        ([report(1, state="idle", reason="of an update before")], "noticed"),
         ([UNDER_WAY], "working"),
         ([report(1, state="probation", active=NEW, previous=OLD, candidate=NEW)], "working"),
         ([report(1, state="cleaned", active=NEW)], "committed"),
-        ([report(1, state="idle", active=NEW)], "committed"),
         ([report(2, state="idle", active=NEW), UNDER_WAY], "committed"),
-        ([report(1, state="cleaned", reason="quarantined")], "refused"),
-        ([UNDER_WAY, report(2, state="cleaned", reason="golden")], "failed"),
-        (
-            [
-                report(1, state="probation", active=NEW, candidate=NEW),
-                report(2, state="cleaned", reason="errors"),
-            ],
-            "rolled_back",
-        ),
-        ([UNDER_WAY, report(2, state="cleaned", reason="superseded")], "superseded"),
+        ([end("committed")], "committed"),
+        ([report(1, state="idle"), end("refused")], "refused"),
+        ([UNDER_WAY, end("failed")], "failed"),
+        ([end("failed"), UNDER_WAY], "failed"),
+        ([UNDER_WAY, end("rolled_back")], "rolled_back"),
+        ([UNDER_WAY, end("superseded")], "superseded"),
+        # Of another update, another model, or no end.
+        ([UNDER_WAY, end("failed", epoch=1), end("failed", digest=OLD)], "working"),
+        ([UNDER_WAY, end("failed", model="other"), end("abort_refused")], "working"),
         ([report(1, epoch=3, state="idle")], "ahead"),
     ],
-)  # fmt: skip
-def test_answers_say_what_became_of_it(messages: list[Reported], outcome: str) -> None:
+)
+def test_answers_say_what_became_of_it(messages: list[Any], outcome: str) -> None:
     answer = after(*messages)
     assert answer.outcome == outcome
     assert answer.over == (outcome not in ("waiting", "noticed", "working"))

@@ -9,14 +9,19 @@ from typing import Protocol
 
 from edgec.errors import LinkError, ProtocolError
 from edgec.protocol._answers import Answer, Told
-from edgec.protocol._control import Desired, DesiredModel, Metadata, Presence, Reported
+from edgec.protocol._control import Desired, DesiredModel, DeviceEvent, Metadata, Presence, Reported
 from edgec.protocol._link import MqttLink
 from edgec.protocol._settings import Inbound, Outgoing, Subscription
-from edgec.protocol._topics import REPORTED, STATE, Topics
+from edgec.protocol._topics import EVENT, REPORTED, STATE, Topics
 
 _log = logging.getLogger(__name__)
 # A broker that is slow, or away for a moment, is asked again.
 _PUBLISH_S = 20.0
+_KINDS: Mapping[str, type[Presence | Reported | DeviceEvent]] = {
+    STATE: Presence,
+    REPORTED: Reported,
+    EVENT: DeviceEvent,
+}
 # Devices that are subscribed to one by one.
 _FEW = 64
 
@@ -108,9 +113,9 @@ class Announcer:
         """
         few = list(devices)
         if len(few) <= _FEW:
-            filters = [f for device in few for f in (topics.state(device), topics.reported(device))]
+            filters = [f(device) for device in few for f in (topics.state, topics.reported, topics.event)]
         else:
-            filters = [f for f in topics.for_fleet() if f.endswith((f"/up/{STATE}", f"/up/{REPORTED}"))]
+            filters = [f for f in topics.for_fleet() if f.endswith(tuple(f"/up/{kind}" for kind in _KINDS))]
         return tuple(Subscription(filter=f) for f in filters)
 
     def announce(self, device: str, desired: Desired, models: Iterable[str] | None = None) -> None:
@@ -153,10 +158,9 @@ class Announcer:
         """Take a message in; return the answers that it changed. Malformed ones change nothing."""
         try:
             address = self._topics.parse(inbound.topic)
-            if address is None or not address.up or address.kind not in (STATE, REPORTED):
+            if address is None or not address.up or address.kind not in _KINDS:
                 return ()
-            kind: type[Presence | Reported] = Presence if address.kind == STATE else Reported
-            message = kind.from_bytes(inbound.payload)
+            message = _KINDS[address.kind].from_bytes(inbound.payload)
         except ProtocolError as e:
             _log.warning("%s sends what is no message: %s", inbound.topic, e)
             return ()

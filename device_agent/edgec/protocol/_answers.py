@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from edgec.protocol._control import Desired, DesiredModel, ModelReport, Presence, Reported
+from edgec.protocol._control import Desired, DesiredModel, DeviceEvent, ModelReport, Presence, Reported
 from edgec.protocol._views import DeviceView
 
 Outcome: TypeAlias = Literal[
@@ -15,8 +16,16 @@ Outcome: TypeAlias = Literal[
 ENDS: frozenset[Outcome] = frozenset(("committed", "refused", "failed", "rolled_back", "ahead", "superseded"))
 # Of an update that is over, as `ModelReport.state` says it.
 _RESTING = frozenset(("idle", "cleaned", "committed"))
-# After the candidate has taken over: if it does not stay, it was rolled back.
-_SWITCHED = frozenset(("switched", "probation", "rolling_back"))
+# What the end of an update means, by the kind of its event.
+_RESULTS: Mapping[str, Outcome] = {
+    "update_committed": "committed",
+    "update_unchanged": "committed",
+    "update_refused": "refused",
+    "update_failed": "failed",
+    "update_aborted": "failed",
+    "update_rolled_back": "rolled_back",
+    "update_superseded": "superseded",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,85 +63,63 @@ class Answer:
 class Told:
     """What one device was told, and what it has said since.
 
+    Its reports say where it is; how an update ended is an event, which it repeats until a server has it.
+
     Attributes:
         device: Its id.
         desired: What it was told.
         models: Names of the models that are followed; others of the document are as they were.
         view: What is known of the device.
-        tried: Models whose update was under way at some time since.
-        switched: Models whose candidate served at some time since.
+        ends: By model, the event of how its update ended.
     """
 
     device: str
     desired: Desired
     models: tuple[str, ...]
     view: DeviceView = field(default_factory=DeviceView)
-    tried: frozenset[str] = frozenset()
-    switched: frozenset[str] = frozenset()
+    ends: Mapping[str, DeviceEvent] = field(default_factory=dict)
 
-    def after(self, message: Presence | Reported, now: float) -> Told:
+    def after(self, message: Presence | Reported | DeviceEvent, now: float) -> Told:
         """Return it after a message of the device, maybe late, maybe again."""
-        view = self.view.apply(message, now)
-        tried, switched = self.tried, self.switched
-        if view.reported is not None and view.reported.epoch == self.desired.epoch:
-            under_way = [(name, r) for name, r in view.reported.models.items() if self._is_on_it(name, r)]
-            tried |= {name for name, _ in under_way}
-            switched |= {name for name, report in under_way if report.state in _SWITCHED}
-        return replace(self, view=view, tried=tried, switched=switched)
+        if not isinstance(message, DeviceEvent):
+            return replace(self, view=self.view.apply(message, now))
+        wanted = self.desired.models.get(message.model or "")
+        if message.model is None or wanted is None or message.kind not in _RESULTS:
+            return self
+        about = (message.data.get("epoch"), message.data.get("digest"))
+        if about != (str(self.desired.epoch), wanted.sha256):
+            return self
+        return replace(self, ends={**self.ends, message.model: message})
 
     def answers(self) -> tuple[Answer, ...]:
         """Return how far each model is."""
         return tuple(self._answer(model) for model in self.models)
 
-    def _is_on_it(self, model: str, report: ModelReport) -> bool:
-        wanted = self.desired.models.get(model)
-        return wanted is not None and report.state not in _RESTING and report.candidate == wanted.sha256
-
     def _answer(self, model: str) -> Answer:
-        reported, wanted = self.view.reported, self.desired.models[model]
-        online = self.view.online
-        if reported is None or reported.epoch < self.desired.epoch:
-            refusal = next(iter(reported.alerts), None) if reported is not None else None
-            return Answer(
-                device=self.device,
-                model=model,
-                outcome="waiting",
-                online=online,
-                reason=refusal.reason if refusal else "",
-                detail=refusal.detail if refusal else "",
+        reported, epoch = self.view.reported, self.desired.epoch
+        answer = Answer(device=self.device, model=model, outcome="waiting", online=self.view.online)
+        report = reported.models.get(model) if reported is not None else None
+        state = report.state if report is not None else ""
+        if (end := self.ends.get(model)) is not None:
+            outcome, reason = _RESULTS[end.kind], end.reason or ""
+            return replace(answer, outcome=outcome, state=state, reason=reason, detail=end.detail)
+        if reported is None or reported.epoch < epoch:
+            alert = next(iter(reported.alerts), None) if reported is not None else None
+            return answer if alert is None else replace(answer, reason=alert.reason, detail=alert.detail)
+        if reported.epoch > epoch:
+            detail = (
+                f"the device follows epoch {reported.epoch}, and was told {epoch}: another repository or "
+                "server gives it orders, or this one was restored from a backup"
             )
-        report = reported.models.get(model)
-        if reported.epoch > self.desired.epoch:
-            return Answer(
-                device=self.device,
-                model=model,
-                outcome="ahead",
-                state=report.state if report else "",
-                detail=f"the device follows epoch {reported.epoch}, and was told {self.desired.epoch}: "
-                "another repository or server gives it orders, or this one was restored from a backup",
-                online=online,
-            )
+            return replace(answer, outcome="ahead", state=state, detail=detail)
         if report is None:
-            return Answer(device=self.device, model=model, outcome="noticed", online=online)
-        return Answer(
-            device=self.device,
-            model=model,
-            outcome=self._outcome(model, report, wanted),
-            state=report.state,
-            reason=report.reason or "",
-            detail=report.detail,
-            online=online,
-        )
+            return replace(answer, outcome="noticed")
+        outcome = _under_way(report, self.desired.models[model])
+        return replace(answer, outcome=outcome, state=state, reason=report.reason or "", detail=report.detail)
 
-    def _outcome(self, model: str, report: ModelReport, wanted: DesiredModel) -> Outcome:
-        if report.state not in _RESTING:
-            return "working"
-        if report.active == wanted.sha256:
-            return "committed"
-        if not report.reason:
-            return "noticed"
-        if report.reason == "superseded":
-            return "superseded"
-        if model in self.switched:
-            return "rolled_back"
-        return "failed" if model in self.tried else "refused"
+
+def _under_way(report: ModelReport, wanted: DesiredModel) -> Outcome:
+    if report.state not in _RESTING:
+        return "working"
+    # The reason of one at rest may be that of an update before.
+    return "committed" if report.active == wanted.sha256 else "noticed"

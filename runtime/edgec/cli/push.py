@@ -69,7 +69,7 @@ _MAX_FILE_BYTES = 64 * 2**20
     "urls",
     multiple=True,
     metavar="BASE",
-    help="Where devices fetch the repository's files; without it, this command sends them over the broker.",
+    help="Where devices fetch the repository's files; while it waits, this command also sends them itself.",
 )
 @click.option(
     "--wait",
@@ -223,9 +223,10 @@ def _announced(
     from edgec.protocol import Announcer, ChunkServer, MqttLink, Topics, desired_of
 
     topics = Topics(access.tenant)
-    subscriptions = Announcer.subscriptions(topics, [bundle.device for bundle in bundles])
-    if not urls:
-        subscriptions += ChunkServer.subscriptions(topics)
+    subscriptions = (
+        *Announcer.subscriptions(topics, [bundle.device for bundle in bundles]),
+        *ChunkServer.subscriptions(topics),
+    )
     with MqttLink(access.link_options("push", subscriptions)) as link:
         link.wait_connected(30)
         announcer = Announcer(link, topics)
@@ -240,7 +241,7 @@ def _announced(
         return announcer.wait(
             wait_s,
             lambda answer: None if quiet else click.echo(_line(answer), err=True),
-            None if urls else chunks.take,
+            chunks.take,
         )
 
 
