@@ -282,7 +282,9 @@ def test_verify_says_that_the_fallback_ran(path: Path) -> None:
     assert json.loads(edgec("verify", path, "--json").stdout)["self_test"]["state"] == "fallback"
 
 
-@pytest.mark.parametrize("words", [["verify"], ["run", "--input", "data.npz"]])
+@pytest.mark.parametrize(
+    "words", [["verify"], ["run", "--input", "data.npz"], ["benchmark"], ["benchmark", "--sweep", "threads"]]
+)
 def test_the_users_delegate_is_what_is_loaded(words: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
     spec = EngineSpec(name="litert", version="", device="NPU", precision="int8", files=("model.onnx",))
@@ -292,6 +294,19 @@ def test_the_users_delegate_is_what_is_loaded(words: list[str], tmp_path: Path) 
     assert "none was named" in str(none.exception)
     named = edgec(words[0], path, *words[1:], "--delegate", "/nowhere/libnpu.so")
     assert isinstance(named.exception, InferenceError)  # one was named, so that the file is looked at
+    assert "is no TFLite file" in str(named.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--repeats", "2"], ["--scenario", "offline"]])
+def test_a_delegate_reaches_the_processes_that_measure(words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
+    if "--scenario" in words:
+        pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
+    spec = EngineSpec(name="litert", version="", device="NPU", precision="int8", files=("model.onnx",))
+    path = tiny_artifact(tmp_path / "npu.edgec", engine=spec)
+    assert "none was named" in str(edgec("benchmark", path, *words).exception)
+    named = edgec("benchmark", path, *words, "--delegate", "/nowhere/libnpu.so")
     assert "is no TFLite file" in str(named.exception)
 
 

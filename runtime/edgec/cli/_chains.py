@@ -137,6 +137,7 @@ def benchmark(
     duration_s: float,
     threads: int | None,
     cache_dir: Path | None,
+    delegate: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a chain and say what came out."""
@@ -144,7 +145,12 @@ def benchmark(
 
     samples = None if data is None else _read_samples(path, data)
     result = benchmark_chain(
-        path, samples=samples, duration_s=duration_s, threads=threads, cache_dir=cache_dir
+        path,
+        samples=samples,
+        duration_s=duration_s,
+        threads=threads,
+        cache_dir=cache_dir,
+        delegate=delegate,
     )
     shape = json.dumps(result.to_dict(), indent=2, allow_nan=False)
     click.echo(shape if as_json else "\n".join(_benchmark_lines(result)))

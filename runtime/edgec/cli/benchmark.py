@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from edgec.cli import _options
+
 # Read before the clock starts, so that reading is not measured; enough to be unlike each other.
 _MOST_SAMPLES = 256
 _PLOTS = (".html", ".svg", ".png")
@@ -41,6 +43,7 @@ def _check_plot(_: click.Context, __: click.Parameter, value: Path | None) -> Pa
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the engine may keep what it compiled, for the next start.",
 )
+@_options.delegate
 @click.option(
     "--repeats",
     type=click.IntRange(1, 100),
@@ -109,6 +112,7 @@ def command(
     threads: int | None,
     data: str | None,
     cache_dir: Path | None,
+    delegate: Path | None,
     repeats: int | None,
     against: Path | None,
     profiled: bool,
@@ -140,8 +144,10 @@ def command(
     if _chains.is_chain(artifact):
         special = (repeats, against, plot, axes, scenario, target_latency_ms, target_qps, loadgen_logs)
         if profiled or also or concurrency != 1 or any(option is not None for option in special):
-            raise click.UsageError("a chain takes --duration-s, --threads, --data and --cache-dir only")
-        _chains.benchmark(artifact, data, duration_s, threads, cache_dir, as_json)
+            raise click.UsageError(
+                "a chain takes --duration-s, --threads, --data, --cache-dir and --delegate only"
+            )
+        _chains.benchmark(artifact, data, duration_s, threads, cache_dir, delegate, as_json)
         return
     if scenario is not None:
         if repeats is not None or against is not None or profiled or plot or axes or also:
@@ -157,6 +163,7 @@ def command(
             duration_s=duration_s,
             threads=threads,
             cache_dir=cache_dir,
+            delegate=delegate,
             target_latency_ms=target_latency_ms,
             target_qps=target_qps,
             concurrency=concurrency,
@@ -180,6 +187,7 @@ def command(
             duration_s=duration_s,
             threads=threads,
             cache_dir=cache_dir,
+            delegate=delegate,
         )
         return
     from edgec.cli._benchmark_text import comparison_lines, profile_lines, result_lines
@@ -200,6 +208,7 @@ def command(
         duration_s=duration_s,
         threads=threads,
         cache_dir=cache_dir,
+        delegate=delegate,
         repeats=repeats or 1,
     )
     shape, lines = result.to_dict(), result_lines(result)
@@ -210,7 +219,7 @@ def command(
     if profiled:
         from edgec.runtime.profiling import profile
 
-        layers = profile(artifact, threads=threads, cache_dir=cache_dir)
+        layers = profile(artifact, threads=threads, cache_dir=cache_dir, delegate=delegate)
         shape["profile"] = layers.to_dict()
         lines += profile_lines(layers)
     slower = False

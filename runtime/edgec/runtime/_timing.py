@@ -110,6 +110,17 @@ def time_in_fresh_process(
         return timing
 
 
+def load_options(
+    threads: int | None, cache_dir: str | Path | None, delegate: str | Path | None
+) -> dict[str, Any]:
+    """Return what `edgec.runtime.load` takes as keyword arguments, fit for a message to another process."""
+    return {
+        "threads": threads,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "delegate": None if delegate is None else str(delegate),
+    }
+
+
 def calling(
     path: str | Path, session: Session, samples: Sequence[object] | None
 ) -> tuple[Callable[[], object], str]:

@@ -15,7 +15,7 @@ from edgec.runtime._energy import Energy
 from edgec.runtime._fresh import run_fresh
 from edgec.runtime._machine import Machine, this_machine
 from edgec.runtime._thermal import ThermalState, thermal_state, throttling
-from edgec.runtime._timing import Timing, time_calls, time_in_fresh_process
+from edgec.runtime._timing import Timing, load_options, time_calls, time_in_fresh_process
 from edgec.runtime.conditions import WatchOptions, device_state, memory_short, read_vcgencmd
 from edgec.runtime.measurement import LatencySamples, MedianRatio, measure_interleaved, median_ratio
 
@@ -174,6 +174,7 @@ def benchmark(
     duration_s: float = 5.0,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
     cold_starts: int = 3,
     repeats: int = 1,
 ) -> BenchmarkResult:
@@ -187,6 +188,7 @@ def benchmark(
             are measured.
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: Where the engine may keep what it compiled; see `edgec.runtime.load`.
+        delegate: Library through which LiteRT reaches an NPU; see `edgec.runtime.load`.
         cold_starts: Fresh processes to measure load time, first inference and memory in.
         repeats: Runs to divide the duration among, each in a fresh process, because runs differ by more
             than calls do: `edgec.runtime.comparison` needs at least five. 1 to measure in this process.
@@ -205,7 +207,7 @@ def benchmark(
             f"got {duration_s}, {cold_starts} and {repeats}"
         )
     machine, thermal = this_machine(), thermal_state(vcgencmd=read_vcgencmd)
-    options = {"threads": threads, "cache_dir": None if cache_dir is None else str(cache_dir)}
+    options = load_options(threads, cache_dir, delegate)
     time_run = time_calls if repeats == 1 else time_in_fresh_process
     timings = [time_run(path, options, samples, duration_s / repeats) for _ in range(repeats)]
     state = device_state(vcgencmd=read_vcgencmd)
@@ -218,7 +220,9 @@ def benchmark(
         latency=LatencySamples(np.concatenate([timing.samples_ms for timing in timings])),
         runs_p50_ms=tuple(float(np.median(timing.samples_ms)) for timing in timings),
         # When the session is closed, so that two models never share the memory of a small device.
-        cold_start=measure_cold_starts(path, threads=threads, cache_dir=cache_dir, processes=cold_starts),
+        cold_start=measure_cold_starts(
+            path, threads=threads, cache_dir=cache_dir, delegate=delegate, processes=cold_starts
+        ),
         machine=machine,
         load_average_after=after,
         thermal_before=thermal,
@@ -232,15 +236,19 @@ def benchmark(
 
 
 def measure_cold_starts(
-    path: str | Path, *, threads: int | None = None, cache_dir: str | Path | None = None, processes: int = 3
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
+    processes: int = 3,
 ) -> ColdStart:
     """Load an artifact and run it once in fresh processes, one after the other.
 
     Raises:
         InferenceError: A process failed; the message is what it said last.
     """
-    options = {"threads": threads, "cache_dir": None if cache_dir is None else str(cache_dir)}
-    words = str(path), json.dumps(options)
+    words = str(path), json.dumps(load_options(threads, cache_dir, delegate))
     rows = [json.loads(run_fresh(path, "edgec.runtime._cold_start", *words)) for _ in range(processes)]
     return ColdStart(**{key: _median([row[key] for row in rows]) for key in rows[0]})
 

@@ -42,7 +42,12 @@ class Profile:
 
 
 def profile(
-    path: str | Path, *, threads: int | None = None, cache_dir: str | Path | None = None, runs: int = 30
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
+    runs: int = 30,
 ) -> Profile:
     """Run an artifact with its engine's own profiler, on its golden inputs, or synthetic ones.
 
@@ -53,6 +58,7 @@ def profile(
         path: Of the artifact.
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: See `edgec.runtime.load`.
+        delegate: Likewise.
         runs: Inferences to take the median of, after two that warm up.
 
     Raises:
@@ -62,7 +68,7 @@ def profile(
     """
     if runs < 1:
         raise ValueError(f"expected at least 1 run, got {runs}")
-    with load(path, threads=threads, cache_dir=cache_dir) as session:
+    with load(path, threads=threads, cache_dir=cache_dir, delegate=delegate) as session:
         engine, state = session.engine, session.state
     with Artifact.open(path) as artifact:
         manifest = artifact.manifest
@@ -73,7 +79,12 @@ def profile(
                 engine=engine, layers=(), runs=0, absent=f"{engine} does not tell what layers take"
             )
         # Without the cache: what was compiled without a profiler has none.
-        options = LoadOptions(threads=threads, content_digest=artifact.content_digest, recipe=manifest.recipe)
+        options = LoadOptions(
+            threads=threads,
+            delegate=None if delegate is None else Path(delegate),
+            content_digest=artifact.content_digest,
+            recipe=manifest.recipe,
+        )
         feeds = calling_inputs(artifact)[0]
         layers = backend.profile(spec, artifact, manifest.inputs, manifest.outputs, options, feeds, runs)
     return Profile(engine=engine, layers=tuple(layers), runs=runs)

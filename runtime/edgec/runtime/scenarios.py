@@ -22,6 +22,7 @@ from typing import Any
 from edgec.errors import InferenceError, MissingExtraError
 from edgec.runtime._loadgen import SAMPLES_PER_QUERY, Task
 from edgec.runtime._machine import Machine, this_machine
+from edgec.runtime._timing import load_options
 
 SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 LABEL = "not an MLPerf result"
@@ -105,6 +106,7 @@ def run_scenario(
     duration_s: float = 10.0,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
     target_latency_ms: float | None = None,
     target_qps: float | None = None,
     concurrency: int = 1,
@@ -122,6 +124,7 @@ def run_scenario(
             stopping needs to vouch for the 99th percentile.
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: See `edgec.runtime.load`.
+        delegate: Likewise.
         target_latency_ms: What 99 % of the queries of ``server`` must stay under; needed there.
         target_qps: Queries per second of ``server``, which arrive at random; None for half of what it
             answers one after the other.
@@ -142,7 +145,7 @@ def run_scenario(
         logs.mkdir(parents=True, exist_ok=True)
         task = Task(
             path=str(path),
-            options={"threads": threads, "cache_dir": None if cache_dir is None else str(cache_dir)},
+            options=load_options(threads, cache_dir, delegate),
             samples=samples,
             scenario=scenario,
             duration_s=duration_s,

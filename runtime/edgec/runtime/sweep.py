@@ -117,6 +117,7 @@ def sweep(
     duration_s: float = 5.0,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
 ) -> SweepResult:
     """Measure every combination of settings, bare tensors, one after the other.
 
@@ -128,6 +129,7 @@ def sweep(
         duration_s: For all settings together, in seconds; each gets at least 20 calls.
         threads: Of one inference where they are not varied; None for the engine's own choice.
         cache_dir: See `edgec.runtime.load`.
+        delegate: Likewise.
 
     Raises:
         ArtifactError: An artifact cannot be read.
@@ -158,7 +160,7 @@ def sweep(
     share = duration_s / sum(len(inputs[path]) for path, _ in settings)
     points, model = [], ""
     for path, count in settings:
-        with load(path, threads=count, cache_dir=cache_dir) as session:
+        with load(path, threads=count, cache_dir=cache_dir, delegate=delegate) as session:
             model = model or session.manifest.model
             for batch, feeds in inputs[path].items():
                 turn = cycle(feeds)

@@ -115,6 +115,7 @@ def benchmark_chain(
     duration_s: float = 5.0,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    delegate: str | Path | None = None,
 ) -> ChainBenchmark:
     """Measure a chain as production runs it: one stream of calls, one after the other, warmed up.
 
@@ -125,6 +126,7 @@ def benchmark_chain(
             stages takes a quarter of it more.
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: Where engines may keep what they compiled.
+        delegate: Library through which LiteRT reaches an NPU; see `edgec.runtime.load`.
 
     Raises:
         EdgecError: It does not load, or fails on the samples.
@@ -134,7 +136,7 @@ def benchmark_chain(
     if duration_s <= 0 or (samples is not None and not samples):
         raise ValueError(f"expected a duration above 0 and samples, got {duration_s} and {samples}")
     machine, thermal = this_machine(), thermal_state()
-    with load_chain(path, threads=threads, cache_dir=cache_dir) as chain:
+    with load_chain(path, threads=threads, cache_dir=cache_dir, delegate=delegate) as chain:
         given: Sequence[object] = made_up(chain) if samples is None else samples
         stream, turn = chain.stream(), cycle(given)
         calls = {"call": lambda: stream.predict(next(turn))}
