@@ -28,12 +28,7 @@ _MAX_FILE_BYTES = 64 * 2**20
 
 
 @click.command()
-@click.argument(
-    "artifacts",
-    nargs=-1,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="[ARTIFACT]...",
-)
+@click.argument("artifacts", nargs=-1, metavar="[ARTIFACT]...")
 @click.option(
     "--devices",
     "devices_file",
@@ -82,7 +77,7 @@ _MAX_FILE_BYTES = 64 * 2**20
 )
 @json_option
 def command(
-    artifacts: tuple[Path, ...],
+    artifacts: tuple[str, ...],
     devices_file: Path,
     repository: Path,
     key_folders: tuple[Path, ...],
@@ -96,10 +91,11 @@ def command(
 ) -> None:
     """Bring an artifact to devices: verify, sign, publish, assign, tell, and say what each one answers.
 
-    Several artifacts are one version for several targets; each device gets the one that fits the targets in
-    its line. What devices run of other models stays. The message for each device is kept by the broker: one
-    that is away finds it when it comes back. Without --broker, devices find the news in the repository.
-    Exit status 1 means that not all devices have the artifact at the end.
+    An ARTIFACT is a file, or MODEL=VERSION of what is published already. Several are one version for
+    several targets: each device gets the one that fits the targets in its line. What devices run of other
+    models stays. The message for each device is kept by the broker: one that is away finds it when it
+    comes back. Without --broker, devices find the news in the repository. Exit status 1 means that not all
+    devices have the artifact at the end.
 
     \b
     edgec push digits.edgec --devices fleet.txt --keys keys --broker mqtts://broker.example --ca ca.crt
@@ -111,7 +107,8 @@ def command(
     devices = read_devices(devices_file)
     image, director = opened(repository, key_ring(key_folders, passphrase_file))
     with image.locked():
-        targets = _put_in_force(image, director, artifacts, deltas)
+        targets = _put_in_force(image, director, [Path(a) for a in artifacts if not _is_name(a)], deltas)
+        targets += [target for a in artifacts if _is_name(a) for target in _named(image, a)]
         bundles, models = _assigned(image, director, devices, targets, rollback)
     answers: Sequence[Answer] = ()
     if access is not None:
@@ -150,9 +147,27 @@ def read_devices(file: Path) -> dict[str, set[str]]:
     return devices
 
 
+def _is_name(artifact: str) -> bool:
+    return "=" in artifact and not Path(artifact).exists()
+
+
+def _named(image: ImageRepository, name: str) -> list[ImageTarget]:
+    """Return the artifacts of ``MODEL=VERSION``, one per target."""
+    model, _, version = name.partition("=")
+    of_model = image.targets(model).values()
+    found = [target for target in of_model if target.version == version]
+    if not found:
+        known = ", ".join(sorted({f"{model}={target.version}" for target in of_model})) or "nothing of it"
+        raise TrustError(f"{name} is not published; there is: {known}", "assignment")
+    return found
+
+
 def _put_in_force(
     image: ImageRepository, director: DirectorRepository, artifacts: Sequence[Path], deltas: int
 ) -> list[ImageTarget]:
+    missing = [str(path) for path in artifacts if not path.is_file()]
+    if missing:
+        raise click.BadParameter(f"no such file: {', '.join(missing)}", param_hint="ARTIFACT")
     targets = [published(image, path, deltas=deltas) for path in artifacts]
     if not targets:
         return []
