@@ -1,0 +1,216 @@
+"""The behaviour gate: what it stops, what it lets pass, and what it says where it cannot tell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="the gate needs the extra 'fleet'")
+
+from tests.fleet.world import HEALTHY, POISONS, Release, World
+
+from edgec.fleet.verdicts import DeviceEvidence, Evidence, Finding, Limits, Verdict, judge, spend
+from edgec.fleet.verdicts._statistics import proportion, proportion_difference, ratio_of_sums, shares_of
+from edgec.sketch import Histogram
+
+
+def finding(verdict: Verdict, metric: str) -> Finding:
+    return next(f for f in verdict.findings if f.metric == metric)
+
+
+@pytest.mark.parametrize(("failures", "tried"), [(2, 20), (3, 50), (5, 100), (16, 500)])
+def test_installs_stop_at_the_least_number_that_proves_two_percent(failures: int, tried: int) -> None:
+    assert judge(Evidence(attempts=tried, failures=failures)).outcome == "fail"
+    assert judge(Evidence(attempts=tried, failures=failures - 1)).outcome != "fail"
+
+
+def test_one_failed_install_is_never_enough() -> None:
+    assert judge(Evidence(attempts=1, failures=1)).outcome == "inconclusive"
+
+
+def test_all_looks_together_spend_what_one_may() -> None:
+    assert sum(spend(0.01, look) for look in range(1, 10_000)) == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(ValueError, match="from 1"):
+        spend(0.01, 0)
+
+
+def test_bounds_of_shares_are_those_of_the_literature() -> None:
+    # Newcombe 1998, table II, example (a): 56/70 - 48/80, method 10.
+    found = proportion_difference((56, 70), (48, 80), 0.025)
+    assert (found.low, found.high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
+    assert proportion(0, 50, 0.05).high == pytest.approx(0.0513, abs=1e-3)
+
+
+def test_a_ratio_knows_that_calls_of_a_device_are_alike() -> None:
+    calls = np.full(20, 1000.0)
+    spread, one_device = np.full(20, 10.0), np.zeros(20)
+    one_device[0] = 200.0
+    assert ratio_of_sums(spread, calls).value == ratio_of_sums(one_device, calls).value
+    assert ratio_of_sums(spread, calls).error == 0
+    assert ratio_of_sums(one_device, calls).error == pytest.approx(0.01, rel=0.01)
+
+
+def test_shares_of_devices_that_differ_are_worth_less() -> None:
+    alike, apart = np.tile([50.0, 50.0], (10, 1)), np.array([[100.0, 0.0], [0.0, 100.0]] * 5)
+    assert shares_of(alike, cumulative=True, by_device=True).inflation == 1
+    # 1000 values on 10 devices that are each all or nothing are some 10 values.
+    assert shares_of(apart, cumulative=True, by_device=True).inflation == pytest.approx(100 * 10 / 9)
+
+
+def test_a_healthy_release_passes() -> None:
+    verdict = judge(World(1).evidence(HEALTHY, candidates=50, controls=100))
+    assert verdict.outcome == "pass", verdict.detail
+    metrics = {f.metric for f in verdict.findings}
+    assert metrics >= {"installs", "crashes", "silence", "errors", "non_finite", "latency_p95", "confidence"}
+    assert metrics >= {"classes", "output:y", "disagreement"}
+    assert all(f.units == "devices" for f in verdict.findings)
+    assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+@pytest.mark.parametrize("kind", sorted(POISONS))
+def test_a_poisoned_release_fails_by_its_symptom(kind: str) -> None:
+    verdict = judge(World(2).evidence(POISONS[kind], candidates=50, controls=100), stages=4)
+    assert verdict.outcome == "fail", verdict.findings
+    symptoms = {
+        "nan": "non_finite", "errors": "errors", "slow": "latency_p95", "out_of_memory": "crashes",
+        "garbage": "confidence", "one_class": "classes", "other_class_order": "disagreement",
+        "does_not_install": "installs",
+    }  # fmt: skip
+    failed = finding(verdict, symptoms[kind])
+    assert failed.outcome == "fail"
+    assert failed.low is not None
+    assert failed.limit is not None
+    assert failed.low > failed.limit
+
+
+def test_one_broken_device_stops_nobody() -> None:
+    evidence = World(3).evidence(HEALTHY, candidates=50, controls=100)
+    broken = replace(evidence.candidate[0], errors=evidence.candidate[0].calls, crashes=40)
+    assert judge(replace(evidence, candidate=(broken, *evidence.candidate[1:]))).outcome != "fail"
+
+
+def test_devices_that_fall_silent_are_noticed() -> None:
+    evidence = World(4).evidence(HEALTHY, candidates=50, controls=100)
+    silent = tuple(
+        DeviceEvidence(device=d.device, hardware="cpu", digest="new") for d in evidence.candidate[:40]
+    )
+    verdict = judge(replace(evidence, candidate=(*silent, *evidence.candidate[40:])))
+    assert finding(verdict, "silence").outcome == "fail"
+
+
+def test_missing_data_holds_and_says_so() -> None:
+    few = World(5, calls_per_hour=2).evidence(HEALTHY, candidates=50, controls=100)
+    verdict = judge(few)
+    assert verdict.outcome == "inconclusive"
+    assert "calls of the release are known, and 1000 are needed" in verdict.detail
+    nothing = judge(replace(few, control=tuple(replace(d, calls=0) for d in few.control)))
+    assert nothing.outcome == "inconclusive"
+    assert judge(Evidence(attempts=50)).detail == "no device has installed the release yet"
+
+
+def test_too_few_calls_to_pass_are_enough_to_fail() -> None:
+    few = World(6, calls_per_hour=4).evidence(Release(errors=0.9), candidates=50, controls=100)
+    assert judge(few).outcome == "fail"
+
+
+def test_without_control_devices_are_held_against_themselves() -> None:
+    world = World(7)
+    healthy = world.evidence(HEALTHY, candidates=50, controls=0, before=True)
+    verdict = judge(healthy)
+    assert verdict.outcome == "pass", verdict.detail
+    assert finding(verdict, "latency_p95").against == "before"
+    slow = world.evidence(POISONS["slow"], candidates=50, controls=0, before=True)
+    assert finding(judge(slow), "latency_p95").outcome == "fail"
+
+
+def test_what_nothing_ran_before_is_judged_by_the_limits_alone() -> None:
+    world = World(8)
+    assert judge(world.evidence(HEALTHY, candidates=50, controls=0)).outcome == "pass"
+    assert judge(world.evidence(POISONS["nan"], candidates=50, controls=0)).outcome == "fail"
+
+
+@pytest.mark.parametrize("kind", ["nan", "errors", "slow", "out_of_memory", "garbage", "one_class"])
+def test_in_a_small_fleet_calls_are_the_evidence(kind: str) -> None:
+    world = World(9, calls_per_hour=1500)
+    healthy = judge(world.evidence(HEALTHY, candidates=3, controls=5, hours=4, before=True))
+    assert healthy.outcome == "pass", healthy.detail
+    assert finding(healthy, "latency_p95").units == "inferences"
+    assert judge(world.evidence(POISONS[kind], candidates=3, controls=5, hours=8)).outcome == "fail"
+
+
+def test_a_class_of_hardware_is_judged_by_its_own() -> None:
+    world = World(10)
+    cpu = world.evidence(HEALTHY, candidates=50, controls=100)
+    slow = world.evidence(POISONS["slow"], candidates=50, controls=100)
+    npu = {
+        side: tuple(replace(d, hardware="npu", device=f"n{d.device}") for d in getattr(slow, side))
+        for side in ("candidate", "control")
+    }
+    both = replace(
+        cpu, candidate=(*cpu.candidate, *npu["candidate"]), control=(*cpu.control, *npu["control"])
+    )
+    failed = {(f.metric, f.hardware) for f in judge(both).findings if f.outcome == "fail"}
+    assert failed == {("latency_p95", "npu")}
+
+
+def test_outputs_with_other_edges_are_held_against_their_own_calibration_data() -> None:
+    rng = np.random.default_rng(11)
+
+    def device(name: str, digest: str, edges: list[float], shift: float) -> DeviceEvidence:
+        histogram = Histogram(edges)
+        histogram.add_many(rng.normal(shift, 1, 300))
+        latency = World(11).device(name, HEALTHY, 1).latency
+        return DeviceEvidence(
+            device=name, hardware="cpu", digest=digest, calls=300, latency=latency, outputs={"y": histogram}
+        )
+
+    halves, thirds = [0.0], [-0.43, 0.43]
+    references = {"old": {"y": (0.5, 0.5)}, "new": {"y": (1 / 3, 1 / 3, 1 / 3)}}
+    control = tuple(device(f"o{i}", "old", halves, 0) for i in range(30))
+    for shift, outcome in ((0.0, "pass"), (1.5, "fail")):
+        candidate = tuple(device(f"c{i}", "new", thirds, shift) for i in range(30))
+        verdict = judge(
+            Evidence(candidate=candidate, control=control, attempts=30, references=references),
+        )
+        found = finding(verdict, "output:y")
+        assert (found.outcome, found.against) == (outcome, "reference")
+
+
+def test_distributions_of_few_values_are_not_judged() -> None:
+    evidence = World(12).evidence(POISONS["garbage"], candidates=50, controls=100)
+    thin = tuple(replace(d, confidence=None, outputs={}, classes={0: 1}) for d in evidence.candidate)
+    found = finding(judge(replace(evidence, candidate=thin)), "classes")
+    assert found.outcome == "inconclusive"
+    assert "1000" in found.detail
+
+
+@pytest.mark.slow
+def test_false_stops_stay_within_the_stated_rate_over_many_looks() -> None:
+    limits = Limits()
+    stopped = 0
+    for seed in range(40):
+        world = World(1000 + seed, calls_per_hour=60)
+        for look, hours in enumerate((0.5, 1, 2, 4), start=1):
+            verdict = judge(
+                world.evidence(HEALTHY, candidates=50, controls=60, hours=hours), limits=limits, look=look
+            )
+            if verdict.outcome == "fail":
+                stopped += 1
+                break
+    # At 1 percent, three of forty or more come less than once in 100 runs of this test.
+    assert stopped <= 2
+
+
+@pytest.mark.slow
+def test_peeking_at_installs_stops_healthy_releases_less_than_once_in_200() -> None:
+    rng = np.random.default_rng(0)
+    bounds = [
+        next(k for k in range(2, n + 2) if k > n or proportion(k, n, 0.05).low > 0.02) for n in range(1, 501)
+    ]
+    runs, stopped = 4000, 0
+    for _ in range(runs):
+        failures = np.cumsum(rng.random(500) < 0.002)
+        stopped += bool((failures >= bounds).any())
+    assert stopped / runs < 0.005
