@@ -73,6 +73,7 @@ def _load(request: Mapping[str, Any], artifact: Artifact) -> Program:
         threads=request["threads"],
         cache_dir=None if request["cache_dir"] is None else Path(request["cache_dir"]),
         delegate=None if request["delegate"] is None else Path(request["delegate"]),
+        providers=request["providers"],
         content_digest=artifact.content_digest,
         recipe=manifest.recipe,
     )

@@ -19,7 +19,7 @@ from edgec.errors import ArtifactError, BackendUnavailableError, EdgecError, Inf
 from edgec.runtime._isolated_process import CRASH, Worker, too_large
 
 if TYPE_CHECKING:
-    from edgec.artifact import Artifact, EngineSpec
+    from edgec.artifact import Artifact
     from edgec.runtime.backends import LoadOptions
 
 T = TypeVar("T")
@@ -297,7 +297,7 @@ def _restart(program: weakref.ref[IsolatedProgram], closing: Event) -> None:
 
 
 def load_isolated(
-    artifact: Artifact, spec: EngineSpec, options: LoadOptions, isolation: Isolation
+    artifact: Artifact, options: LoadOptions, isolation: Isolation, *, fallback: bool
 ) -> IsolatedProgram:
     """Load a model in a process of its own; see `edgec.runtime.backends.Backend.load`.
 
@@ -316,10 +316,11 @@ def load_isolated(
     request = {
         "path": str(artifact.path),
         "content_digest": artifact.content_digest,
-        "fallback": spec is not manifest.engine,
+        "fallback": fallback,
         "threads": options.threads,
         "cache_dir": None if options.cache_dir is None else str(options.cache_dir),
         "delegate": None if options.delegate is None else str(options.delegate),
+        "providers": {name: dict(given) for name, given in options.providers.items()},
         "memory_mib": isolation.memory_mib,
         # Those of this thread: the ones that start processes later are not bound as a pool's are.
         "cores": sorted(os.sched_getaffinity(0)),

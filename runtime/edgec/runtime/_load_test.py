@@ -91,6 +91,7 @@ def _mark(artifact: Artifact, program: Program, spec: EngineSpec, options: LoadO
     # A home may be shared by machines.
     facts = (
         artifact.content_digest, spec.name, program.engine_version, spec.device, spec.precision, library,
+        sorted((name, sorted(given.items())) for name, given in options.providers.items()),
         os.uname() if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""), _cpu(),
     )  # fmt: skip
     try:

@@ -24,7 +24,7 @@ def placement_problems(program: Program, spec: EngineSpec) -> list[str]:
     """Return what differs from the promise, in plain sentences; empty where nothing does.
 
     What the engine does not tell is taken for kept. ONNX Runtime tells precisions after a profiled run
-    only; on the CPU, the only place where edgec uses it, it never picks another by itself.
+    only; it picks no coarser one by itself, once its options say so, as those that edgec gives it do.
 
     Args:
         program: That was just loaded.

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
     from edgec.runtime._shadow import Shadow
+    from edgec.runtime.fallback import Fallback
+    from edgec.runtime.fallback._asking import Asking
     from edgec.runtime.pipeline import Processor
 
 _Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -40,6 +42,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     delegate: str | Path | None = None,
+    providers: Mapping[str, Mapping[str, Any]] | None = None,
     allow_fallback: bool = True,
     strict: bool = True,
     self_test: bool = True,
@@ -47,6 +50,7 @@ def load(
     priority: float = 0.0,
     cache: ResultCache | None = None,
     isolate: bool | Isolation = False,
+    fallback: Fallback | None = None,
 ) -> Session:
     """Load an artifact with the engine it was made for.
 
@@ -66,6 +70,9 @@ def load(
             ``edgec finish`` built, and in ``~/.cache/edgec/engines`` if None.
         delegate: Shared library through which LiteRT reaches the device's NPU: ``libedgetpu.so.1``. It is
             code that this process loads, so that no artifact can name one.
+        providers: What ONNX Runtime is to try before the CPU where it runs the model, as engine or as
+            fallback, with options: ``{"Tensorrt": {"trt_max_workspace_size": 2**30}, "CUDA": {}}``. The first is
+            then what placement is held to. None for what the artifact says.
         allow_fallback: Whether the declared fallback may run the model.
         strict: Whether to refuse a model of which a part would run elsewhere, or compute more coarsely, than
             the engine that runs it promises in the manifest. False to load it, and log a warning once.
@@ -78,6 +85,9 @@ def load(
         isolate: Whether the engine runs in a process of its own, so that one that crashes, hangs or leaks
             fails a call with `IsolationError` and no more: the process is started again. `Isolation` says how
             it is treated. Calls then take turns, and each takes some 0.1 ms longer. Linux only.
+        fallback: A server that answers where this device cannot, or is not sure enough; None, as a rule, for
+            no input ever leaving it. What `run` and `predict` give is then an `Answer`, which says whence it
+            came.
 
     Raises:
         ArtifactError: The artifact cannot be read, or is not sound.
@@ -85,32 +95,44 @@ def load(
         PlacementError: Part of the model would run elsewhere, or more coarsely; it lists the nodes.
         SelfTestError: This device computes something else than the source model.
         InferenceError: The engine refuses the model.
-        ValueError: `threads` is below 1.
+        ValueError: `fallback` asks for a confidence that the artifact does not have; `threads` is below 1,
+            or an option of a provider is neither text nor a number.
     """
 
     from pathlib import Path
 
     if threads is not None and threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
+    if providers:
+        from edgec.runtime.backends._providers import check_options
+
+        check_options(providers)
     options = LoadOptions(
         threads=pool.threads if threads is None and pool is not None else threads,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         delegate=None if delegate is None else Path(delegate),
+        providers={} if providers is None else providers,
     )
     artifact = Artifact.open(path)
     try:
         checks = _Checks(strict, self_test, _isolation(isolate))
-        if pool is None:
-            session = _open_session(artifact, options, allow_fallback, checks)
-        else:
-            session = pool.run_here(lambda: _open_session(artifact, options, allow_fallback, checks))
+        open_here = partial(_open_session, artifact, options, allow_fallback, checks)
+        try:
+            session = open_here() if pool is None else pool.run_here(open_here)
+        except InferenceError as e:
+            if fallback is None:
+                raise
+            session = _absent_session(artifact, fallback, e)
         session.set_pool(pool, priority)
         if cache is not None:
             session.use_cache(cache)
+        if fallback is not None:
+            session.use_fallback(fallback)
         session.set_reload(
             partial(
-                load, threads=threads, cache_dir=cache_dir, delegate=delegate, allow_fallback=allow_fallback,
-                strict=strict, self_test=self_test, pool=pool, priority=priority, isolate=isolate,
+                load, threads=threads, cache_dir=cache_dir, delegate=delegate, providers=providers,
+                allow_fallback=allow_fallback, strict=strict, self_test=self_test, pool=pool,
+                priority=priority, isolate=isolate, fallback=fallback,
             )
         )  # fmt: skip
         return session
@@ -162,10 +184,12 @@ class Session:
         self._observer: Observer | None = None
         self._shadow: Shadow | None = None
         self._cache: ResultCache | None = None
+        self._asking: Asking | None = None
 
     @property
     def state(self) -> str:
-        """``ready``, or ``fallback`` where not the artifact's engine but its fallback runs it.
+        """``ready``, or ``fallback`` where not the artifact's engine but its fallback runs it, or ``remote``
+        where nothing here can and a server is asked.
 
         Where it runs in a process of its own: ``restarting`` while that is started again, ``crash-loop``
         while it fails again and again.
@@ -353,8 +377,10 @@ class Session:
         if self._observer is not None:
             from edgec.runtime._observer import submit_observed
 
-            return submit_observed(self._observer, pool, self.run, inputs, rank, deadline_ms)
-        return pool.submit(self.run, inputs, priority=rank, deadline_ms=deadline_ms)
+            queue = partial(submit_observed, self._observer, pool, self.run, inputs, rank, deadline_ms)
+        else:
+            queue = partial(pool.submit, self.run, inputs, priority=rank, deadline_ms=deadline_ms)
+        return queue() if self._asking is None else self._asking.submit(self, queue, inputs)
 
     async def arun(
         self,
@@ -483,6 +509,31 @@ class Session:
             self._cache = cache
             self._arrange()
 
+    def use_fallback(self, fallback: Fallback | None) -> None:
+        """Ask a server from now on where this device cannot answer, or is not sure enough; see `load`.
+
+        Calls made by `bind` do not ask it.
+
+        Args:
+            fallback: None for asking nobody.
+
+        Raises:
+            ValueError: It asks for a confidence that the artifact does not have.
+            InferenceError: The session is closed.
+        """
+        asking = None
+        if fallback is not None:
+            from edgec.runtime.fallback._asking import Asking, check_confidence
+
+            check_confidence(self.manifest, fallback)
+            asking = Asking(fallback)
+        with self._changing:
+            self._open_program()
+            before, self._asking = self._asking, asking
+            self._arrange()
+        if before is not None:
+            before.close()
+
     def set_shadow(self, shadow: Shadow | None) -> None:
         """Let a candidate see a sample of the calls from now on; its answers are discarded.
 
@@ -573,6 +624,8 @@ class Session:
         if program is not None:
             program.close()
             self._artifact.close()
+            if self._asking is not None:
+                self._asking.close()
 
     def __enter__(self) -> Session:
         return self
@@ -595,6 +648,8 @@ class Session:
             run = self._shadow.around(run)
         if self._cache is not None:
             run = self._cache.around(self, run, self._observer)
+        if self._asking is not None:
+            run = self._asking.around(self, run, self._observer)
         self._run = run
         self._processor = None
 
@@ -610,6 +665,10 @@ class Session:
     def current_program(self) -> Program:
         """Return what the engine has loaded; for what is beside sessions in this package."""
         return self._open_program()
+
+    def current_run(self) -> _Run:
+        """Return what runs a call now; for what is beside sessions in this package."""
+        return self._run
 
     def _open_program(self) -> Program:
         program = self._program
@@ -638,7 +697,7 @@ class Session:
             return run_into(program, self.outputs, inputs, outputs)
 
         try:
-            if self._cache is not None:
+            if self._cache is not None or self._asking is not None:
                 check_outputs(self.outputs, outputs)
                 return deliver(self._run(inputs), outputs)
             watched = run if self._observer is None else self._observer.around(run)
@@ -664,6 +723,10 @@ class Session:
                     from edgec.runtime._observed_pipeline import ObservedProcessor
 
                     processor = ObservedProcessor(processor, self._observer)
+                if self._asking is not None:
+                    from edgec.runtime.fallback._asking import AnsweringProcessor
+
+                    processor = AnsweringProcessor(processor)
                 self._processor = processor, self._run
             return self._processor
 
@@ -713,16 +776,30 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
         return Session(artifact, program, manifest.fallback.name, "fallback", str(e))
 
 
+def _absent_session(artifact: Artifact, fallback: Fallback, error: InferenceError) -> Session:
+    """Return a session without an engine; it raises `error` where the server may not be asked."""
+    from edgec.runtime.fallback._asking import absent_program
+
+    program = absent_program(artifact, fallback, error)
+    _warn(f"{artifact.path}: {error}; {fallback.url} is asked instead")
+    return Session(artifact, program, "remote", "remote", str(error))
+
+
 def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions, checks: _Checks) -> Program:
     manifest = artifact.manifest
+    fallback = spec is not manifest.engine
     options = replace(options, content_digest=artifact.content_digest, recipe=manifest.recipe)
+    if options.providers and spec.name == "onnxruntime":
+        from edgec.runtime.backends._providers import asked_device
+
+        spec = replace(spec, device=asked_device(options) or spec.device)  # what it is held to from here on
     program: Program
     if checks.isolation is None:
         program = get_backend(spec.name).load(spec, artifact, manifest.inputs, manifest.outputs, options)
     else:
         from edgec.runtime._isolation import load_isolated
 
-        program = load_isolated(artifact, spec, options, checks.isolation)
+        program = load_isolated(artifact, options, checks.isolation, fallback=fallback)
     try:
         checks.check(artifact, program, spec, options)
     except BaseException:

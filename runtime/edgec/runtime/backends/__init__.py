@@ -41,6 +41,7 @@ class LoadOptions:
             TensorRT looks here for what ``edgec finish`` built; ONNX Runtime compiles nothing worth
             keeping.
         delegate: Shared library through which LiteRT reaches an NPU; only the application names one.
+        providers: Execution providers that ONNX Runtime is to try before the CPU, with their options.
         content_digest: Of the artifact, for engines that are built of it on the device; set by `load`.
         recipe: How the device builds the engine, as the manifest has it; set by `load`.
     """
@@ -48,6 +49,7 @@ class LoadOptions:
     threads: int | None = None
     cache_dir: Path | None = None
     delegate: Path | None = None
+    providers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     content_digest: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
 

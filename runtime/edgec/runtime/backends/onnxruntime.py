@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU.
+"""ONNX Runtime, on the CPU, and on GPUs where its build has TensorRT or CUDA.
 
 The graph is loaded from memory, and its weights from the mapped member ``weights.bin``: nothing is
 unpacked to disk. ONNX Runtime copies the weights while it loads, so that the map is read once.
@@ -27,9 +27,9 @@ from edgec.runtime._buffers import deliver
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._profiles import LayerTime, kernel_runs, layer_times
+from edgec.runtime.backends._providers import check_started, choose_providers
 from edgec.runtime.backends._versions import check_version
 
-_PROVIDERS = ["CPUExecutionProvider"]
 # Between Q/DQ pairs it rounds the weights of layers that a build left in float to int8, with one scale for
 # all of them; where weights are in int8 already it has nothing to do.
 _DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
@@ -93,10 +93,6 @@ class OnnxRuntimeBackend:
     ) -> OnnxRuntimeProgram:
         """Load a model; see `edgec.runtime.backends.Backend.load`."""
         check_version("ONNX Runtime", "onnxruntime", ort.__version__, spec.version)
-        if spec.device != "CPU":
-            raise BackendUnavailableError(
-                f"expected the device CPU for ONNX Runtime, got {spec.device!r}: compile for a CPU target"
-            )
         model = _Model(spec, payload, options)
         session = model.open()
         _check_interface(session, inputs, outputs)
@@ -130,8 +126,9 @@ class OnnxRuntimeBackend:
         return layer_times(kernel_runs(events)[2:])
 
     def devices(self) -> tuple[str, ...]:
-        """Return where models can run: edgec uses ONNX Runtime on the CPU only."""
-        return ("CPU",)
+        """Return where models can run."""
+        gpu = {"TensorrtExecutionProvider", "CUDAExecutionProvider"} & set(ort.get_available_providers())
+        return ("CPU", "GPU") if gpu else ("CPU",)
 
 
 class _Model:
@@ -142,6 +139,7 @@ class _Model:
         self._payload = payload
         self._entry, *data = spec.files
         self._threads = options.threads
+        self._providers = choose_providers(spec, options, ort.get_available_providers(), ort.__version__)
         facts = read_facts(payload.view(self._entry))
         self.nodes = facts.nodes
         self.packed_bits = facts.packed_bits
@@ -178,14 +176,16 @@ class _Model:
             session = ort.InferenceSession(
                 bytes(self._payload.view(self._entry)),
                 options,
-                providers=_PROVIDERS,
+                providers=self._providers,
                 disabled_optimizers=_DISABLED_OPTIMIZERS,
+                enable_fallback=0,  # else a call that fails on a GPU makes this a session on the CPU
             )
         except _FAILURES as e:
             raise InferenceError(
                 f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(e)}"
             ) from e
         del kept
+        check_started(self._providers, session.get_providers(), ort.__version__)
         return session
 
     def _add_external(self, options: ort.SessionOptions) -> list[object]:
@@ -444,8 +444,8 @@ def _placement(session: ort.InferenceSession, nodes: int) -> dict[str, int]:
         for part in session.get_provider_graph_assignment_info():
             counts[part.ep_name.removesuffix("ExecutionProvider")] += len(part.get_nodes())
         return dict(counts)
-    # ONNX Runtime before 1.24 tells the providers only. There is one, so every node is there.
-    return {name.removesuffix("ExecutionProvider"): nodes for name in session.get_providers()}
+    # ONNX Runtime before 1.24 tells the providers only, in their order: the rest is taken for kept.
+    return {session.get_providers()[0].removesuffix("ExecutionProvider"): nodes}
 
 
 def _precisions(profile: Path, packed_bits: tuple[int, ...]) -> dict[str, int]:
