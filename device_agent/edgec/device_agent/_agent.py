@@ -188,21 +188,10 @@ class Agent:
         self._outbox.close()
         self._store.stop()
 
-    def run(self) -> None:
-        """Start, and go on in this thread until `ask_to_stop` is called; then end in order.
-
-        Raises:
-            AgentError, TrustError, LinkError: As of `start`.
-        """
-        self.start(thread=False)
-        try:
-            self._run()
-        finally:
-            self.stop()
-
-    def ask_to_stop(self) -> None:
-        """Let `run` end; may be called by a signal's handler, and from any thread."""
-        self._stopping.set()
+    @property
+    def alive(self) -> bool:
+        """Whether it runs; False where its thread has died, which only a bug in it does."""
+        return self._running and (self._thread is None or self._thread.is_alive())
 
     def __enter__(self) -> Agent:
         self.start()

@@ -236,6 +236,11 @@ def _problems(config: AgentConfig) -> list[str]:
         found += [f"{name} must be 1 to 64 letters, digits, '_', '.', '-', not {v!r:.80}" for v in bad]
     if not config.hardware:
         found.append("hardware must name at least one target: see  edgec targets")
+    found += [
+        f"sources must be https://, http:// or an absolute path, not {source!r:.80}"
+        for source in config.sources
+        if not source.startswith(("https://", "http://", "/"))
+    ]
     if config.outbox_bytes < 256 * 1024:
         found.append(f"outbox_bytes must be at least 262144, not {config.outbox_bytes}")
     return found + _broker_problems(config.broker) + _update_problems(config.updates)

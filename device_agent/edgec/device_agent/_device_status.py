@@ -117,12 +117,12 @@ class _Written:
     """What a running agent writes of itself."""
 
     device: str
-    pid: int
     process: str
-    started: float
     boot: int
     agent: str
     link: str
+    pid: int | None = None
+    started: float | None = None
     link_error: str = ""
     epoch: int = 0
     waiting: int = 0
@@ -140,7 +140,7 @@ def write_status(directory: Path, status: AgentStatus) -> None:
     """Write what a running agent knows of itself; without a sync, for it is worth nothing after a reboot."""
     plain = {name: value for name, value in status.to_dict().items() if name not in ("models", "running")}
     plain["alerts"] = [{"reason": reason, "detail": detail} for reason, detail in status.alerts]
-    plain["process"] = _process(status.pid or 0)
+    plain["process"] = _process(status.pid) if status.pid is not None else ""
     aside = directory / f".edgec-{os.getpid()}-status.partial"
     try:
         aside.write_text(json.dumps(plain))
@@ -177,7 +177,7 @@ def read_status(directory: Path) -> AgentStatus:
         written = from_plain(_Written, plain, STATUS)
     except AgentError:
         return AgentStatus(models=tuple(models))
-    running = bool(written.process) and _process(written.pid) == written.process
+    running = bool(written.process) and _process(written.pid or 0) == written.process
     return AgentStatus(
         device=written.device,
         running=running,

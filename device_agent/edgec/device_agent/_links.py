@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec.device_agent._config import AgentConfig, BrokerSettings
+from edgec.device_agent._config import AgentConfig
 from edgec.errors import LinkError
-from edgec.protocol import LinkOptions, MqttLink, Subscription, Topics
+from edgec.protocol import LinkOptions, MqttLink, Subscription, Topics, tls_context
 
 if TYPE_CHECKING:
     from edgec.device_agent._seams import Link
@@ -35,24 +34,13 @@ def link_options(config: AgentConfig) -> LinkOptions:
         host=broker.host,
         port=broker.port,
         client_id=config.device,
-        tls=_tls(broker) if broker.tls else None,
+        tls=tls_context(broker.authority, broker.certificate, broker.key) if broker.tls else None,
         username=broker.username,
         password=None if broker.password_file is None else _secret(broker.password_file),
         subscriptions=tuple(Subscription(filter=f) for f in filters),
         version=broker.version,
         keepalive_s=broker.keepalive_s,
     )
-
-
-def _tls(broker: BrokerSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=broker.authority)
-        if broker.certificate is not None:
-            context.load_cert_chain(broker.certificate, broker.key)
-    except OSError as e:  # ssl.SSLError is one
-        files = [str(p) for p in (broker.authority, broker.certificate, broker.key) if p is not None]
-        raise LinkError(f"certificate, key or authority cannot be used ({', '.join(files)}): {e}") from e
-    return context
 
 
 def _secret(path: Path) -> str:

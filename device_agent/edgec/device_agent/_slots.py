@@ -6,7 +6,7 @@
     MODELS/NAME/state.json                          the same as JSON, for readers; a moment later
     MODELS/NAME/a/model.edgec  a/slot.json          a slot: the artifact, then what it is
     MODELS/NAME/b/...                               the other one
-    MODELS/NAME/incoming/DIGEST.edgec               a download; whatever begins with the digest belongs to it
+    MODELS/NAME/incoming/DIGEST.edgec               a download; ".DIGEST..." and "DIGEST..." belong to it
     MODELS/NAME/incoming/reserved                   space kept free until the download has taken it up
     MODELS/NAME/update.json                         mirror of the update's state, kept by the store
 
@@ -101,7 +101,8 @@ class Slots:
             OutputError: There is no space for it.
         """
         self.clean(keep, unless=digest)
-        here = sum(p.stat().st_size for p in self.incoming(digest).parent.glob(f"{digest}*"))
+        parts = [p for dot in ("", ".") for p in self.incoming(digest).parent.glob(f"{dot}{digest}*")]
+        here = min(sum(p.stat().st_size for p in parts), length)
         reserved = self.directory / "incoming" / "reserved"
         descriptor = os.open(reserved, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -215,7 +216,8 @@ class Slots:
         incoming = self.directory / "incoming"
         if incoming.is_dir():
             for path in incoming.iterdir():
-                if not unless or not path.name.startswith(unless):
+                # What is on its way, and patches, have a dot before the digest.
+                if not unless or not path.name.lstrip(".").startswith(unless):
                     unlink(path)
         serving = self.current()
         for slot in SLOTS:

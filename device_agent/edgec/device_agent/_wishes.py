@@ -107,8 +107,7 @@ class Wishes:
             detail = f"the broker retains epoch {self._view.regressed_to}, and {self.epoch} was seen here"
             found.append(Alert(reason="regressed", detail=detail))
         if self._error is not None and self._error.reason not in _ELSEWHERE:
-            detail = f"{self._error.reason}: {self._error}"[:1000]
-            found.append(Alert(reason="not_believed", detail=detail))
+            found.append(Alert(reason=self._error.reason, detail=f"not believed: {self._error}"[:1000]))
         return found
 
     def metadata(self, desired: Desired | None = None) -> list[MetadataSource]:

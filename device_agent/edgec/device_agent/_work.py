@@ -99,11 +99,8 @@ class AgentActions(SlotWork):
             return
         target, slots = self._assigned(work), self.slots(work.model)
         current = None if work.active is None else slots.artifact(work.active.slot)
-
-        def progress(done: int, total: int) -> None:
-            slots.release(total - done)
-            context.progress(done, total)
-
+        # The transfer takes its space at once, and would not find it twice.
+        slots.release()
         try:
             fetch_update(
                 target.custom,
@@ -112,7 +109,7 @@ class AgentActions(SlotWork):
                 slots.incoming(target.sha256),
                 limits=self._limits(),
                 cancel=_ContextCancel(context),
-                progress=progress,
+                progress=context.progress,
             )
         except TransferError as e:
             context.check()

@@ -14,6 +14,7 @@ import click
 from edgec.errors import EdgecError, MissingExtraError
 
 COMMANDS = {
+    "agent": "Keep this device's models as the fleet wants them, and say how that goes.",
     "benchmark": "Measure an artifact's latency, throughput, load time and memory.",
     "check": "Say, before any work, whether a model can be compiled for a target.",
     "compare": "Compare what two artifacts or models compute.",

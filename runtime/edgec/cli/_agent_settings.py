@@ -1,0 +1,95 @@
+"""Settings of an agent: options over environment over file over default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgec.device_agent import AgentConfig
+
+DEFAULT_CONFIG = Path("/etc/edgec/agent.toml")
+DEFAULT_STATE = Path("/var/lib/edgec")
+_PREFIX = "EDGEC_AGENT_"
+# Of the environment, what is no setting.
+_OURS = ("CONFIG",)
+_PATHS = (
+    "state_dir", "image_root", "director_root", "broker.authority", "broker.certificate", "broker.key",
+    "broker.password_file",
+)  # fmt: skip
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="EDGEC_AGENT_CONFIG",
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="File with the settings.",
+)
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting in place of the file's: updates.probation_s=60, 'groups=[\"north\"]'.",
+)
+
+
+def read_settings(config_file: Path, assignments: Sequence[str]) -> AgentConfig:
+    """Return the settings that count.
+
+    Raises:
+        AgentError: They are wrong; the message has every problem.
+        click.BadParameter: An assignment is none.
+    """
+    from edgec.device_agent import make_config, read_config
+
+    environment = {
+        name.removeprefix(_PREFIX).lower().replace("__", "."): value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in _OURS
+    }
+    given = {**environment, **dict(_assigned(text) for text in assignments)}
+    needed = config_file.exists() or not given
+    values: dict[str, Any] = read_config(config_file) if needed else {}
+    for name, text in given.items():
+        values = _with(values, name.split("."), _value(name, text))
+    return make_config(values, base=config_file.absolute().parent)
+
+
+def _assigned(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"expected NAME=VALUE, got {text!r:.80}", param_hint="--set")
+    return name.strip(), value.strip()
+
+
+def _value(name: str, text: str) -> Any:
+    """Return a value as TOML has it; what is none of its values is text."""
+    if name in _PATHS:
+        # Relative to where this command runs, and not to the file.
+        return str(Path(text).absolute())
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _with(values: Mapping[str, Any], names: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return settings with one of them changed, in a table where its name has two parts."""
+    if len(names) == 1:
+        return {**values, names[0]: value}
+    table = values.get(names[0], {})
+    return {**values, names[0]: _with(table if isinstance(table, Mapping) else {}, names[1:], value)}
