@@ -109,7 +109,7 @@ def make_tensorrt(version: str, driver: FakeDriver, faults: Faults) -> Any:
         "NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED"
     )
     weak = () if eleven else ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS")
-    trt.BuilderFlag = flags("BuilderFlag", *weak, "GPU_FALLBACK", "TF32", "REFIT")
+    trt.BuilderFlag = flags("BuilderFlag", *weak, "GPU_FALLBACK", "TF32", "SPARSE_WEIGHTS", "REFIT")
     trt.MemoryPoolType = flags("MemoryPoolType", "WORKSPACE", "DLA_MANAGED_SRAM", "DLA_LOCAL_DRAM")
     trt.ProfilingVerbosity = flags("ProfilingVerbosity", "LAYER_NAMES_ONLY", "NONE", "DETAILED")
     trt.DeviceType = flags("DeviceType", "GPU", "DLA")

@@ -497,6 +497,18 @@ def test_a_damaged_artifact_is_not_built_from(jetson: Jetson, tmp_path: Path, ca
             IncompatibleArtifactError,
             "asks for 'REFIT'",
         ),
+        (
+            {
+                "config": {
+                    "memory_pools_mib": {"workspace": 1},
+                    "builder_optimization_level": 3,
+                    "profiling_verbosity": "NONE",
+                    "flags": ["SPARSE_WEIGHTS", "REFIT"],
+                }
+            },
+            IncompatibleArtifactError,
+            "asks for 'REFIT'",
+        ),
         ({"onnx": "../etc/passwd"}, ManifestError, "which the engine does not load"),
         ({"onnx": 3}, ManifestError, "recipe.onnx must be text"),
         ({"profiles": {}}, ManifestError, "recipe.profiles must be a list"),

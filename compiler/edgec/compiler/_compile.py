@@ -19,7 +19,7 @@ from edgec.compiler.figures import build_info
 from edgec.compiler.ingest import load_source
 from edgec.compiler.model import SourceModel
 from edgec.compiler.options import CompileOptions
-from edgec.compiler.pruned import pruned_forms
+from edgec.compiler.pruned import pruned_forms, useless_because
 from edgec.compiler.report import Build
 from edgec.compiler.samples import Samples
 from edgec.compiler.targetbuild import Bench, Plan, build_targets
@@ -104,6 +104,7 @@ def compile_model(
     directory = _output_directory(Path(output))
     build = build_info(source, samples, options, name, command)
     plans = [Plan(target=t, path=directory / f"{name}-{t.name}.edgec") for t in resolved]
+    _require_one_uses_zeros(resolved, options)
     keys = (
         [build_key(source, p.target, declared, samples, metric, options, name) for p in plans]
         if cache_dir
@@ -136,6 +137,13 @@ def compile_model(
         artifacts=tuple(plan.path for plan in plans if plan.info is not None),
         interrupted=interrupted,
     )
+
+
+def _require_one_uses_zeros(targets: Sequence[Target], options: CompileOptions) -> None:
+    """Refuse zeros that none of the targets gains by; where one does, the others fail by themselves."""
+    refusals = [useless_because(options, target) for target in targets]
+    if refusals and all(refusals):
+        raise CompileError(str(refusals[0]))
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class Candidate:
     Attributes:
         engine: Of the target.
         recipe: How the model is made ready; its precision is one of the engine's.
-        variant: Name of the form of the source: ``plain``, ``folded``, or a pruned form of one of them.
+        variant: Name of the form of the source: ``plain``, ``folded``, or a pruned or sparse form of one.
     """
 
     engine: Engine
@@ -349,9 +349,14 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
     Raises:
         OutputError: The disk's fault, not the candidate's.
     """
-    contender = Contender(name=candidate.name, engine=candidate.engine.name, precision=candidate.precision)
-    progress(f"{target.name}: {candidate.name}: converting and checking parity")
     variant = shared.variants[candidate.variant]
+    contender = Contender(
+        name=candidate.name,
+        engine=candidate.engine.name,
+        precision=candidate.precision,
+        sparsity=variant.sparsity,
+    )
+    progress(f"{target.name}: {candidate.name}: converting and checking parity")
     try:
         made, session = _make(candidate, target, shared)
         with session:
@@ -412,6 +417,7 @@ def _make(candidate: Candidate, target: Target, shared: Shared) -> tuple[Made, S
     directory = shared.directory()
     payload = directory / "payload"
     payload.mkdir()
+    prepared = replace(prepared, sparsity=variant.sparsity)
     converted = converter.convert(prepared, candidate.engine, target, payload)
     path = pack(
         directory / "candidate.edgec",

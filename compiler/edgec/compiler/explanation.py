@@ -222,9 +222,10 @@ def _variant(path: Path, lock: Lock, manifest: Manifest, samples: Samples, *, ho
     whole = folded or plain
     if not pruned or whole.quantized:  # what int8 costs is asked of the author's, whatever form ships
         return whole
-    # What `auto` chose is in the name.
-    ratio = lock.options.prune if isinstance(lock.options.prune, float) else float(pruned.split()[0]) / 100
-    forms = pruned_forms(plain, folded, None, replace(lock.options, prune=ratio), lambda _: None)
+    options = lock.options
+    if options.prune == "auto":  # what it chose is in the name
+        options = replace(options, prune=float(pruned.split()[0]) / 100)
+    forms = pruned_forms(plain, folded, None, options, lambda _: None)
     return next(v for v in forms.variants if v.name == name)
 
 

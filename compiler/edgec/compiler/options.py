@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from edgec.compiler.pruning.patterns import Pattern, parse_pattern
 from edgec.errors import CompileError
 
 Objective = Literal["latency", "size", "accuracy"]
@@ -32,8 +33,9 @@ class CompileOptions:
         fold: Whether pre-processing goes into the graph: ``auto`` where it is measurably faster,
             ``on`` where it can be, ``off``.
         prune: Share of the multiply-accumulates to remove in pruned forms of the model, which compete with
-            the whole one: between 0 and 1, or ``auto`` for the largest step within the accuracy budget. None
-            for no pruned forms.
+            the whole one: between 0 and 1, or ``auto`` for the largest step within the accuracy budget. Or
+            where weights become zero, for targets that use it: ``2:4``, or ``unstructured:0.5`` for half of
+            them. None for no pruned forms.
         repair: Whether int8 that loses too much accuracy is repaired, as far as that is possible.
         threads: Threads of one inference while candidates are measured.
         measure_s: Seconds to measure per candidate.
@@ -54,7 +56,7 @@ class CompileOptions:
     budget_size_bytes: int | None = None
     budget_memory_mib: float | None = None
     fold: str = "auto"
-    prune: float | Literal["auto"] | None = None
+    prune: float | str | None = None
     repair: bool = True
     threads: int = 1
     measure_s: float = 1.0
@@ -64,6 +66,15 @@ class CompileOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what shapes the artifact, fit for JSON."""
+    def __post_init__(self) -> None:
+        if isinstance(self.prune, str) and self.prune != "auto":
+            parse_pattern(self.prune)
+
+    @property
+    def sparsity(self) -> Pattern | None:
+        """The pattern of zeros that `prune` asks for; None where it asks for something else."""
+        return parse_pattern(self.prune) if isinstance(self.prune, str) and self.prune != "auto" else None
+
         return {
             "precision": self.precision,
             "max_drop": self.max_drop,
@@ -108,7 +119,7 @@ def _decoded(value: Any, hint: Any) -> Any:
         if value is None and NoneType in arguments:
             return None
         kinds = [a for a in arguments if a is not NoneType]
-        named = [a for a in kinds if get_origin(a) is Literal and value in get_args(a)]
+        named = [a for a in kinds if (get_origin(a) is Literal and value in get_args(a)) or a is type(value)]
         return _decoded(value, named[0] if named else kinds[0])
     if origin is Literal and value in arguments:
         return value

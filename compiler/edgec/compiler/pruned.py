@@ -1,17 +1,21 @@
-"""Forms of the source with fewer channels, and what is asked of candidates that are made of them."""
+"""Forms of the source with fewer channels or with zeros, and what is asked of candidates made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import onnx
+
 from edgec.compiler.accuracy import Baseline, judge_graph
 from edgec.compiler.options import CompileOptions
-from edgec.compiler.pruning import Pruned, Pruner
+from edgec.compiler.pruning import Pattern, Pruned, Pruner, Refit, Sparse, sparsify
+from edgec.compiler.pruning.patterns import TWO_OF_FOUR
 from edgec.compiler.tournament import Contender, Gate
 from edgec.compiler.variants import Variant, folded_variant
 from edgec.errors import CalibrationError, CompileError, PassError, UnsupportedModelError
 from edgec.runtime.measurement import median_ratio
+from edgec.targets import Engine, Target
 
 # Of the calibration data: what channels are judged by, and layers refitted to.
 _SAMPLES = 128
@@ -24,7 +28,8 @@ class PrunedForms:
     """What pruning a source gave.
 
     Attributes:
-        variants: Forms with fewer channels: one with pre-processing outside, and one with it in the graph.
+        variants: Forms with fewer channels or with zeros: one with pre-processing outside, and one with it in
+            the graph.
         decisions: Why there are these or none, in plain sentences.
     """
 
@@ -44,16 +49,50 @@ def pruned_forms(
     Raises:
         CalibrationError: There is no real data to prune by.
         CompileError: The ratio cannot be reached, or ``auto`` has no budget to keep.
-        UnsupportedModelError: The source cannot be pruned.
+        UnsupportedModelError: The source cannot be pruned, or its layers cannot have the zeros.
     """
     if options.prune is None:
         return PrunedForms()
     _require_prunable(plain, options)
+    if options.sparsity is not None:
+        progress(f"pruning: choosing weights for {options.sparsity}, and having the others make up for them")
+        return _sparse_forms(plain, folded, options.sparsity, options)
     progress("pruning: following channels, and measuring what each is worth")
     pruner = Pruner(plain.model, plain.spread_inputs(_SAMPLES), seed=options.seed)
-    if options.prune != "auto":
-        return _forms(plain, folded, pruner.prune(options.prune), options.prune, ())
+    if not isinstance(options.prune, str):
+        pruned = pruner.prune(options.prune)
+        return _forms(plain, folded, f"{100 * options.prune:.3g} % pruned", pruned.model, _note(pruned), ())
     return _largest(plain, folded, pruner, baseline, options, progress)
+
+
+def useless_because(options: CompileOptions, target: Target) -> str | None:
+    """Return why a target gains nothing by the zeros that are asked for; None where it does, or none are."""
+    pattern = options.sparsity
+    if pattern is None:
+        return None
+    used = str(dict(target.accelerator).get("sparsity", "")).split()
+    if pattern.kind not in used:
+        engines = ", ".join(engine.name for engine in target.engines)
+        instead = "2:4" if TWO_OF_FOUR in used else "unstructured:0.5" if used else "auto"
+        return (
+            f"{target.name} gains nothing by --prune {pattern}: there, {engines} computes with such zeros as "
+            f"with any other weight; try --prune {instead}"
+        )
+    useful = [p for e in target.engines for p in e.precisions if uses_zeros(e, p)]
+    if options.precision not in ("auto", *useful):
+        return (
+            f"{target.name} gains nothing by --prune {pattern} in {options.precision}: "
+            f"it does in {', '.join(useful)}"
+        )
+    return None
+
+
+def uses_zeros(engine: Engine, precision: str) -> bool:
+    """Return whether an engine of a target that gains by zeros does so in a precision.
+
+    TensorRT's documentation asks for fp16 or int8; Ethos-U has integers only.
+    """
+    return engine.name != "tensorrt" or precision != "fp32"
 
 
 def refuse_slower(contenders: Sequence[tuple[Contender, Contender]], objective: str, why_none: str) -> None:
@@ -87,6 +126,8 @@ def _not_faster(pruned: Contender, whole: Contender, why_none: str) -> str | Non
             f"pruning does not make it faster: {pruned.estimate.latency_ms:.3g} ms against "
             f"{whole.estimate.latency_ms:.3g} ms, {pruned.estimate.source}"
         )
+    if pruned.sparsity is not None and pruned.sparsity.kind == TWO_OF_FOUR and pruned.estimate is None:
+        return None  # the builder times sparse kernels against dense ones, and takes the faster
     if pruned.latency is not None:
         return None  # what it was pruned from may not be shipped: it competes with the others as it is
     return (
@@ -141,19 +182,34 @@ def _largest(
         return PrunedForms(decisions=("no pruned form competes", *decisions))
     pruned, ratio, gate = kept
     chosen = f"--prune auto takes {ratio:.0%}, the largest step within the budget: {gate.reason}"
-    return _forms(plain, folded, pruned, ratio, (chosen, *decisions))
+    label = f"{100 * ratio:.3g} % pruned"
+    return _forms(plain, folded, label, pruned.model, _note(pruned), (chosen, *decisions))
+
+
+def _sparse_forms(
+    plain: Variant, folded: Variant | None, pattern: Pattern, options: CompileOptions
+) -> PrunedForms:
+    sparse = sparsify(plain.model, pattern, plain.spread_inputs(_SAMPLES), seed=options.seed)
+    return _forms(plain, folded, pattern.label, sparse.model, _sparse_note(sparse), (), pattern)
 
 
 def _forms(
-    plain: Variant, folded: Variant | None, pruned: Pruned, ratio: float, decisions: tuple[str, ...]
+    plain: Variant,
+    folded: Variant | None,
+    label: str,
+    model: onnx.ModelProto,
+    note: str,
+    decisions: tuple[str, ...],
+    sparsity: Pattern | None = None,
 ) -> PrunedForms:
     variant = replace(
         plain,
-        name=f"plain, {100 * ratio:.3g} % pruned",
-        reference=pruned.model,
-        model=pruned.model,
+        name=f"plain, {label}",
+        reference=model,
+        model=model,
         original=plain.model,
-        notes=(*plain.notes, _note(pruned)),
+        notes=(*plain.notes, note),
+        sparsity=sparsity,
         _references={},
     )
     variants, said = [variant], list(decisions)
@@ -165,14 +221,30 @@ def _forms(
         else:
             if with_head is not None:
                 name = variant.name.replace("plain", folded.name)
-                variants.append(replace(with_head, name=name, original=folded.model))
+                variants.append(replace(with_head, name=name, original=folded.model, sparsity=sparsity))
     return PrunedForms(variants=tuple(variants), decisions=tuple(said))
+
+
+def _sparse_note(sparse: Sparse) -> str:
+    names = ", ".join(r.layer for r in sparse.layers)
+    before, after = _means(sparse.layers)
+    return (
+        f"{sparse.pattern}: {sparse.zeros:.1%} of all weights are zero, in {len(sparse.layers)} layers: "
+        f"{names}; "
+        "having the others make up for them brings the error of those layers' outputs from "
+        f"{before:.2%} to {after:.2%} of their energy on average"
+    )
+
+
+def _means(refits: Sequence[Refit]) -> tuple[float, float]:
+    """Return the mean errors before and after."""
+    count = max(1, len(refits))
+    return sum(r.before for r in refits) / count, sum(r.after for r in refits) / count
 
 
 def _note(pruned: Pruned) -> str:
     layers = ", ".join(f"{name} from {before} to {after}" for name, before, after in pruned.layers)
-    count = max(1, len(pruned.refits))
-    before, after = sum(r.before for r in pruned.refits) / count, sum(r.after for r in pruned.refits) / count
+    before, after = _means(pruned.refits)
     return (
         f"pruned from {pruned.macs_before / 1e6:.3g} to {pruned.macs_after / 1e6:.3g} million "
         f"multiply-accumulates ({pruned.removed:.1%} fewer): {layers}; refitting {len(pruned.refits)} layers "

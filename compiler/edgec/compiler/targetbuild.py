@@ -30,7 +30,7 @@ from edgec.compiler.figures import candidate_info, latency_info, parity_info, pr
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
 from edgec.compiler.passes.normalize_qdq import normalize_qdq
-from edgec.compiler.pruned import PrunedForms, refuse_slower
+from edgec.compiler.pruned import PrunedForms, refuse_slower, useless_because, uses_zeros
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.repair import Repaired, RepairOrder, needs_repair, perform
 from edgec.compiler.report import ArtifactInfo, Build
@@ -69,7 +69,7 @@ class Bench:
         folded: The source with its pre-processing in the graph; None where nothing can be folded.
         unfolded_because: Why `folded` is None, where that is worth a word.
         baseline: Of accuracy; None without labels.
-        pruned: Forms of the source with fewer channels.
+        pruned: Forms of the source with fewer channels, or with weights of zero.
         unquantized: Forms in float of a source that its author quantized.
         warnings: What is wrong with the data, in plain sentences.
         options: How to compile.
@@ -185,6 +185,8 @@ def _each(bench: Bench, plans: Sequence[Plan], step: Callable[[Plan], None]) -> 
 def _check_target(bench: Bench, target: Target) -> None:
     get_converter(target.engines[0].name)  # refuses a family that this version does not build
     _require_static_shapes(bench.plain, target)
+    if (why := useless_because(bench.options, target)) is not None:
+        raise CompileError(why)
 
 
 def _compete(bench: Bench, plans: Sequence[Plan], workers: Workers) -> bool:
@@ -418,12 +420,17 @@ def _candidates(bench: Bench, plan: Plan) -> Iterator[Candidate | Contender]:
     for engine in target.engines:
         for candidate in _candidates_of(bench, plan, engine, variant):
             if isinstance(candidate, Candidate):
-                yield from (replace(candidate, variant=v) for v in _pruned_from(bench, candidate.variant))
+                yield from (replace(candidate, variant=v) for v in _pruned_from(bench, candidate))
 
 
-def _pruned_from(bench: Bench, variant: str) -> list[str]:
-    """Return the names of the pruned forms of a form of the source."""
-    return [v.name for v in bench.pruned.variants if v.name.startswith(f"{variant}, ")]
+def _pruned_from(bench: Bench, candidate: Candidate) -> list[str]:
+    """Return the names of the pruned forms that a candidate is to be made of too."""
+    useful = uses_zeros(candidate.engine, candidate.precision)
+    return [
+        v.name
+        for v in bench.pruned.variants
+        if v.name.startswith(f"{candidate.variant}, ") and (v.sparsity is None or useful)
+    ]
 
 
 def _candidates_of(

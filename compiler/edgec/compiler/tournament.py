@@ -11,6 +11,7 @@ from edgec.compiler.converters import Estimate
 from edgec.compiler.explain import Flip, LayerError
 from edgec.compiler.options import Objective
 from edgec.compiler.parity import Parity, parity_sentence
+from edgec.compiler.pruning.patterns import Pattern
 from edgec.evaluation import PairedDifference, Score
 from edgec.runtime.measurement import LatencySamples, MedianRatio, median_ratio
 
@@ -64,6 +65,7 @@ class Contender:
         latency: Measured with the others, interleaved.
         estimate: How fast the target's toolchain takes it to be; None where that gives no estimate.
         memory_mib: Peak memory of a process that loads it and runs one inference, where a budget asks.
+        sparsity: The pattern of zeros in its weights, where it was given one.
         problem: Why it is out, whatever its figures; None where it is not.
         status: ``failed`` where it could not be made, ``skipped`` where it was not tried, else how the
             tournament ends for it.
@@ -81,6 +83,7 @@ class Contender:
     latency: LatencySamples | None = None
     estimate: Estimate | None = None
     memory_mib: float | None = None
+    sparsity: Pattern | None = None
     problem: str | None = None
     status: Literal["winner", "admissible", "refused", "failed", "skipped"] = "refused"
     layers: tuple[LayerError, ...] = ()
@@ -164,7 +167,7 @@ def choose(
     objective. Otherwise the fastest measured median wins; a more exact one wins over it where the two cannot
     be told apart: its median is within 3 % and the 95 % interval of the ratio of medians includes 1. Where
     nothing was measured, the estimates of the target's toolchain decide, or else the target's own ranking
-    of precisions.
+    of precisions, and a sparse form goes before the whole one.
 
     Args:
         contenders: With all their figures.
@@ -207,7 +210,7 @@ def _best(
             f"{winner.name} ships: {winner.estimate.latency_ms:.3g} ms, {winner.estimate.source}; "
             "that is no measurement",
         )
-    winner = min(admissible, key=lambda c: _rank(c.precision, ranking))
+    winner = min(admissible, key=lambda c: (_rank(c.precision, ranking), c.sparsity is None))
     return winner, (f"{winner.name} ships: nothing was measured for this target; {rule}",)
 
 

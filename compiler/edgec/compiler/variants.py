@@ -27,6 +27,7 @@ from edgec.compiler.passes.fold_constant_dequantize import fold_constant_dequant
 from edgec.compiler.passes.fold_preprocessing import fold_preprocessing
 from edgec.compiler.passes.simplify import simplify
 from edgec.compiler.passes.unquantize import unquantize
+from edgec.compiler.pruning.patterns import Pattern
 from edgec.compiler.samples import Samples
 from edgec.errors import PassError, UnsupportedModelError
 from edgec.runtime.pipeline import Processor
@@ -41,7 +42,7 @@ class Variant:
 
     Attributes:
         name: ``plain``, or ``folded`` where pre-processing is in the graph; ``plain, 30 % pruned`` and the
-            like where channels are gone.
+            like where channels are gone, ``plain, 2:4 sparse`` where weights are zero.
         reference: What its author wrote, but for the folded head; defines what is right. A path where the
             weights are too large for one protobuf message.
         model: The same, simplified: what is converted.
@@ -53,6 +54,7 @@ class Variant:
         weights_from: Directory of the external data of a model above 2 GB; None otherwise.
         original: What accuracy is held against, where this form is not the source itself but computes
             something else: a pruned one, or one in float of what its author quantized. None otherwise.
+        sparsity: The pattern of zeros in its weights, where it was given one; None otherwise.
         rounds_like: The Q/DQ graph whose rounding this form does in float; None for all others.
         itself: How near a quantized source comes to itself, by the number of samples; shared by its forms.
     """
@@ -67,6 +69,7 @@ class Variant:
     notes: tuple[str, ...] = ()
     weights_from: Path | None = None
     original: onnx.ModelProto | None = None
+    sparsity: Pattern | None = None
     rounds_like: onnx.ModelProto | None = None
     itself: dict[int, Sequence[Likeness]] = field(default_factory=dict, repr=False, compare=False)
     _references: dict[str, Reference] = field(default_factory=dict, repr=False)

@@ -53,19 +53,21 @@ def parse_share(_: click.Context, __: click.Parameter, value: str) -> float | No
     return drop
 
 
-def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> float | Literal["auto"] | None:
-    """Turn ``0.3`` or ``30%`` into 0.3; ``auto`` stays."""
+def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> float | str | None:
+    """Turn ``0.3`` or ``30%`` into 0.3; ``auto`` and patterns of zeros stay."""
     if value is None:
         return None
     text = value.strip().lower()
-    if text == "auto":
-        return "auto"
+    if text == "auto" or ":" in text:
+        return text  # CompileOptions says what is wrong with a pattern
     try:
         ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         ratio = 0.0
     if not 0 < ratio < 1:
-        raise click.BadParameter(f"expected auto, or a share between 0 and 1 such as 30%; got {value!r}")
+        raise click.BadParameter(
+            f"expected auto, a share between 0 and 1 such as 30%, 2:4, or unstructured:50%; got {value!r}"
+        )
     return ratio
 
 
@@ -155,11 +157,11 @@ def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> flo
 @click.option(
     "--prune",
     callback=parse_prune,
-    metavar="auto|RATIO",
+    metavar="auto|RATIO|2:4|unstructured:RATIO",
     help="Let forms with fewer channels compete. RATIO is the share of the multiply-accumulates of one "
     "inference (of Conv, ConvTranspose, Gemm and MatMul) to remove: 0.3 or 30%; a little more goes, because "
-    "channels go in steps. auto takes the largest of 10% to 70% within --max-drop. Needs --calibration or "
-    "--evaluation.",
+    "channels go in steps. auto takes the largest of 10% to 70% within --max-drop. 2:4 and unstructured make "
+    "single weights zero, for targets that use it: TensorRT, Ethos-U. Needs --calibration or --evaluation.",
 )
 @click.option(
     "--repair/--no-repair",
@@ -227,7 +229,7 @@ def command(
     budget_memory_mb: float | None,
     shapes: dict[str, tuple[int, ...]],
     fold: str,
-    prune: float | Literal["auto"] | None,
+    prune: float | str | None,
     repair: bool,
     emit: str | None,
     name: str | None,

@@ -30,6 +30,16 @@ def test_the_device_reads_every_recipe(name: str, precision: str) -> None:
     assert (read.dla_cores > 0) == (name == "jetson-agx-orin-jp7" and precision == "fp16")
 
 
+def test_sparse_kernels_are_asked_for_and_part_of_the_engines_key() -> None:
+    target = load_target("jetson-agx-orin-jp7")
+    dense, sparse = (
+        parse_recipe(recipe(networks.cnn(), target, "fp16", sparse=sparse)) for sparse in (False, True)
+    )
+    assert (dense.builder_flags, sparse.builder_flags) == ((), ("SPARSE_WEIGHTS",))
+    assert "flags" not in dense.to_key(None)["config"]  # engines that were built before stay valid
+    assert dense.to_key(None) != sparse.to_key(None)
+
+
 @pytest.mark.parametrize(
     ("name", "version"), [("jetson-orin-nano-jp6", "10.3.0"), ("jetson-agx-orin-jp7", "11.4.1")]
 )

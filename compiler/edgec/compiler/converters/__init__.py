@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import onnx
 
 from edgec.artifact import EngineSpec
+from edgec.compiler.pruning.patterns import Pattern
 from edgec.errors import ConversionError
 from edgec.targets import Engine, Target
 
@@ -60,12 +61,14 @@ class Prepared:
         precision: One of ``edgec.artifact.PRECISIONS``.
         weights_from: Directory of the external data of a model above 2 GB; None otherwise.
         quantities: For converters that quantize by themselves, the ones with a true ``quantizes``.
+        sparsity: The pattern of zeros in its weights, where it was given one; None otherwise.
     """
 
     model: onnx.ModelProto
     precision: str
     weights_from: Path | None = None
     quantities: Quantities | None = None
+    sparsity: Pattern | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

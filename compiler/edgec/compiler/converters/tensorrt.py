@@ -17,10 +17,12 @@ from edgec.artifact import EngineSpec
 from edgec.compiler.calibration import CalibrationTable
 from edgec.compiler.converters import Converted, Prepared, fallback_spec
 from edgec.compiler.lint import lint_tensorrt
+from edgec.compiler.lint_sparsity import lint_two_of_four
 from edgec.compiler.model import real_inputs
 from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
 from edgec.compiler.passes.fit_limits import fit_limits
 from edgec.compiler.precision import to_fp16
+from edgec.compiler.pruning.patterns import TWO_OF_FOUR
 from edgec.compiler.quantization import quantize_static
 from edgec.errors import CalibrationError, ConversionError, PassError
 from edgec.targets import Engine, Target
@@ -57,7 +59,9 @@ class TensorRtConverter:
             ConversionError: It breaks a rule; all that it breaks are named.
         """
         model = _fitted(prepared.model, target)
-        errors = [f for f in lint_tensorrt(model, target) if f.severity == "error"]
+        sparse = prepared.sparsity is not None and prepared.sparsity.kind == TWO_OF_FOUR
+        findings = [*lint_tensorrt(model, target), *(lint_two_of_four(model) if sparse else ())]
+        errors = [f for f in findings if f.severity == "error"]
         if errors:
             broken = "; ".join(f"{f.node}: {f.message} ({f.fix})" for f in errors)
             raise ConversionError(f"TensorRT would refuse the model: {broken}")
@@ -67,7 +71,7 @@ class TensorRtConverter:
             files=files,
             engine=_spec(engine, prepared.precision, names),
             fallback=fallback_spec(target, prepared.precision, names),
-            recipe=recipe(model, target, prepared.precision),
+            recipe=recipe(model, target, prepared.precision, sparse=sparse),
             not_run=(NOT_BUILT,),
         )
 
@@ -114,7 +118,12 @@ def build_typed_onnx(
 
 
 def recipe(
-    model: onnx.ModelProto, target: Target, precision: str, shapes: Mapping[str, Range] | None = None
+    model: onnx.ModelProto,
+    target: Target,
+    precision: str,
+    shapes: Mapping[str, Range] | None = None,
+    *,
+    sparse: bool = False,
 ) -> dict[str, Any]:
     """Return how the device builds the engine, as it stands in the manifest.
 
@@ -124,6 +133,7 @@ def recipe(
         precision: What `model` was typed for.
         shapes: Smallest, usual and largest shape of inputs with free dimensions. By default a free first
             dimension is 1 to 1; other free dimensions have no default.
+        sparse: Whether the builder is to try sparse kernels for weights of which two of four are zero.
 
     Raises:
         ConversionError: An input has a free dimension and no range.
@@ -148,6 +158,8 @@ def recipe(
             "memory_pools_mib": {"workspace": workspace},
             "builder_optimization_level": 3,
             "profiling_verbosity": "LAYER_NAMES_ONLY",
+            # It allows sparse kernels; the builder times them against dense ones, layer by layer.
+            **({"flags": ["SPARSE_WEIGHTS"]} if sparse else {}),
         },
         "memory_budget_mib": target.memory_mib,
         "profiles": [profile] if profile else [],
@@ -173,8 +185,8 @@ def recipe(
             "cuda_version",
             "builder_optimization_level",
         ],
-        "trtexec": _trtexec(eleven, workspace, profile, None),
-        "trtexec_dla": _trtexec(eleven, workspace, profile, 0) if dla is not None else None,
+        "trtexec": _trtexec(eleven, workspace, profile, None, sparse),
+        "trtexec_dla": _trtexec(eleven, workspace, profile, 0, sparse) if dla is not None else None,
     }
 
 
@@ -240,13 +252,19 @@ def _dla(target: Target, precision: str) -> dict[str, Any] | None:
 
 
 def _trtexec(
-    eleven: bool, workspace_mib: int, profile: Mapping[str, Mapping[str, list[int]]], dla_core: int | None
+    eleven: bool,
+    workspace_mib: int,
+    profile: Mapping[str, Mapping[str, list[int]]],
+    dla_core: int | None,
+    sparse: bool,
 ) -> str:
     """Return the command line of TensorRT's own tool that does the same."""
     words = ["trtexec", f"--onnx={GRAPH}", f"--saveEngine={_PLAN}"]
     if not eleven:
         words.append("--stronglyTyped")
     words += [f"--memPoolSize=workspace:{workspace_mib}", "--timingCacheFile=timing.cache", "--skipInference"]
+    if sparse:
+        words.append("--sparsity=enable")
     for flag, key in (("--minShapes", "min"), ("--optShapes", "opt"), ("--maxShapes", "max")):
         if profile:
             sizes = ",".join(f"{name}:{'x'.join(map(str, p[key]))}" for name, p in profile.items())

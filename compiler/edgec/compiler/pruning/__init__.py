@@ -5,11 +5,24 @@ finds which of them go together (`groups`), measures on real inputs in which ord
 (`elimination`) and what errors of a layer do to the model's outputs (`sensitivity`), chooses those that cost
 least per multiply-accumulate saved (`allocation`), cuts them out (`shrink`), and has the rest take over by
 least squares (`refit`). Nothing is trained.
+
+`sparsify` makes single weights zero instead, in a pattern that an engine can use (`patterns`).
 """
 
 from __future__ import annotations
 
+from edgec.compiler.pruning.patterns import Pattern, is_two_of_four, parse_pattern
 from edgec.compiler.pruning.pruner import Pruned, Pruner
 from edgec.compiler.pruning.refit import Refit
+from edgec.compiler.pruning.sparsity import Sparse, sparsify
 
-__all__ = ["Pruned", "Pruner", "Refit"]
+__all__ = [
+    "Pattern",
+    "Pruned",
+    "Pruner",
+    "Refit",
+    "Sparse",
+    "is_two_of_four",
+    "parse_pattern",
+    "sparsify",
+]

@@ -111,7 +111,7 @@ class Pruner:
     ) -> None:
         if not samples:
             raise CalibrationError("pruning needs real inputs, and there are none: give --calibration")
-        self._model = _lifted(model)
+        self._model = lifted(model)
         self._samples, self._seed = samples, seed
         self._shapes = tensor_shapes(self._model, samples[0])
         self._align = align
@@ -261,7 +261,7 @@ def tensor_shapes(model: onnx.ModelProto, sample: Arrays) -> dict[str, tuple[int
     return found
 
 
-def _lifted(model: onnx.ModelProto) -> onnx.ModelProto:
+def lifted(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy whose constants are all initializers, none of which a caller can replace."""
     graph = ir.from_proto(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)

@@ -13,7 +13,7 @@ for what passes it: Zhang et al., "Accelerating very deep convolutional networks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Refit:
     Attributes:
         layer: Name of its node, or of what it gives.
         before: Error of its output on the calibration samples after pruning, as a share of its energy.
-        after: The same after the refit; never more.
+        after: The same after the refit; never more, but where weights are made zero.
     """
 
     layer: str
@@ -58,6 +58,7 @@ def refit_layers(
     samples: Sequence[Arrays],
     seed: int = 0,
     sweeps: int = 1,
+    make: FitMaker | None = None,
 ) -> tuple[onnx.ModelProto, tuple[Refit, ...]]:
     """Refit the layers of a pruned graph.
 
@@ -70,6 +71,7 @@ def refit_layers(
         seed: Of the positions that are looked at.
         sweeps: How often to go through the layers. From the second time on, what the original network has
             cut off at zero is only asked to stay below it.
+        make: Makes the problem of a layer; by default plain least squares over all of its weights.
 
     Returns:
         The refitted graph, and what the first sweep did to each layer.
@@ -81,13 +83,13 @@ def refit_layers(
     pending = [(sweep, name) for sweep in range(sweeps) for name in places]
     while pending:
         layers = linear_layers(copy)
-        fits: list[_Fit] = []
+        fits: list[LayerFit] = []
         share = -(-len(changed) // _MOST_PASSES)
         used = 0
         while pending and len(fits) < share:
             sweep, name = pending[0]
             layer = layers[name]
-            size = _Fit.bytes_of(layer)
+            size = LayerFit.bytes_of(layer)
             if size > _MOST_BYTES:
                 pending.pop(0)  # too wide to solve: it stays as pruning left it
                 continue
@@ -96,14 +98,14 @@ def refit_layers(
             used += size
             pending.pop(0)
             place, rectified = places[name]
-            fits.append(_Fit(layer, place, rectified and sweep > 0, given.get(name)))
+            fits.append((make or LayerFit)(layer, place, rectified and sweep > 0, given.get(name)))
         if fits:
             _collect(original, copy, fits, samples, seed)
             done += [_apply(copy, fit) for fit in fits]
     return copy, tuple({report.layer: report for report in reversed(done)}.values())[::-1]
 
 
-class _Sums:
+class Sums:
     """What least squares needs to know of a set of rows."""
 
     def __init__(self, parts: int, width: int, outputs: int) -> None:
@@ -132,25 +134,37 @@ class _Sums:
         self.xr += by_part.transpose(0, 2, 1) @ residuals
         self.rr += np.square(r).sum(axis=0, dtype=np.float64)
 
-    def __add__(self, other: _Sums) -> _Sums:
-        total = _Sums(self.x.shape[0], self.x.shape[1], self.r.shape[1])
+    def __add__(self, other: Sums) -> Sums:
+        total = Sums(self.x.shape[0], self.x.shape[1], self.r.shape[1])
         total.rows = self.rows + other.rows
         for name in ("x", "r", "xx", "xr", "rr"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
+    def moments(self, shift: bool) -> NDArray[np.float64]:
+        """Return X X' of each part, [parts, width, width]; about the means where a bias absorbs those."""
+        if not shift:
+            return self.xx
+        return np.asarray(self.xx - self.x[:, :, None] * self.x[:, None, :] / max(1, self.rows), np.float64)
+
     def solve(self, penalty: float, shift: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the change of the weights, [parts, outputs, width], and of the bias, [parts, outputs]."""
-        xx, xr, n = self.xx, self.xr, max(1, self.rows)
+        xx, xr, n = self.moments(shift), self.xr, max(1, self.rows)
         if shift:
-            xx = xx - self.x[:, :, None] * self.x[:, None, :] / n
             xr = xr - self.x[:, :, None] * self.r[:, None, :] / n
         width = xx.shape[1]
         scale = np.trace(xx, axis1=1, axis2=2) / width
         ridge = penalty * np.where(scale > 0, scale, 1.0)
-        change = np.linalg.solve(xx + ridge[:, None, None] * np.eye(width), xr).transpose(0, 2, 1)
-        bias = (self.r - np.einsum("pow,pw->po", change, self.x)) / n if shift else np.zeros_like(self.r)
-        return np.asarray(change, np.float64), np.asarray(bias, np.float64)
+        solved = np.linalg.solve(xx + ridge[:, None, None] * np.eye(width), xr).transpose(0, 2, 1)
+        change = np.asarray(solved, np.float64)
+        return change, self.bias(change, shift)
+
+    def bias(self, change: NDArray[np.float64], shift: bool) -> NDArray[np.float64]:
+        """Return the change of the bias that goes best with a change of the weights; none without one."""
+        if not shift:
+            return np.zeros_like(self.r)
+        moved = np.einsum("pow,pw->po", change, self.x)
+        return np.asarray((self.r - moved) / max(1, self.rows), np.float64)
 
     def error(self, change: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
         """Return what is left of the squared residuals after a change."""
@@ -160,8 +174,8 @@ class _Sums:
         return float(self.rr.sum() - fitted.sum() - shifted.sum())
 
 
-class _Fit:
-    """One layer's least-squares problem.
+class LayerFit:
+    """One layer's least-squares problem, whose statistics come sample by sample.
 
     Args:
         layer: As pruning left it.
@@ -175,8 +189,8 @@ class _Fit:
         self._matrix = layer.matrix()
         parts, outputs, width = self._matrix.shape
         self.place, self.rectified = place, rectified
-        self.fitting, self.judging = _Sums(parts, width, outputs), _Sums(parts, width, outputs)
-        self._wanted = _Sums(parts, 0, outputs)
+        self.fitting, self.judging = Sums(parts, width, outputs), Sums(parts, width, outputs)
+        self._wanted = Sums(parts, 0, outputs)
 
     @staticmethod
     def bytes_of(layer: Linear) -> int:
@@ -203,19 +217,23 @@ class _Fit:
 
     def solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
         """Return the change of weights and bias, which may be none, and squared errors before and after."""
-        for sums in (self.fitting, self.judging, self._wanted):
-            sums.settle()
+        total = self.total()
         shift, nothing = self.layer.can_shift, (np.zeros_like(self._matrix), np.zeros_like(self.fitting.r))
-        total = self.fitting + self.judging
         before = total.error(*nothing)
-        penalty = self._penalty(shift)
+        penalty = self.penalty(shift)
         if penalty is None:
             return *nothing, before, before
         change, bias = total.solve(penalty, shift)
         after = total.error(change, bias)
         return (change, bias, before, after) if after < before else (*nothing, before, before)
 
-    def _penalty(self, shift: bool) -> float | None:
+    def total(self) -> Sums:
+        """Return the statistics of all samples that were taken in."""
+        for sums in (self.fitting, self.judging, self._wanted):
+            sums.settle()
+        return self.fitting + self.judging
+
+    def penalty(self, shift: bool) -> float | None:
         """Return the penalty that does best on samples that it was not fitted to; None where none helps."""
         if not self.judging.rows:
             return _PENALTIES[-2]
@@ -236,10 +254,13 @@ class _Fit:
         return self._matrix
 
 
+FitMaker = Callable[[Linear, str, bool, NDArray[np.bool_] | None], LayerFit]
+
+
 def _collect(
     original: onnx.ModelProto,
     pruned: onnx.ModelProto,
-    fits: Sequence[_Fit],
+    fits: Sequence[LayerFit],
     samples: Sequence[Arrays],
     seed: int,
 ) -> None:
@@ -319,12 +340,12 @@ def _places(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, tuple[str
     return found
 
 
-def _apply(model: onnx.ModelProto, fit: _Fit) -> Refit:
+def _apply(model: onnx.ModelProto, fit: LayerFit) -> Refit:
     """Write a fit's change into the graph, and return what it did."""
     change, bias, before, after = fit.solve()
     layer, energy = fit.layer, max(fit.energy, 1e-30)
     name = layer.node.name or layer.node.output[0]
-    if after < before:
+    if np.any(change) or np.any(bias):
         weights = {t.name: t for t in model.graph.initializer}
         _write(weights[layer.node.input[1]], layer.unmatrix(fit.matrix + change))
         _shift(model, layer, bias.ravel(), weights)

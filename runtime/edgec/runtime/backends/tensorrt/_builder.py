@@ -89,6 +89,8 @@ def _build(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.builder_optimization_level = recipe.optimization_level
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, recipe.verbosity)
+    for name in recipe.builder_flags:
+        config.set_flag(getattr(trt.BuilderFlag, name))
     _set_profile(library, builder, config, recipe)
     if dla is not None:
         _set_dla(library, builder, config, recipe, dla)

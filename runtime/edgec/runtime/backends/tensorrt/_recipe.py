@@ -13,6 +13,7 @@ Shape = tuple[int, ...]
 _BUILDER = "tensorrt"
 _NETWORK_FLAGS = ("STRONGLY_TYPED",)
 _VERBOSITIES = ("LAYER_NAMES_ONLY", "DETAILED", "NONE")
+_BUILDER_FLAGS = ("SPARSE_WEIGHTS",)
 _PARSER_FLAGS = ("ADJUST_FOR_DLA",)
 _MAX_MIB = 1 << 20
 _MAX_LEVEL = 5
@@ -44,6 +45,7 @@ class Recipe:
         workspace_mib: What the builder may use while it tries kernels.
         optimization_level: 0, built fast, to 5, runs fast.
         verbosity: What the engine tells of itself: a ``ProfilingVerbosity``.
+        builder_flags: Names of ``BuilderFlag`` to set beside those of the DLA.
         memory_budget_mib: What the engine should need at most; 0 where nothing was said.
         profile: Range of shapes of each input with free dimensions, by name.
         dla_cores: How many DLAs the target has that can run the model; 0 for none.
@@ -56,6 +58,7 @@ class Recipe:
     workspace_mib: int
     optimization_level: int
     verbosity: str
+    builder_flags: tuple[str, ...]
     memory_budget_mib: int
     profile: Mapping[str, ShapeRange]
     dla_cores: int
@@ -74,6 +77,8 @@ class Recipe:
                 "workspace_mib": self.workspace_mib,
                 "optimization_level": self.optimization_level,
                 "verbosity": self.verbosity,
+                # Left out where there are none: engines of such recipes were kept without it.
+                **({"flags": list(self.builder_flags)} if self.builder_flags else {}),
             },
             "dla": dla,
         }
@@ -106,6 +111,7 @@ def parse_recipe(recipe: Mapping[str, Any]) -> Recipe:
         workspace_mib=_number(pools, "workspace", 1, _MAX_MIB),
         optimization_level=_number(config, "builder_optimization_level", 0, _MAX_LEVEL),
         verbosity=_words({"v": [config.get("profiling_verbosity")]}, "v", _VERBOSITIES)[0],
+        builder_flags=_words({"flags": config.get("flags", [])}, "flags", _BUILDER_FLAGS),
         memory_budget_mib=_number(recipe, "memory_budget_mib", 0, _MAX_MIB),
         profile=_profile(recipe.get("profiles")),
         dla_cores=_number(dla, "cores", 1, 16) if dla else 0,
