@@ -71,8 +71,8 @@ def load(
         delegate: Shared library through which LiteRT reaches the device's NPU: ``libedgetpu.so.1``. It is
             code that this process loads, so that no artifact can name one.
         providers: What ONNX Runtime is to try before the CPU where it runs the model, as engine or as
-            fallback, with options: ``{"Tensorrt": {"trt_max_workspace_size": 2**30}, "CUDA": {}}``. The first is
-            then what placement is held to. None for what the artifact says.
+            fallback, with options: ``{"Tensorrt": {"trt_max_workspace_size": 2**30}, "CUDA": {}}``. The
+            first is then what placement is held to. None for what the artifact says.
         allow_fallback: Whether the declared fallback may run the model.
         strict: Whether to refuse a model of which a part would run elsewhere, or compute more coarsely, than
             the engine that runs it promises in the manifest. False to load it, and log a warning once.
