@@ -22,6 +22,7 @@
     + DeadlineError
     + UnknownModelError
     + IsolationError
+    + FallbackError
   x ServingError
     + RequestError
   x ProtocolError
@@ -176,6 +177,19 @@ class IsolationError(InferenceError):
     Attributes:
         reason: For programs, a word: ``crash``, ``timeout``, ``memory``; ``restarting`` or ``crash-loop``
             where the call was not run.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class FallbackError(InferenceError):
+    """A server that was to answer in place of this device did not.
+
+    Attributes:
+        reason: For programs, a word: ``late``, ``unreachable``, ``refused``, ``malformed``, ``open``,
+            ``busy``, ``privacy``.
     """
 
     def __init__(self, message: str, reason: str) -> None:

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from edgec.runtime._shadow import Shadow, ShadowReport
     from edgec.runtime._window import Window
     from edgec.runtime.chains import Chain, ChainStream, load_chain
+    from edgec.runtime.fallback import Answer, Fallback
 
 __all__ = [
+    "Answer",
     "Batcher",
     "BoundCall",
     "Chain",
     "ChainStream",
+    "Fallback",
     "FollowedSession",
     "Host",
     "HostedModel",
@@ -52,10 +55,12 @@ __all__ = [
 
 # What few applications use is imported when it is asked for.
 _LATER = {
+    "Answer": "fallback",
     "Batcher": "_batcher",
     "BoundCall": "_buffers",
     "Chain": "chains",
     "ChainStream": "chains",
+    "Fallback": "fallback",
     "FollowedSession": "_following",
     "Host": "_host",
     "HostedModel": "_host",

@@ -79,7 +79,7 @@ class Looker:
         }
         self._real = {spec.name: _reals(spec) for spec in manifest.outputs if spec.name in self._edges}
         self._floats = [spec.name for spec in manifest.outputs if np.dtype(spec.dtype).kind == "f"]
-        self._scores = _scores_of(manifest)
+        self._scores = scores_of(manifest)
 
     def blank(self) -> Sight:
         """Return sketches without values."""
@@ -130,7 +130,7 @@ def _reals(spec: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
     return lambda values: (values.astype(np.float64) - zero) * scale
 
 
-def _scores_of(manifest: Manifest) -> _FindScores | None:
+def scores_of(manifest: Manifest) -> _FindScores | None:
     """Return what finds the scores of a classification; None where the model is none, as far as is known."""
     if manifest.observe.scores is not None:
         return _declared(manifest, manifest.observe.scores)

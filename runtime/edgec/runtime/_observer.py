@@ -205,6 +205,12 @@ class Observer:
             if self._recorders:
                 self._recorders[-1].drop(reason)
 
+    def fell_back(self, what: str) -> None:
+        """Count a question to a server, by its reason and what came of it."""
+        with self._lock:
+            if self._recorders:
+                self._recorders[-1].fall_back(what)
+
     def cached(self, *, hit: bool, saved_s: float) -> None:
         """Count a question to the cache, and what it saved; negative for what it cost."""
         with self._lock:
@@ -273,6 +279,7 @@ class Recorder:
         self._sight = self._looker.blank()
         self._errors: dict[str, int] = {}
         self._drops: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
         self._hits = self._misses = 0
         self._saved_s = 0.0
 
@@ -322,6 +329,11 @@ class Recorder:
         with self._lock:
             _count(self._drops, reason)
 
+    def fall_back(self, what: str) -> None:
+        """Count a question to a server."""
+        with self._lock:
+            _count(self._asked, what)
+
     def cache(self, hit: bool, saved_s: float) -> None:
         """Count a question to the cache."""
         with self._lock:
@@ -368,7 +380,7 @@ class Recorder:
             calls=calls,
             errors=dict(self._errors),
             drops=dict(self._drops),
-            fallbacks={self._fallback: calls} if self._fallback and calls else {},
+            fallbacks={**({self._fallback: calls} if self._fallback and calls else {}), **self._asked},
             cache_hits=self._hits,
             cache_misses=self._misses,
             cache_saved_s=self._saved_s,

@@ -32,7 +32,9 @@ class Window:
         errors: Of the calls, those that failed, by the type of the error: ``{"InputError": 2}``.
         drops: Calls that were refused or given up before they ran: ``overloaded`` for want of a place in the
             queue, ``deadline`` for having waited too long. They are not in `calls`.
-        fallbacks: Of the calls, those that the declared fallback ran, by the reason.
+        fallbacks: Of the calls, those that the declared fallback ran, by the reason. Where a server may be
+            asked, ``remote:low_confidence`` and so on for what it answered; where no engine here ran,
+            these are not in `calls`. ``local:low_confidence:late`` for what it was to answer and did not.
         cache_hits: Calls that a `ResultCache` answered. They are not in `calls`.
         cache_misses: Calls that it could not answer.
         cache_saved_s: Time that the answers from the cache would have taken less the time that the cache

@@ -9,14 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.errors import RequestError
+from edgec.runtime._oip import DATATYPES
 
-BYTES = "BYTES"
-# Numpy's name of what a model declares, and the protocol's.
-DATATYPES = {
-    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
-    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
-    "float16": "FP16", "float32": "FP32", "float64": "FP64", "object": BYTES,
-}  # fmt: skip
 # BF16 is in the binary extension only, and no artifact has it: it is known, so that a mismatch is named.
 KNOWN = frozenset({*DATATYPES.values(), "BF16"})
 _NOT_IN_JSON = ("FP16", "BF16")

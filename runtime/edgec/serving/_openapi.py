@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from edgec.serving._datatypes import DATATYPES
+from edgec.runtime._oip import DATATYPES
 from edgec.serving._options import ServerOptions
 
 _TEXT = {"type": "string"}
