@@ -209,7 +209,8 @@ class Wishes:
                     )
                     assignment = None
                 except TrustError as e:
-                    error = e
+                    # That a place is not to be reached says less than that something is not to be believed.
+                    error = e if error.reason in _ELSEWHERE else error
         finally:
             self._results.put(
                 Outcome(
@@ -219,7 +220,9 @@ class Wishes:
 
     def _take(self, outcome: Outcome) -> None:
         now = self._clock.monotonic()
-        self._error = outcome.error
+        error = outcome.error
+        if error is None or outcome.desired is not None or error.reason not in _ELSEWHERE or not self._error:
+            self._error = error
         if outcome.assignment is None:
             self._failures += 1
             wait = _FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 20)
