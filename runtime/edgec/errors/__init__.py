@@ -31,6 +31,7 @@
   x DeltaError
   x TransferError
   x AgentError
+  x FleetError
   x CompileError
     + ModelError
     + UnsupportedModelError
@@ -251,6 +252,18 @@ class TransferError(EdgecError):
 
 class AgentError(EdgecError):
     """The device agent cannot do what was asked for, or cannot start."""
+
+
+class FleetError(EdgecError):
+    """The fleet server cannot do what it was asked to.
+
+    Attributes:
+        reason: For programs, a word: ``not_found``, ``conflict``, ``refused``, ``database``, ``audit`` ...
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class CompileError(EdgecError):
