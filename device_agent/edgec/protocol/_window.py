@@ -149,11 +149,20 @@ def make_note(source: str, raw: str | bytes) -> Note:
     """
     # Of megabytes, only what can be kept is looked at: a character has at most four bytes.
     head = raw[: 4 * MAX_NOTE]
-    text = head.decode(errors="replace") if isinstance(head, bytes) else head
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    clean = "".join(c if (c >= " " and c != "\x7f") or c in "\t\n" else "\ufffd" for c in text)
+    clean = clean_text(head)
     rest = max(len(raw) - len(head), 0)
     return Note(source=source, text=clean[:MAX_NOTE], cut=max(len(clean) - MAX_NOTE, 0) + rest)
+
+
+def clean_text(raw: str | bytes) -> str:
+    """Return whatever was logged as text that UTF-8 holds and terminals stand.
+
+    Bytes that are no UTF-8, halves of surrogate pairs and control characters but tab and newline become
+    U+FFFD.
+    """
+    text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return "".join(c if (c >= " " and c != "\x7f") or c in "\t\n" else "\ufffd" for c in text)
 
 
 def _read(read: Callable[[bytes], _T], data: bytes, where: str) -> _T:
