@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 
 # OpenCV makes room for what the head of an image promises; by default that may be 2**30 pixels.
 _MOST_PIXELS = 2**26
+
+
+def _read_priorities(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    priorities = {}
+    for value in values:
+        name, _sign, number = value.rpartition("=")
+        try:
+            priorities[name] = float(number)
+        except ValueError as e:
+            raise click.BadParameter(f"expected NAME=NUMBER, got {value!r}") from e
+        if not name or not math.isfinite(priorities[name]):
+            raise click.BadParameter(f"expected NAME=NUMBER, got {value!r}")
+    return priorities
 
 
 @click.command()
@@ -55,6 +69,28 @@ _MOST_PIXELS = 2**26
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
 @click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    help="Join requests that come while their model runs to so many rows, where that pays; 1 for never.",
+)
+@click.option(
+    "--batch-delay-ms",
+    type=click.FloatRange(0, 1000),
+    default=0.0,
+    show_default=True,
+    help="How long a request may wait for others to join while its model is idle.",
+)
+@click.option(
+    "--priority",
+    "priorities",
+    multiple=True,
+    metavar="NAME=N",
+    callback=_read_priorities,
+    help="Inferences of this model go before those of models with a smaller number; repeatable.",
+)
+@click.option(
     "--allow-repository-calls", is_flag=True, help="Let clients list, load again and unload the models."
 )
 @click.option(
@@ -74,6 +110,9 @@ def command(
     max_body_mb: int,
     queue: int,
     threads: int | None,
+    max_batch: int,
+    batch_delay_ms: float,
+    priorities: dict[str, float],
     allow_repository_calls: bool,
     observe: bool,
     as_json: bool,
@@ -85,6 +124,7 @@ def command(
     \b
     edgec serve digits.edgec
     edgec serve digits.edgec minilm.edgec --port 9000 --threads 2
+    edgec serve camera.edgec archive.edgec --priority camera=1
     edgec serve digits.edgec --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
     """
     if (tls_cert is None) != (tls_key is None):
@@ -104,6 +144,9 @@ def command(
             max_body_bytes=max_body_mb * 2**20,
             queue=queue,
             threads=threads,
+            max_batch=max_batch,
+            batch_delay_ms=batch_delay_ms,
+            priorities=priorities,
             allow_repository_calls=allow_repository_calls,
             observe=observe,
         ),

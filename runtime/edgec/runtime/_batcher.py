@@ -47,12 +47,16 @@ class Batcher:
     Attributes:
         enabled: Whether calls are joined.
         reason: Why, in a sentence.
+        batches: Calls of the engine that several were joined to, or one that came alone.
+        calls: That went through them.
         gain: How many times faster `max_batch` calls are as one; NaN where that was not measured.
     """
 
     enabled: bool
     reason: str
     gain: float
+    batches: int
+    calls: int
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class Batcher:
         self._closed = False
         self._thread: Thread | None = None
         self.gain = float("nan")
+        self.batches = self.calls = 0
         self.reason = why_not_batched(session.manifest, session.promised.precision)
         if not self.reason:
             self.gain = _measured_gain(session, sample or _zeros(session), max_batch)
@@ -203,6 +208,8 @@ class Batcher:
             except Exception:  # noqa: BLE001 - whatever it is: one by one, only those fail that have to
                 pass
             else:
+                self.batches += 1
+                self.calls += len(calls)
                 for call, part in zip(calls, parts, strict=True):
                     call.future.set_result(part)
                 return
@@ -210,6 +217,8 @@ class Batcher:
             self._answer_one(call)
 
     def _answer_one(self, call: _Call) -> None:
+        self.batches += 1
+        self.calls += 1
         try:
             call.future.set_result(self._run(call.inputs))
         except BaseException as e:  # noqa: BLE001 - whatever it is, it belongs to who waits

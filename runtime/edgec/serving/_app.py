@@ -31,6 +31,7 @@ from edgec.serving._models import Prediction
 from edgec.serving._openapi import openapi
 from edgec.serving._options import ServerOptions
 from edgec.serving._repository import PREDICT, Entry, Loaded, Repository, Slot
+from edgec.serving._scheduling import ScheduledModel
 from edgec.serving._wire import Plan, header_size, read_json, read_plan, read_raw, write_response
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -283,6 +284,7 @@ class App:
         return _json({"name": entry.name, "ready": True})
 
     def _model_metadata(self, entry: Entry) -> Answer:
+        batching = entry.metrics.batching
         return _json(
             {
                 "name": entry.name,
@@ -290,6 +292,7 @@ class App:
                 "platform": entry.platform,
                 "inputs": [_described(spec) for spec in entry.inputs],
                 "outputs": [_described(spec) for spec in entry.outputs],
+                **({"properties": {"batching": batching.sentence}} if batching else {}),
             }
         )
 
@@ -377,6 +380,8 @@ class App:
 
     def _place(self, loaded: Loaded) -> None:
         """Let a model run on the event loop if that takes less than waking a thread."""
+        if isinstance(loaded.model, ScheduledModel) and loaded.model.waits:
+            return
         if loaded.run_s < min(self._hop_s, _LONGEST_INLINE_S):
             loaded.entries[0].inline_bytes = max(1, _INLINE_SLACK * loaded.input_bytes)
 

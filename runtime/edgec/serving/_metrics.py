@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgec.serving._scheduling import Batching
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # Upper bounds of the latency histogram, in seconds.
@@ -22,6 +26,7 @@ class ModelMetrics:
         abandoned: Requests whose client went away before their turn.
         run_s: Time that inferences in threads took, in seconds.
         unheard_s: Of it, that of inferences whose client was gone when they ended.
+        batching: Whether calls are joined; None where nobody asked.
     """
 
     def __init__(self, model: str, version: str) -> None:
@@ -32,6 +37,7 @@ class ModelMetrics:
         self.abandoned = 0
         self.run_s = 0.0
         self.unheard_s = 0.0
+        self.batching: Batching | None = None
         self._statuses: dict[int, int] = {}
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._seconds = 0.0
@@ -62,7 +68,20 @@ class ModelMetrics:
             ("edgec_inference_unheard_seconds_total", self.unheard_s),
         ):
             yield name, f"{name}{{{self.labels}}} {value}"
+        if self.batching is not None:
+            yield from self._batches(self.batching)
         yield from self._histogram()
+
+    def _batches(self, batching: Batching) -> Iterable[tuple[str, str]]:
+        batcher = batching.batcher
+        name, why = "edgec_batching_enabled", f'{self.labels},reason="{_escaped(batching.reason)}"'
+        yield name, f"{name}{{{why}}} {int(batcher is not None)}"
+        if batcher is not None:
+            for name, value in (
+                ("edgec_batches_total", batcher.batches),
+                ("edgec_batched_requests_total", batcher.calls),
+            ):
+                yield name, f"{name}{{{self.labels}}} {value}"
 
     def _histogram(self) -> Iterable[tuple[str, str]]:
         name, total = "edgec_request_duration_seconds", 0
@@ -82,6 +101,9 @@ _HELP = {
     "edgec_in_flight": ("gauge", "Inferences that run now."),
     "edgec_inference_seconds_total": ("counter", "Time that inferences took in threads."),
     "edgec_inference_unheard_seconds_total": ("counter", "Of it, for clients that were gone at the end."),
+    "edgec_batching_enabled": ("gauge", "Whether requests that come together run as one, and why."),
+    "edgec_batches_total": ("counter", "Inferences that requests were joined into."),
+    "edgec_batched_requests_total": ("counter", "Requests that went through them."),
     "edgec_request_duration_seconds": ("histogram", "From the last byte of a request to its response."),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,19 @@ class ServerOptions:
         unix_socket: Path of a socket to listen at instead; only this user may connect.
         tls_cert: PEM file of the certificate and its chain; None for plain HTTP.
         tls_key: PEM file of its private key.
+        client_ca: PEM file of the authorities whose certificates clients may show; None for asking for none.
+            A certificate by another authority ends the connection; whether one is needed says what stands in
+            front of the application, which finds its common name as ``edgec.peer`` in the scope.
         api_keys: Keys of which a request must carry one; none for everybody. Health needs no key.
         max_body_bytes: Largest body of a request, before and after decompression.
         max_json_bytes: Largest JSON of a request; as Python objects it takes about ten times as much memory.
         queue: Requests for one model that wait for their turn; one more is refused with 503.
+        max_batch: Most rows that requests which come while their model runs are joined to, for models that
+            a measurement shows to gain by it; 1 to join none.
+        batch_delay_ms: How long a request may wait for others to join while its model is idle.
+        priorities: Of models, by name, where they share the machine: the inferences of a higher one go first,
+            and no more run at once than keep the cores busy; 0 for the others. Where there are none, models
+            have no order.
         threads: Threads of one inference; None for the engine's own choice.
         allow_repository_calls: Whether clients may list, load and unload models.
         observe: Whether ``/metrics`` shows what observers know of the models, too.
@@ -34,10 +44,14 @@ class ServerOptions:
     unix_socket: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    client_ca: Path | None = None
     api_keys: tuple[bytes, ...] = field(default=(), repr=False)
     max_body_bytes: int = 64 * MIB
     max_json_bytes: int = 16 * MIB
     queue: int = 128
+    max_batch: int = 8
+    batch_delay_ms: float = 0.0
+    priorities: Mapping[str, float] = field(default_factory=dict)
     threads: int | None = None
     allow_repository_calls: bool = False
     observe: bool = False

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from edgec.artifact import Manifest, TensorSpec, source_digest
 from edgec.errors import EdgecError, RequestError, ServingError
-from edgec.runtime import Session
 from edgec.serving._lanes import Lane
 from edgec.serving._metrics import ModelMetrics
 from edgec.serving._models import Prediction, ServedModel, measure
+from edgec.serving._scheduling import ScheduledModel, Scheduling, session_of
 from edgec.serving._wire import Plan
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ class Repository:
         executor: Whose threads run the models.
         width: Inferences of one model that run at once.
         queue: Requests for one model that wait.
-    observe: Whether sessions are observed.
+        observe: Whether sessions are observed.
+        scheduling: Which calls run together, and in which order.
+        may_be_empty: Whether there may be no artifacts.
 
     Raises:
         ServingError: An artifact cannot be loaded, or two have the same name and version; all of it is said.
@@ -119,12 +121,15 @@ class Repository:
         width: int,
         queue: int,
         observe: bool = False,
+        scheduling: Scheduling | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         self._loader = loader
         self._executor = executor
         self._width = width
         self._queue = queue
         self._observe = observe
+        self._scheduling = scheduling or Scheduling()
         self.slots: list[Slot] = []
         self._index: dict[str, list[Entry]] = {}
         problems = []
@@ -137,7 +142,7 @@ class Repository:
             problems += self._clashes(path, loaded)
             entry = loaded.entries[0]
             self.slots.append(Slot(path, entry.name, entry.version, loaded))
-        if problems or not self.slots:
+        if problems or not (self.slots or may_be_empty):
             self.close()
             raise ServingError("; ".join(problems) or "no artifact to serve")
         self._rebuild()
@@ -151,8 +156,9 @@ class Repository:
         model = self._loader(path)
         try:
             run_s, input_bytes = measure(model)
-            if self._observe and isinstance(model, Session):
-                model.observe()
+            model = self._scheduling.apply(model, run_s)
+            if self._observe and (session := session_of(model)) is not None:
+                session.observe()
         except BaseException:
             model.close()
             raise
@@ -185,8 +191,8 @@ class Repository:
     def observers(self) -> list[Observer]:
         """Return what observes the models that are loaded."""
         models = [slot.loaded.model for slot in self.slots if slot.loaded is not None]
-        found = [model.observer for model in models if isinstance(model, Session)]
-        return [observer for observer in found if observer is not None]
+        sessions = [session for model in models if (session := session_of(model)) is not None]
+        return [session.observer for session in sessions if session.observer is not None]
 
     def named(self, name: str) -> list[Slot]:
         """Return the slots of a model.
@@ -227,7 +233,12 @@ class Repository:
     def _entries(self, model: ServedModel, run_s: float) -> list[Entry]:
         manifest = model.manifest
         metrics = ModelMetrics(manifest.model, manifest.model_version)
-        lane = Lane(self._executor, self._width, self._queue, metrics, run_s)
+        width = self._width
+        if isinstance(model, ScheduledModel):
+            metrics.batching = model.batching
+            if model.batching.batcher is not None:  # while one joined call runs, the next one gathers
+                width = max(width, 2 * self._scheduling.max_batch)
+        lane = Lane(self._executor, width, self._queue, metrics, run_s)
         engine = getattr(model, "engine", "") or getattr(getattr(manifest, "engine", None), "name", "model")
         platform = f"edgec_{engine}"
         name, version = manifest.model, manifest.model_version
@@ -238,8 +249,9 @@ class Repository:
             face, name = Prediction(model), name + PREDICT
             metrics = ModelMetrics(name, version)
             entries.append(Entry(name, version, platform, face, face.inputs, face.outputs, lane, metrics))
+        session = session_of(model)
         for entry in entries:
-            entry.digest = getattr(model, "content_digest", "")
+            entry.digest = session.content_digest if session is not None else ""
             entry.source_digest = source_digest(manifest) if isinstance(manifest, Manifest) else ""
         return entries
 

@@ -9,27 +9,47 @@ import socket
 import ssl
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from edgec.errors import MissingExtraError, ServingError
-from edgec.serving._app import App
+from edgec.runtime import Pool
+from edgec.serving._app import App, Send
+from edgec.serving._body import Receive
 from edgec.serving._chains import load_served
 from edgec.serving._options import ServerOptions
 from edgec.serving._protocol import bounded_protocol
 from edgec.serving._repository import Loader, Repository
+from edgec.serving._scheduling import Scheduling
 
+Application = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _SPARE_THREADS = 2  # for large headers, and for loading models
 # A thread that comes back from an engine waits for the interpreter at most this long, while the event
 # loop is busy; Python's own 5 ms would be longer than most inferences.
 _SWITCH_INTERVAL_S = 0.0005
+
+
+class Front(Protocol):
+    """What stands in front of the application: an ASGI application that passes on what it does not answer."""
+
+    async def start(self, app: Application, repository: Repository) -> None:
+        """Begin, on the event loop that serves; `app` answers what is passed on."""
+        ...
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI 3 has it."""
+        ...
+
+    async def stop(self) -> None:
+        """End; no request is left."""
+        ...
 
 
 class Server:
@@ -39,6 +59,7 @@ class Server:
         paths: Of the artifacts, and of the TOML files of chains.
         options: How it listens, what it allows.
         loader: Loads one artifact or chain; as `edgec.runtime.load` and `load_chain` do if None.
+        front: Stands in front of the application; with one there may be no artifact.
 
     Raises:
         MissingExtraError: The extra ``serve`` is not installed.
@@ -51,11 +72,15 @@ class Server:
         options: ServerOptions | None = None,
         *,
         loader: Loader | None = None,
+        front: Front | None = None,
     ) -> None:
         self._options = options = options or ServerOptions()
         self._uvicorn = _make_uvicorn(options)
         width = _width(options.threads)
-        self._executor = ThreadPoolExecutor(width * len(paths) + _SPARE_THREADS, "edgec-serving")
+        most = max(width, 2 * options.max_batch) * len(paths) + _SPARE_THREADS
+        self._executor = ThreadPoolExecutor(most, "edgec-serving")
+        # With priorities, models take turns on as many workers as keep the cores busy.
+        self._pool = Pool(width - 1, threads=None, max_queue=most) if options.priorities else None
         self._repository = Repository(
             [Path(path) for path in paths],
             loader or partial(load_served, threads=options.threads),
@@ -63,8 +88,19 @@ class Server:
             width=width,
             queue=options.queue,
             observe=options.observe,
+            scheduling=Scheduling(
+                max_batch=options.max_batch,
+                max_delay_ms=options.batch_delay_ms,
+                side_by_side=width - 1,
+                queue=max(1, options.queue),
+                pool=self._pool,
+                priorities=options.priorities,
+            ),
+            may_be_empty=front is not None,
         )
+        self._front = front
         try:
+            self._check_priorities()
             self._socket = _listen(options)
         except BaseException:
             self._repository.close()
@@ -124,6 +160,15 @@ class Server:
     ) -> None:
         self.close()
 
+    def _check_priorities(self) -> None:
+        names = {slot.name for slot in self._repository.slots}
+        unknown = sorted(set(self._options.priorities) - names)
+        if unknown:
+            raise ServingError(
+                f"priorities are for models that are served, {', '.join(sorted(names))}, "
+                f"and there is no {', '.join(unknown)}"
+            )
+
     def _run_in_thread(self, ready: Event) -> None:
         try:
             self._run(ready.set)
@@ -140,6 +185,8 @@ class Server:
             loop.close()
             self._executor.shutdown()
             self._repository.close()
+            if self._pool is not None:
+                self._pool.close()
             self._socket.close()
             if self._options.unix_socket is not None:
                 self._options.unix_socket.unlink(missing_ok=True)
@@ -147,13 +194,19 @@ class Server:
     async def _serve(self, on_ready: Callable[[], None]) -> None:
         app = App(self._repository, self._options, self._executor, lambda: self._uvicorn.should_exit)
         await app.start()
-        self._uvicorn.config.app = app
+        if self._front is not None:
+            await self._front.start(app, self._repository)
+        self._uvicorn.config.app = app if self._front is None else self._front
         self._uvicorn.config.load()
         serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._socket]))
         while not self._uvicorn.started and not serving.done():
             await asyncio.sleep(0.005)
         on_ready()
-        await serving
+        try:
+            await serving
+        finally:
+            if self._front is not None:
+                await self._front.stop()
 
 
 def _make_uvicorn(options: ServerOptions) -> Any:
@@ -181,15 +234,22 @@ def _make_uvicorn(options: ServerOptions) -> Any:
         timeout_graceful_shutdown=max(1, round(options.drain_timeout_s)),
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
+        ssl_ca_certs=None if options.client_ca is None else str(options.client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if options.client_ca is None else ssl.CERT_OPTIONAL,
     )
     return uvicorn.Server(config)
 
 
 def _check_tls(options: ServerOptions) -> None:
     if options.tls_cert is None:
+        if options.client_ca is not None:
+            raise ServingError("certificates of clients need TLS: give a certificate and its key")
         return
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_cert, options.tls_key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+        if options.client_ca is not None:
+            context.load_verify_locations(options.client_ca)
     except OSError as e:  # ssl.SSLError is one
         raise ServingError(f"cannot use {options.tls_cert} with {options.tls_key}: {e}") from e
 
