@@ -8,7 +8,7 @@ each input in and each output out, and has no way around that; there is no other
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -102,7 +102,6 @@ class LiteRtProgram:
         self._inputs = inputs
         self._outputs = outputs
         self._options = options
-        self._names = [o.name for o in outputs]
         self._taken: list[dict[str, Any]] | None = None
         self._idle = [self._lane(content)]
 
@@ -132,18 +131,6 @@ class LiteRtProgram:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see `edgec.runtime.backends.Program.run`."""
-        values = self._on_a_lane(inputs, None)
-        return dict(zip(self._names, values))  # noqa: B905 - strict= costs time
-
-    def run_into(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
-    ) -> dict[str, NDArray[Any]]:
-        """Run once, some outputs into arrays of the caller's: copied there, and nowhere else before."""
-        return dict(zip(self._names, self._on_a_lane(inputs, outputs), strict=True))
-
-    def _on_a_lane(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]] | None
-    ) -> list[NDArray[Any]]:
         content = self._content
         if content is None:
             raise InferenceError("the session is closed: load the artifact again")
@@ -152,8 +139,26 @@ class LiteRtProgram:
         except IndexError:
             lane = self._lane(content)
         try:
-            values = lane.run(inputs) if outputs is None else lane.run_into(inputs, outputs)
+            values = (lane.direct or lane.run)(inputs)
         except _FAILURES as e:  # the lane is left behind, for nobody knows its state
+            raise InferenceError(f"LiteRT failed: {_reason(e)}") from e
+        self._idle.append(lane)
+        return values
+
+    def run_into(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Run once, some outputs into arrays of the caller's: copied there, and nowhere else before."""
+        content = self._content
+        if content is None:
+            raise InferenceError("the session is closed: load the artifact again")
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = self._lane(content)
+        try:
+            values = lane.run_into(inputs, outputs)
+        except _FAILURES as e:
             raise InferenceError(f"LiteRT failed: {_reason(e)}") from e
         self._idle.append(lane)
         return values
@@ -181,6 +186,9 @@ class LiteRtProgram:
             raise InferenceError(f"LiteRT {VERSION} cannot load the model: {_reason(e)}") from e
 
 
+_Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
 class _Lane:
     """An interpreter, and how the arrays of a call become its tensors; serves one call at a time."""
 
@@ -188,12 +196,14 @@ class _Lane:
         "_adapted",
         "_free",
         "_get",
+        "_inner",
         "_inputs",
         "_interpreter",
         "_invoke",
+        "_outer",
         "_outputs",
         "_set",
-        "_shapes",
+        "direct",
     )
 
     def __init__(
@@ -214,49 +224,77 @@ class _Lane:
         self._inputs = [(i.name, int(taken[i.name]["index"])) for i in inputs]
         self._outputs = [(o.name, int(given[o.name]["index"])) for o in outputs]
         self._free = any(not i.is_static for i in inputs)
-        self._shapes: dict[str, tuple[int, ...]] = {}
         self._set, self._invoke, self._get = (
             interpreter.set_tensor,
             interpreter.invoke,
             interpreter.get_tensor,
         )
-        shapes = {i.name: self._inner(i.name, tuple(_size(n) for n in i.shape)) for i in inputs}
-        self._resize(shapes, {i.name: tuple(map(int, taken[i.name]["shape"])) for i in inputs})
+        # What there is room for: in tensors, and in arrays of the specs, which may have other shapes.
+        self._inner = {i.name: tuple(map(int, taken[i.name]["shape"])) for i in inputs}
+        self._outer = {} if self._adapted[0] else self._inner
+        self._make_room({i.name: tuple(_size(n) for n in i.shape) for i in inputs})
+        # Does what `run` does without what such tensors do not need; no method, which would hold its lane.
+        self.direct: _Run | None = None if any(self._adapted) else self._direct()
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return new arrays, in the order of the output specs."""
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return new arrays by name, in the order of the output specs."""
         self._compute(inputs)
         get, leave = self._get, self._adapted[1]
-        if leave:
-            return [
-                leave[name].leave(get(index)) if name in leave else get(index)
-                for name, index in self._outputs
-            ]
-        return [get(index) for _, index in self._outputs]
+        return {
+            name: leave[name].leave(get(index)) if name in leave else get(index)
+            for name, index in self._outputs
+        }
+
+    def _direct(self) -> _Run:
+        put, invoke, get = self._set, self._invoke, self._get
+        taken, given = self._inputs, self._outputs
+        free, fitted, interpreter = self._free, self._inner, self._interpreter
+        if len(taken) == len(given) == 1:
+            (name, index), (output, output_index) = taken[0], given[0]
+
+            def run_one(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+                array = inputs[name]
+                if free and array.shape != fitted[name]:
+                    _fit(interpreter, taken, {name: array.shape}, fitted)
+                put(index, array)
+                invoke()
+                return {output: get(output_index)}
+
+            return run_one
+
+        def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            if free and any(inputs[name].shape != fitted[name] for name, _ in taken):
+                _fit(interpreter, taken, {name: inputs[name].shape for name, _ in taken}, fitted)
+            for name, index in taken:
+                put(index, inputs[name])
+            invoke()
+            return {name: get(index) for name, index in given}
+
+        return run
 
     def run_into(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
-    ) -> list[NDArray[Any]]:
+    ) -> dict[str, NDArray[Any]]:
         """Return the caller's arrays, filled, and new ones for the other outputs."""
         self._compute(inputs)
-        leave, values = self._adapted[1], []
+        leave, values = self._adapted[1], {}
         for name, index in self._outputs:
             if name not in outputs:
                 value = self._get(index)
-                values.append(leave[name].leave(value) if name in leave else value)
+                values[name] = leave[name].leave(value) if name in leave else value
                 continue
             # A view, which must not outlive this call: it would forbid the next one.
             value = self._interpreter.tensor(index)()
             value = leave[name].leave(value) if name in leave else value
             check_shape(name, outputs[name].shape, value.shape)
             np.copyto(outputs[name], value)
-            values.append(outputs[name])
+            values[name] = outputs[name]
             del value
         return values
 
     def _compute(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        if self._free:
-            self._resize({n: self._inner(n, inputs[n].shape) for n, _ in self._inputs}, self._shapes)
+        if self._free and any(inputs[name].shape != self._outer[name] for name, _ in self._inputs):
+            self._make_room({name: inputs[name].shape for name, _ in self._inputs})
         enter, put = self._adapted[0], self._set
         if enter:
             for name, index in self._inputs:
@@ -267,19 +305,26 @@ class _Lane:
                 put(index, inputs[name])
         self._invoke()
 
-    def _inner(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        adapter = self._adapted[0].get(name)
-        return shape if adapter is None else adapter.inner_shape(shape)
+    def _make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        enter = self._adapted[0]
+        inner = {n: enter[n].inner_shape(shape) if n in enter else shape for n, shape in shapes.items()}
+        _fit(self._interpreter, self._inputs, inner, self._inner)
+        self._outer.update(shapes)
 
-    def _resize(self, shapes: Mapping[str, tuple[int, ...]], current: Mapping[str, tuple[int, ...]]) -> None:
-        if shapes == self._shapes:
-            return
-        for name, index in self._inputs:
-            if shapes[name] != current.get(name):
-                # Strict: an axis that is fixed in the file may be what its operators were made for.
-                self._interpreter.resize_tensor_input(index, shapes[name], strict=True)
-        self._interpreter.allocate_tensors()
-        self._shapes = dict(shapes)
+
+def _fit(
+    interpreter: Any,
+    tensors: list[tuple[str, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    fitted: dict[str, tuple[int, ...]],
+) -> None:
+    """Make room for inputs of some shapes; `fitted` is what there is room for, and is brought up to date."""
+    for name, index in tensors:
+        if shapes[name] != fitted.get(name):
+            # Strict: an axis that is fixed in the file may be what its operators were made for.
+            interpreter.resize_tensor_input(index, shapes[name], strict=True)
+    interpreter.allocate_tensors()
+    fitted.update(shapes)
 
 
 def _details(interpreter: Any) -> list[dict[str, Any]]:
