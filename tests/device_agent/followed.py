@@ -49,6 +49,7 @@ class Device:
         self.socket = root / "s"
         self.slots = Slots(self.models, MODEL)
         self.crashes: list[str] = []
+        self.epoch = 7
 
     def crashed(self, model: str, detail: str) -> None:
         """Note a crash, as an agent does."""

@@ -109,6 +109,18 @@ def test_a_switch_is_followed_and_the_old_file_released(here: Device) -> None:
     assert here.crashes == []
 
 
+def test_a_model_is_loaded_anew_by_order(here: Device) -> None:
+    here.install(2)
+    with here.applications() as served, followed(here) as session:
+        eventually(lambda: served.connected(MODEL))
+        before = session.current_program()
+        served.follow(MODEL, here.slots.artifact("a"))
+        assert session.current_program() is before
+        served.restart(MODEL)
+        assert session.current_program() is not before
+        assert answer(session) == 2
+
+
 def test_what_cannot_be_used_fails_the_switch(here: Device) -> None:
     here.install(2)
     with here.applications() as served, followed(here) as session:
@@ -251,7 +263,7 @@ def test_newer_applications_are_told_so_and_newer_messages_ignored(here: Device)
             "v": 1,
             "digest": here.digest(),
             "file": "a/model.edgec",
-            "epoch": 0,
+            "epoch": 7,
         }
         assert raw.heard() == {"type": "observe", "every_s": 0.05}
         raw.say(Goodbye().to_line())
@@ -397,6 +409,7 @@ import sys, time
 from pathlib import Path
 from edgec.device_agent._applications import SocketApplications
 class Owner:
+    epoch = 0
     def crashed(self, model, detail): print(detail, flush=True)
 served = SocketApplications(Path({str(here.socket)!r}), Path({str(here.models)!r}))
 served.start(Owner())

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgec.device_agent._audit import AuditLog
 from edgec.device_agent._config import AgentConfig
 from edgec.device_agent._device_status import AgentStatus, status_of, write_status
 from edgec.device_agent._durable import make_directory, read_json, write_json
@@ -52,7 +53,7 @@ from edgec.device_agent._uplink import Uplink, new_boot_id
 from edgec.device_agent._windows import WindowTap
 from edgec.device_agent._wishes import Wishes
 from edgec.device_agent._work import AgentActions
-from edgec.errors import AgentError, ProtocolError
+from edgec.errors import AgentError, OutputError, ProtocolError
 from edgec.protocol import (
     Alert,
     Chunk,
@@ -222,6 +223,20 @@ class Agent:
         """Names of all models that this agent knows of, sorted."""
         return tuple(sorted(self._runners))
 
+    @property
+    def epoch(self) -> int:
+        """Of the newest assignment that was believed; 0 before the first."""
+        return self._wishes.epoch
+
+    def restart(self, model: str) -> None:
+        """Load what serves anew, wherever it is used.
+
+        Raises:
+            EdgecError: It cannot be loaded somewhere; what ran before goes on there.
+        """
+        for application in self._applications:
+            application.restart(model)
+
     def crashed(self, model: str, detail: str) -> None:
         """Take note that an application that runs a model has died, or had to be killed."""
         runner = self._runners.get(model)
@@ -353,6 +368,7 @@ class Agent:
             clock=self.clock,
             spawn=self._spawn,
         )
+        self._audits = AuditLog(state_dir / "audit.jsonl")
         self._orders = Orders(
             trust=self._trust,
             boot_id=self._boot_id,
@@ -528,17 +544,24 @@ class Agent:
             self._told[model, report.seq] = number
 
     def _audit(self, reply: CommandReply) -> None:
-        """Write down what became of a command, here and for the fleet."""
+        """Write down what became of a command, here, where changes of it show, and for the fleet."""
         severity = "security" if reply.state == "refused" else "info"
         detail = f"{reply.name} {reply.id}: {reply.state} {reply.reason or ''} {reply.detail}".strip()
         self._store.note(self.clock.wall(), "", f"command_{reply.state}", detail[:400])
+        line = {"at": self.clock.wall(), "id": reply.id, "command": reply.name, "state": reply.state,
+                "reason": reply.reason, "detail": reply.detail}  # fmt: skip
+        try:
+            head = self._audits.append(line)
+        except OutputError as e:
+            _log.warning("the audit of command %s is not kept here: %s", reply.id, e)
+            head = ""
         try:
             self._uplink.put_event(
                 "command",
                 severity=severity,
                 reason=reply.reason,
                 detail=detail,
-                data={"command": reply.name, "id": reply.id, "state": reply.state},
+                data={"command": reply.name, "id": reply.id, "state": reply.state, "audit": head},
             )
         except AgentError as e:
             _log.warning("the audit of command %s is not kept for the fleet: %s", reply.id, e)

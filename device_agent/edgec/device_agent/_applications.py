@@ -36,6 +36,11 @@ _LONGEST_LOOP_S = 1.0
 class Owner(Protocol):
     """What applications need of an agent."""
 
+    @property
+    def epoch(self) -> int:
+        """Of the assignment that it is at."""
+        ...
+
     def crashed(self, model: str, detail: str) -> None:
         """Note that an application died while it ran what serves."""
         ...
@@ -55,7 +60,6 @@ class SocketApplications:
         observe_s: How often they tell what they observed.
         watch_s: The same in the first time after a switch.
         watch_for_s: How long that time is.
-        epoch: Returns the epoch that the agent is at.
         clock: Monotonic, in seconds.
     """
 
@@ -72,11 +76,10 @@ class SocketApplications:
         observe_s: float = 60.0,
         watch_s: float = 2.0,
         watch_for_s: float = 900.0,
-        epoch: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path, self._models, self._users, self._mode, self._group = path, models, users, mode, group
-        self._criteria, self._request_s, self._epoch, self._clock = criteria, request_s, epoch, clock
+        self._criteria, self._request_s, self._clock = criteria, request_s, clock
         self._observe_s, self._watch_s, self._watch_for_s = observe_s, watch_s, watch_for_s
         self._owner: Owner | None = None
         self._server: socket.socket | None = None
@@ -148,19 +151,33 @@ class SocketApplications:
         if artifact is None:
             self._tell(model, said.Active(digest="", file="", epoch=self._epoch()))
             return
-        installed = self._installed(model, artifact)
+        failed = self._switch(model, self._installed(model, artifact), again=False)
+        self._tell(model, said.Observe(every_s=self._watch_s))
+        if failed:
+            raise failed[0]
+
+    def restart(self, model: str) -> None:
+        """Have all applications of a model load what serves anew.
+
+        Raises:
+            WorkFailedError: As of `follow`.
+        """
+        installed = ModelDirectory(self._models, model).current()
+        if installed is not None:
+            _raise_first(self._switch(model, installed, again=True))
+
+    def _switch(self, model: str, installed: InstalledFile, *, again: bool) -> list[WorkFailedError]:
         asked: dict[Caller, int] = {}
         with self._changed:
             for caller in self._of(model):
                 asked[caller] = self._ask(
                     caller,
-                    lambda number: said.Switch(request=number, digest=installed.digest, file=installed.file),
+                    lambda number: said.Switch(
+                        request=number, digest=installed.digest, file=installed.file, again=again
+                    ),
                 )
         self._nudge()
-        failed = self._wait(asked)
-        self._tell(model, said.Observe(every_s=self._watch_s))
-        if failed:
-            raise failed[0]
+        return self._wait(asked)
 
     def shadow(
         self, model: str, candidate: Path, seconds: float, wanted: Callable[[], bool]
@@ -384,6 +401,9 @@ class SocketApplications:
         if installed is None:
             return said.Active(digest="", file="", epoch=self._epoch())
         return said.Active(digest=installed.digest, file=installed.file, epoch=self._epoch())
+
+    def _epoch(self) -> int:
+        return 0 if self._owner is None else self._owner.epoch
 
     def _installed(self, model: str, artifact: Path) -> InstalledFile:
         try:

@@ -76,6 +76,14 @@ class LocalSessions:
                 session.swap(artifact)
                 self._files[model] = file
 
+    def restart(self, model: str) -> None:
+        """Load the session's model anew; see `Applications`."""
+        with self._lock:
+            session = self._sessions.get(model)
+            artifact = None if self._agent is None else self._agent.serving(model)
+            if session is not None and artifact is not None:
+                session.swap(artifact)
+
     def take(self, model: str) -> list[Window]:
         """Return what was observed; see `Applications`."""
         with self._lock:

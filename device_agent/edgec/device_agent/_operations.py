@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -80,6 +80,10 @@ class RemoteOperations:
         rates: How often each may be ordered; those that are missing are as in `RATES`.
         child_s: How long verifying or measuring may take.
         child_mib: Memory that it may take.
+
+    Attributes:
+        names: Of the operations.
+        memory: Handler of `logging` that keeps what ``logs`` tells of the agent.
     """
 
     def __init__(
@@ -102,14 +106,10 @@ class RemoteOperations:
             "telemetry": self._telemetry,
             "verify": self._verify,
         }
+        self.names: Collection[str] = tuple(self._do)
         rates = {**RATES, **(rates or {})}
         self._buckets = {name: TokenBucket(rates[name], clock) for name in self._do}
         self._measuring = Lock()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the operations."""
-        return tuple(self._do)
 
     def carry_out(self, command: SignedCommand, agent: Operated) -> Mapping[str, Any]:
         """Do what a command says; return what JSON can hold.

@@ -71,6 +71,14 @@ class Applications(Protocol):
         """
         ...
 
+    def restart(self, model: str) -> None:
+        """Load what serves anew, by order of an operator; calls go on meanwhile.
+
+        Raises:
+            EdgecError: It cannot be loaded; what ran before goes on.
+        """
+        ...
+
     def take(self, model: str) -> list[Window]:
         """Return what was observed of calls of the model since the last time; nothing where nobody looks."""
         ...

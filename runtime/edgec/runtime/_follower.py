@@ -230,7 +230,7 @@ class Follower:
         try:
             installed = self._slot(message.file, message.digest)
             if isinstance(message, said.Switch):
-                self._switch(installed)
+                self._switch(installed, again=message.again)
             else:
                 self._prepare(installed)
             if isinstance(message, said.Shadow):
@@ -289,9 +289,9 @@ class Follower:
         if candidate is not None:
             candidate.session.close()
 
-    def _switch(self, installed: InstalledFile) -> None:
+    def _switch(self, installed: InstalledFile, *, again: bool = False) -> None:
         """Run a file from the next call on."""
-        if installed.digest == self.installed.digest:
+        if installed.digest == self.installed.digest and not again:
             self._drop()
             return
         self._end_shadow()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgec.runtime._observer import ObserveOptions, Observer
 
 DIRECTORY = "/var/lib/edgec/models"
-SOCKET = "/run/edgec/agent.sock"
+SOCKET = "/var/lib/edgec/agent.sock"
 _LOOK_S = 0.2
 
 

@@ -73,6 +73,12 @@ def _within(least: float, most: float) -> Parse[float]:
     return parse
 
 
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(value, where, "true or false")
+    return value
+
+
 def _wire(parse: Parse[Any], **more: Any) -> Any:
     return field(metadata={"parse": parse}, **more)
 
@@ -216,11 +222,16 @@ class Drop(LinkMessage):
 
 @dataclass(frozen=True, kw_only=True)
 class Switch(LinkMessage):
-    """Agent: run this file from the next call on; answer with `Holds`, then `Done`, or with `Failed`."""
+    """Agent: run this file from the next call on; answer with `Holds`, then `Done`, or with `Failed`.
+
+    Attributes:
+        again: Whether to load it anew where it runs already.
+    """
 
     request: int = _wire(count)
     digest: str = _wire(DIGEST)
     file: str = _wire(FILE)
+    again: bool = _wire(_flag, default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
