@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 from tests.conformance.models import Builder, Model, normal
 
-from edgec.artifact import Artifact, Manifest, TensorSpec, pack
-from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
+from edgec.artifact import GOLDEN, Artifact, GoldenVector, Manifest, TensorSpec, encode_golden, pack
+from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError, SelfTestError
+from edgec.runtime import load
 from edgec.runtime.backends import LoadOptions, backend_names
 from edgec.runtime.testing import MemoryPayload, Node
 
@@ -51,6 +53,22 @@ def test_outputs_are_those_of_numpy(builder: Builder, batch: int, size: int) -> 
         x = normal(batch, size, seed=seed)
         (y,) = program.run({"x": x}).values()
         np.testing.assert_allclose(y, expected(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [2, "n"])
+def test_golden_vectors_pass_and_others_are_refused(
+    builder: Builder, tmp_path: Path, batch: int | str
+) -> None:
+    model, expected = builder.linear(batch)
+    x = normal(2, 32)
+    right = [GoldenVector(inputs={"x": x}, outputs={"y": expected(x)})]
+    with load(packed(model, tmp_path, golden=right)) as session:
+        result = session.self_test()
+        assert result.passed
+        assert session.engine == builder.engine
+    wrong = [GoldenVector(inputs={"x": x}, outputs={"y": expected(x) + 1})]
+    with pytest.raises(SelfTestError, match="golden vector 0, output 'y'"):
+        load(packed(model, tmp_path, golden=wrong))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -232,6 +250,23 @@ def test_a_call_that_runs_while_the_program_is_closed_ends_as_it_would_have(
             assert all(call.result() < 100_000 for call in calls)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="isolation needs Linux")
+@pytest.mark.parametrize("batch", [2, "n"])
+def test_it_runs_in_a_process_of_its_own_as_in_this_one(
+    builder: Builder, tmp_path: Path, batch: int | str
+) -> None:
+    model, _ = builder.linear(batch)
+    path = packed(model, tmp_path)
+    with load(path, threads=1) as here, load(path, threads=1, isolate=True) as there:
+        assert (there.engine_version, there.placement, there.precisions) == (
+            here.engine_version, here.placement, here.precisions,
+        )  # fmt: skip
+        for n in (2,) if batch == 2 else (1, 300, 7):
+            x = normal(n, 32, seed=n)
+            np.testing.assert_array_equal(there.run({"x": x})["y"], here.run({"x": x})["y"])
+
+
 # Closing
 
 
@@ -360,7 +395,7 @@ def test_another_device_is_refused(builder: Builder) -> None:
         model.load(device="TPU")
 
 
-def packed(model: Model, directory: Path) -> Path:
+def packed(model: Model, directory: Path, golden: Sequence[GoldenVector] = ()) -> Path:
     """Pack a model as an artifact."""
     manifest = Manifest(
         model="model",
@@ -369,5 +404,7 @@ def packed(model: Model, directory: Path) -> Path:
         engine=model.spec,
         inputs=model.inputs,
         outputs=model.outputs,
+        golden={spec.name: {"max_abs_error": 1e-3} for spec in model.outputs} if golden else {},
     )
-    return pack(directory / "model.edgec", manifest, model.members)
+    vectors = {GOLDEN: encode_golden(golden)} if golden else {}
+    return pack(directory / "model.edgec", manifest, {**model.members, **vectors})
