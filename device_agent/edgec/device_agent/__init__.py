@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgec.device_agent._agent import Agent
+    from edgec.device_agent._applications import SocketApplications
+    from edgec.device_agent._audit import AuditCheck, AuditLog
     from edgec.device_agent._config import (
         AgentConfig,
+        ApplicationSettings,
         BrokerSettings,
         UpdateSettings,
         make_config,
@@ -19,9 +22,12 @@ if TYPE_CHECKING:
         ShadowCriteria,
         ShadowGate,
         judge_probation,
+        judge_shadow,
     )
+    from edgec.device_agent._operations import RemoteOperations
     from edgec.device_agent._outbox import Outbox, OutboxRecord, OutboxState, Priority
     from edgec.device_agent._policy import TelemetryPolicy
+    from edgec.device_agent._rates import Rate
     from edgec.device_agent._seams import Applications, Clock, Link, Operations, OrderRefusedError
     from edgec.device_agent._telemetry import Telemetry, encode_window, system_state
     from edgec.device_agent._traffic import Traffic, daily_traffic
@@ -30,7 +36,10 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "AgentStatus",
+    "ApplicationSettings",
     "Applications",
+    "AuditCheck",
+    "AuditLog",
     "BrokerSettings",
     "Clock",
     "Finding",
@@ -45,8 +54,11 @@ __all__ = [
     "OutboxState",
     "Priority",
     "ProbationCriteria",
+    "Rate",
+    "RemoteOperations",
     "ShadowCriteria",
     "ShadowGate",
+    "SocketApplications",
     "Telemetry",
     "TelemetryPolicy",
     "Traffic",
@@ -56,6 +68,7 @@ __all__ = [
     "daily_traffic",
     "encode_window",
     "judge_probation",
+    "judge_shadow",
     "make_config",
     "read_config",
     "read_status",
@@ -67,7 +80,10 @@ _LATER = {
     "Agent": "_agent",
     "AgentConfig": "_config",
     "AgentStatus": "_device_status",
+    "ApplicationSettings": "_config",
     "Applications": "_seams",
+    "AuditCheck": "_audit",
+    "AuditLog": "_audit",
     "BrokerSettings": "_config",
     "Clock": "_seams",
     "Finding": "_findings",
@@ -82,8 +98,11 @@ _LATER = {
     "OutboxState": "_outbox",
     "Priority": "_outbox",
     "ProbationCriteria": "_judging",
+    "Rate": "_rates",
+    "RemoteOperations": "_operations",
     "ShadowCriteria": "_judging",
     "ShadowGate": "_judging",
+    "SocketApplications": "_applications",
     "Telemetry": "_telemetry",
     "TelemetryPolicy": "_policy",
     "Traffic": "_traffic",
@@ -93,6 +112,7 @@ _LATER = {
     "daily_traffic": "_traffic",
     "encode_window": "_telemetry",
     "judge_probation": "_judging",
+    "judge_shadow": "_judging",
     "make_config": "_config",
     "read_config": "_config",
     "read_status": "_device_status",

@@ -63,7 +63,7 @@ class UpdateSettings:
         allow_http: Whether sources may be ``http://``: what is fetched is verified in any case.
         shadow_s: How long a new model runs beside the active one before the switch; 0 for not at all.
         probation_s: How long it must hold after the switch.
-        probation_calls: How many calls in probation prove it earlier; 0 for only time does.
+        probation_calls: How many calls that were looked into prove it earlier; 0 for only time does.
         health_timeout_s: For the health check.
         latency_p95_ms: Largest 95th percentile of the latency; 0 for what the artifact says.
         memory_mib: Most that the model may take; 0 for what the artifact says.
@@ -83,6 +83,21 @@ class UpdateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApplicationSettings:
+    """How programs on the device reach the agent.
+
+    Attributes:
+        socket: Where ``edgec agent run`` listens; None for ``agent.sock`` in `state_dir`.
+        group: Name of the group whose members may connect, beside the agent's user and root.
+        users: Names of users that may connect; of the group's members, only these.
+    """
+
+    socket: Path | None = None
+    group: str = ""
+    users: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class AgentConfig:
     """All settings of an agent.
 
@@ -97,6 +112,7 @@ class AgentConfig:
         sources: Where the repository is: base URLs, directories; the best first.
         broker: None for a device without one.
         updates: When and how models are updated.
+        applications: How programs on the device reach the agent.
         telemetry: The most that may leave; a fleet can ask for less.
         outbox_bytes: Room for what the fleet has not acknowledged.
     """
@@ -111,6 +127,7 @@ class AgentConfig:
     sources: tuple[str, ...] = ()
     broker: BrokerSettings | None = None
     updates: UpdateSettings = field(default_factory=UpdateSettings)
+    applications: ApplicationSettings = field(default_factory=ApplicationSettings)
     telemetry: TelemetryPolicy = field(default_factory=TelemetryPolicy)
     outbox_bytes: int = 16 * 2**20
 
@@ -123,6 +140,11 @@ class AgentConfig:
         problems = _problems(self)
         if problems:
             raise AgentError(f"the agent's settings are wrong: {'; '.join(problems)}")
+
+    @property
+    def socket(self) -> Path:
+        """Path at which ``edgec agent run`` listens for applications."""
+        return self.applications.socket or self.state_dir / "agent.sock"
 
     @property
     def models_dir(self) -> Path:
@@ -144,6 +166,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise AgentError(f"the settings in {path} cannot be used: {e}; see  edgec agent enroll") from e
 
 
+_TABLES: tuple[tuple[str, Any], ...] = (
+    ("broker", BrokerSettings),
+    ("updates", UpdateSettings),
+    ("applications", ApplicationSettings),
+)
+
+
 def make_config(values: Mapping[str, Any], *, base: Path = Path()) -> AgentConfig:
     """Return settings out of what a file, the environment and options say.
 
@@ -157,7 +186,7 @@ def make_config(values: Mapping[str, Any], *, base: Path = Path()) -> AgentConfi
     problems: list[str] = []
     plain = dict(values)
     tables: dict[str, Any] = {}
-    for name, cls in (("broker", BrokerSettings), ("updates", UpdateSettings)):
+    for name, cls in _TABLES:
         if name in plain:
             tables[name] = _made(cls, plain.pop(name), f"{name}.", base, problems)
     if "telemetry" in plain:
@@ -165,7 +194,7 @@ def make_config(values: Mapping[str, Any], *, base: Path = Path()) -> AgentConfi
             tables["telemetry"] = TelemetryPolicy.from_dict(_table(plain.pop("telemetry")))
         except AgentError as e:
             problems.append(str(e))
-    found = _fields(AgentConfig, plain, "", base, problems, skip=("broker", "updates", "telemetry"))
+    found = _fields(AgentConfig, plain, "", base, problems, skip=(*dict(_TABLES), "telemetry"))
     if not problems:
         return AgentConfig(**found, **tables)
     raise AgentError(f"the agent's settings are wrong: {'; '.join(problems)}")

@@ -89,7 +89,7 @@ class RemoteOperations:
     def __init__(
         self,
         *,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
         logs: Mapping[str, Path] | None = None,
         rates: Mapping[str, Rate] | None = None,
         child_s: float = _CHILD_S,

@@ -19,7 +19,7 @@ _PREFIX = "EDGEC_AGENT_"
 _OURS = ("CONFIG",)
 _PATHS = (
     "state_dir", "image_root", "director_root", "broker.authority", "broker.certificate", "broker.key",
-    "broker.password_file",
+    "broker.password_file", "applications.socket",
 )  # fmt: skip
 
 config_option = click.option(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import logging
 import os
+import pwd
 import select
 import signal
 import socket
@@ -21,7 +23,7 @@ from edgec.cli._text import columns, printable
 from edgec.errors import AgentError
 
 if TYPE_CHECKING:
-    from edgec.device_agent import AgentStatus, ModelStatus
+    from edgec.device_agent import AgentConfig, AgentStatus, ModelStatus, SocketApplications
 
 _LOOK_S = 5.0
 _LEVELS = ("debug", "info", "warning", "error")
@@ -50,14 +52,21 @@ def run(config_file: Path, assignments: tuple[str, ...], log_level: str) -> None
     For containers as it is, and for systemd (edgec agent install), which it tells when it is ready and that
     it lives. Settings: --set over the environment (EDGEC_AGENT_BROKER__HOST) over the file over defaults.
     """
-    from edgec.device_agent import Agent
+    from edgec.device_agent import Agent, RemoteOperations
 
     config = read_settings(config_file, assignments)
     # The journal has its own times.
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
     logging.basicConfig(level=log_level.upper(), format=f"{stamp}%(levelname)s %(name)s: %(message)s")
     notifier = Notifier()
-    agent = Agent(config, heartbeat=notifier.heartbeat)
+    operations = RemoteOperations()
+    logging.getLogger().addHandler(operations.memory)
+    agent = Agent(
+        config,
+        heartbeat=notifier.heartbeat,
+        applications=[_applications(config)],
+        operations=[operations],
+    )
     with _Signals() as signals:
         agent.start()
         notifier.tell("READY=1")
@@ -72,6 +81,25 @@ def run(config_file: Path, assignments: tuple[str, ...], log_level: str) -> None
     if died:
         # Its thread has told why.
         sys.exit(70)
+
+
+def _applications(config: AgentConfig) -> SocketApplications:
+    """Return who serves programs on this device, as the settings say.
+
+    Raises:
+        AgentError: A group or user is not known here.
+    """
+    from edgec.device_agent import SocketApplications
+
+    settings = config.applications
+    try:
+        group = grp.getgrnam(settings.group).gr_gid if settings.group else None
+        users = [pwd.getpwnam(name).pw_uid for name in settings.users] or None
+    except KeyError as e:
+        raise AgentError(f"applications: {e.args[0]}; make it, or name another") from e
+    # Where only some users may connect, who it is decides, not the mode.
+    mode = 0o660 if group is not None else 0o666 if users else 0o600
+    return SocketApplications(config.socket, config.models_dir, users=users, mode=mode, group=group)
 
 
 class _Signals:
