@@ -1,12 +1,14 @@
 """What pruning gains in speed, and costs in accuracy, with and without the refit.
 
-    EDGEC_TEST_MODELS=DIR python -m benchmarks.pruning [--parts speed accuracy] [--only NAME ...]
+    EDGEC_TEST_MODELS=DIR python -m benchmarks.pruning [--parts PART ...] [--only NAME ...] [--output FILE]
 
-Speed: ResNet18 and MobileNetV2 as structures, whole and with 30 % of the multiply-accumulates gone, in every
+speed: ResNet18 and MobileNetV2 as structures, whole and with 30 % of the multiply-accumulates gone, in every
 engine of the x86-64 targets that is installed, in fp32; whole and pruned are timed side by side in one run,
-one thread. Accuracy: labelled models, and ResNet8 by agreement with its source; calibrated on some samples,
-judged on others. Results go to benchmarks/results/pruning.json, part by part: an interrupted run keeps
-what it has.
+one thread. accuracy: labelled models, and ResNet8 by agreement with its source; calibrated on some samples,
+judged on others. zeros: the same structures with nine of ten weights zero, or two of four: whether
+any of these engines computes faster then. sparsity: the labelled models with zeros, weights only cut, and
+others making up for them. vela: what zeros save on an Ethos-U, as Vela estimates. Results go to
+benchmarks/results/pruning.json, part by part: an interrupted run keeps what it has.
 """
 
 from __future__ import annotations
@@ -27,12 +29,16 @@ from benchmarks.structures import mobilenet_v2, pictures, resnet18
 
 from edgec.compiler import CompileOptions, compile_model
 from edgec.compiler.accuracy import measure_baseline, score_graph
+from edgec.compiler.calibration import calibrate
 from edgec.compiler.figures import machine_info, tool_versions
 from edgec.compiler.model import load_model
 from edgec.compiler.onnxruntime import ReferenceProgram
-from edgec.compiler.pruning import Pruner
+from edgec.compiler.passes.simplify import simplify
+from edgec.compiler.pruning import Pruner, parse_pattern, sparsify
 from edgec.compiler.samples import Samples
+from edgec.compiler.tflite import Mode, write_tflite
 from edgec.compiler.variants import Variant, plain_variant
+from edgec.compiler.vela import run_vela
 from edgec.errors import CompileError, EdgecError
 from edgec.evaluation import get_metric, open_dataset
 from edgec.runtime import load
@@ -45,6 +51,9 @@ RATIOS = (0.1, 0.2, 0.3, 0.5)
 CASES = ("digits", "vibration", "dscnn", "nab_dense", "nab_conv", "resnet8")
 TARGETS = ("cpu-x86_64", "intel-cpu")
 STRUCTURES = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
+PATTERNS = ("2:4", "unstructured:0.5", "unstructured:0.7", "unstructured:0.8")
+ZEROS = ("2:4", "unstructured:0.9")
+ETHOS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
 _SAMPLES = 128
 _MEASURE_S = 10.0
 _ROUNDS = 100
@@ -55,16 +64,33 @@ def speed(name: str, folder: Path) -> list[dict[str, Any]]:
     image = pictures(4)
     whole = STRUCTURES[name]()
     pruned = Pruner(whole, [{"image": picture[None]} for picture in image]).prune(RATIO, refit=False)
-    models = {"whole": whole, "pruned": pruned.model}
+    row = {"model": name, "macs_removed": pruned.removed}
+    return _timed_everywhere(row, {"whole": whole, "pruned": pruned.model}, folder)
+
+
+def zeros(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Time a structure whole and with zeros, in every engine."""
+    whole, samples = STRUCTURES[name](), [{"image": picture[None]} for picture in pictures(1)]
     rows = []
+    for text in ZEROS:
+        sparse = sparsify(whole, parse_pattern(text), samples, compensate=False)
+        row = {"model": name, "pattern": text, "zeros": sparse.zeros}
+        rows += _timed_everywhere(row, {"whole": whole, "pruned": sparse.model}, folder)
+    return rows
+
+
+def _timed_everywhere(
+    row: dict[str, Any], models: dict[str, onnx.ModelProto], folder: Path
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for target in map(load_target, TARGETS):
         for engine in target.engines:
             alone = replace(target, engines=(engine,))
-            row = {"model": name, "engine": engine.name, "macs_removed": pruned.removed}
+            made = {**row, "engine": engine.name}
             try:
-                rows.append({**row, **_timed(models, alone, folder, {"image": image[:1]})})
+                rows.append({**made, **_timed(models, alone, folder, {"image": pictures(1)})})
             except EdgecError as e:
-                rows.append({**row, "problem": str(e)})
+                rows.append({**made, "problem": str(e)})
             print(rows[-1], flush=True)
     return rows
 
@@ -95,27 +121,90 @@ def _timed(
     }
 
 
-def accuracy(name: str, folder: Path) -> list[dict[str, Any]]:
-    """Score a trained model pruned by several ratios, with and without the refit."""
+def _variant_and_judge(name: str, folder: Path) -> tuple[Variant, str, Any]:
+    """Return a trained model, what is scored, and what scores a form of it."""
     case = make_case(name, folder)
     source = load_model(case.model, dict(case.shapes))
     data = [
         None
         if path is None
         else open_dataset(path, inputs=source.inputs, pipeline=case.pipeline, need_labels=n)
-        for path, n in ((case.calibration, False), (case.evaluation, True))
+        for path, n in ((case.calibration, False), (case.evaluation if case.metric else None, True))
     ]
     variant = plain_variant(
         source, case.pipeline, Samples(calibration=data[0], evaluation=data[1], seed=0, hold_out=False)
     )
-    judge = partial(_agreement, case, variant) if case.evaluation is None else _scorer(case, variant)
+    judge = _scorer(case, variant) if case.metric else partial(_agreement, case, variant)
+    return variant, case.metric or "agreement", judge
+
+
+def sparsity(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Score a trained model with patterns of zeros, weights only cut, and others making up for them.
+
+    For 2:4, every layer whose channels allow it has them, however small it is.
+    """
+    variant, metric, judge = _variant_and_judge(name, folder)
+    samples = variant.spread_inputs(_SAMPLES)
+    rows = []
+    for text in PATTERNS:
+        pattern = replace(parse_pattern(text), least_inputs=16, least_outputs=8)
+        row: dict[str, Any] = {
+            "model": name,
+            "metric": metric,
+            "pattern": text,
+            "whole": judge(variant.model),
+        }
+        for compensate in (False, True):
+            try:
+                sparse = sparsify(variant.model, pattern, samples, compensate=compensate)
+            except EdgecError as e:
+                row["problem"] = str(e)
+                break
+            row |= {"zeros": sparse.zeros, "layers": len(sparse.layers)}
+            row["compensated" if compensate else "cut"] = judge(sparse.model)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def vela(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Ask Vela what a structure in int8 takes, whole and with zeros."""
+    whole, samples = STRUCTURES[name](), [{"image": picture[None]} for picture in pictures(1)]
+    simple = simplify(whole)
+    forms = {"whole": simple}
+    for text in PATTERNS:
+        forms[text] = sparsify(simple, parse_pattern(text), samples, compensate=False).model
+    rows = []
+    for text, model in forms.items():
+        written = write_tflite(model, mode=Mode.INT8, table=calibrate(model, samples), io="int8")
+        for target in ETHOS:
+            place = folder / f"{target} {text}".replace(":", " ")
+            place.mkdir()
+            (place / "model.tflite").write_bytes(written.data)
+            made, report = run_vela(place / "model.tflite", dict(load_target(target).accelerator), place)
+            row = {
+                "model": name,
+                "target": target,
+                "pattern": text,
+                "estimated_ms": report.inference_ms,
+                "file_bytes": made.stat().st_size,
+                **report.figures,
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def accuracy(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Score a trained model pruned by several ratios, with and without the refit."""
+    variant, metric, judge = _variant_and_judge(name, folder)
     whole = judge(variant.model)
     pruner = Pruner(variant.model, variant.spread_inputs(_SAMPLES))
     rows = []
     for ratio in RATIOS:
         row: dict[str, Any] = {
             "model": name,
-            "metric": case.metric or "agreement",
+            "metric": metric,
             "ratio": ratio,
             "whole": whole,
         }
@@ -157,13 +246,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=["speed", "accuracy"])
+    parts = {
+        "speed": (STRUCTURES, speed),
+        "accuracy": (CASES, accuracy),
+        "zeros": (STRUCTURES, zeros),
+        "sparsity": (CASES, sparsity),
+        "vela": (("mobilenet_v2",), vela),
+    }
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--only", nargs="+", choices=(*STRUCTURES, *CASES), default=[*STRUCTURES, *CASES])
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     content: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     content |= {"benchmark": "pruning", "tools": tool_versions()}
-    for part, names, measure in (("speed", STRUCTURES, speed), ("accuracy", CASES, accuracy)):
+    for part, (names, measure) in parts.items():
         for name in (n for n in names if n in options.only and part in options.parts):
             with tempfile.TemporaryDirectory() as folder:
                 rows = measure(name, Path(folder))

@@ -30,10 +30,14 @@ class Pattern:
         kind: ``2:4``: of every four input channels in a row, two have weight zero, for every output channel
             and place of the kernel. ``unstructured``: zeros may be anywhere.
         share: Of the weights of a layer that become zero; 0.5 for ``2:4``.
+        least_inputs: Of a layer that is to be ``2:4``: channels times kernel.
+        least_outputs: Channels.
     """
 
     kind: str
     share: float
+    least_inputs: int = _COLUMNS
+    least_outputs: int = _ROWS
 
     def __str__(self) -> str:
         return self.kind if self.kind == TWO_OF_FOUR else f"{self.kind}:{self.share:g}"
@@ -49,7 +53,7 @@ class Pattern:
         if self.kind == TWO_OF_FOUR:
             return (
                 "Conv of one group, Gemm or MatMul, with input channels in multiples of 4, at least "
-                f"{_COLUMNS} inputs (channels times kernel) and {_ROWS} output channels"
+                f"{self.least_inputs} inputs (channels times kernel) and {self.least_outputs} output channels"
             )
         return f"Conv, ConvTranspose, Gemm or MatMul with at least {_WEIGHTS} weights and {_INPUTS} inputs"
 
@@ -61,8 +65,8 @@ class Pattern:
                 groups == 1
                 and layer.node.op_type != "ConvTranspose"
                 and (columns // self.spread(layer)) % _BLOCK == 0
-                and columns >= _COLUMNS
-                and rows >= _ROWS
+                and columns >= self.least_inputs
+                and rows >= self.least_outputs
             )
         return columns >= _INPUTS and layer.weight.size >= _WEIGHTS
 
