@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ import pytest
 
 pytest.importorskip("tuf", reason="signed metadata needs the extra 'agent'")
 
+from edgec.delta import ChunkMap, make_delta
 from edgec.device_agent import AgentConfig, BrokerSettings, UpdateSettings
+from edgec.errors import LinkError
 from edgec.protocol import (
+    Announcement,
     Command,
     CommandReply,
     DeviceEvent,
@@ -38,6 +44,7 @@ from edgec.trust import (
     KeyRing,
     generate_key,
     open_repositories,
+    publish_artifact,
     sign_command,
 )
 
@@ -66,21 +73,24 @@ class Publisher:
     def open(self) -> tuple[ImageRepository, DirectorRepository]:
         return open_repositories(self.repo, self.ring)
 
-    def publish(self, artifact: Path, **more: Any) -> str:
-        """Publish an artifact and put it in force; return its path as a target."""
+    def publish(self, artifact: Path) -> str:
+        """Publish an artifact, with a patch, and put it in force; return its path as a target."""
         image, _ = self.open()
-        target = image.publish(artifact, **more)
+        target = publish_artifact(
+            image, artifact, make_delta=make_delta, make_map=lambda path: ChunkMap.of_file(path).to_bytes()
+        )
         image.release()
         return target.path
+
+    def file(self, path: str) -> Path:
+        """Return where a published artifact lies."""
+        return self.repo / self.open()[0].targets()[path].location
 
     def command(self, name: str, args: Mapping[str, Any] | None = None, **more: Any) -> Command:
         """Return a signed command for the device, as it goes over the broker."""
         options: dict[str, Any] = {"issued_at": time.time(), "device": DEVICE, "command_id": None, **more}
         signers = self.ring.signers([key.keyid for key in self.ring.of_role("director")])
         envelope = sign_command(signers, name, args, **options)
-        import base64
-        import json
-
         signed = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
         return Command(
             id=signed["id"],
@@ -117,8 +127,9 @@ class Server:
                 first_retry_s=0.2, last_retry_s=1.0,
             )
         )  # fmt: skip
-        self._chunks = None if repo is None else ChunkServer(self.link, self.topics, repo)
+        self.chunks = None if repo is None else ChunkServer(self.link, self.topics, repo)
         self.acknowledges = True
+        self.messages = 0
         self.devices: dict[str, Heard] = {}
         self._changed = threading.Condition()
         self._over = False
@@ -187,11 +198,12 @@ class Server:
                 continue
             address = self.topics.parse(inbound.topic)
             assert address is not None
+            self.messages += 1
             with self._changed:
                 self._take(self.heard(address.device), address.device, address.kind, inbound.payload)
                 self._changed.notify_all()
-            if self._chunks is not None and address.kind == "req":
-                self._chunks.take(inbound)
+            if self.chunks is not None and address.kind == "req":
+                self.chunks.take(inbound)
             inbound.ack()
 
     def _take(self, heard: Heard, device: str, kind: str, payload: bytes) -> None:
@@ -217,7 +229,9 @@ class Server:
 
     def _acknowledge(self, heard: Heard, device: str, ledger: Received) -> None:
         heard.ledgers[ledger.boot_id] = ledger
-        if self.acknowledges:
+        if not self.acknowledges:
+            return
+        with suppress(LinkError):  # it comes again
             self.link.publish(Outgoing(topic=self.topics.ack(device), payload=ledger.ack().to_bytes()))
 
 
@@ -246,3 +260,8 @@ def config(
         broker=settings,
         **options,
     )
+
+
+def quick_link(options: LinkOptions, announce: Callable[[int], Announcement]) -> MqttLink:
+    """Return a link that does not wait long before it connects again."""
+    return MqttLink(replace(options, first_retry_s=0.1, last_retry_s=0.5), announce=announce)

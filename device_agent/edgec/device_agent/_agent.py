@@ -66,7 +66,7 @@ from edgec.protocol import (
 )
 
 if TYPE_CHECKING:
-    from edgec.runtime import Session
+    from edgec.runtime import ObserveOptions, Session
     from edgec.trust import AssignedTarget, Assignment, DeviceTrust, SignedCommand
 
 _log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class Agent:
         spawn: Callable[[Callable[[], None]], None] | None = None,
         limits: Limits = _LIMITS,
         heartbeat: Callable[[], None] | None = None,
+        observe: ObserveOptions | None = None,
     ) -> None:
         """Prepare an agent; `start` starts it.
 
@@ -110,12 +111,13 @@ class Agent:
             operations: Remote commands, beside ``abort`` and ``refresh``.
             spawn: Runs a piece of work; None for a thread for each.
             limits: How patient updates are.
+            observe: What is looked at in calls of sessions of this process; None for the defaults.
             heartbeat: Called in every round, at least every few seconds, for a watchdog.
         """
         self.config = config
         self.clock = Clock() if clock is None else clock
         self._make_link = mqtt_link if link is None else link
-        self._sessions = LocalSessions()
+        self._sessions = LocalSessions(observe)
         self._applications: tuple[Applications, ...] = (self._sessions, *applications)
         self._operations = tuple(operations)
         self._spawn_work = spawn or _thread
@@ -385,6 +387,7 @@ class Agent:
             trust=self._trust,
             target=lambda model: self._wishes.targets.get(model),
             files=self._files,
+            chunks=None if self._chunks is None else self._chunks.source,
             metadata=self._wishes.metadata,
             applications=self._applications,
             tap=self._tap,
@@ -517,7 +520,6 @@ class Agent:
         return sources_of(
             location,
             self._wishes.bases(),
-            self._chunks,
             allow_http=self.config.updates.allow_http,
         )
 

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 
     from edgec.device_agent._agent import Agent
     from edgec.device_agent._findings import Verdict
-    from edgec.runtime import Session, Window
+    from edgec.runtime import ObserveOptions, Session, Window
 
 _LOOK_S = 0.25
 
 
 class LocalSessions:
-    """One session per model, given to all who ask for it: an `Applications` of this process."""
+    """One session per model, given to all who ask for it: an `Applications` of this process.
 
-    def __init__(self) -> None:
+    Args:
+        observe: What is looked at in calls; None for the defaults.
+    """
+
+    def __init__(self, observe: ObserveOptions | None = None) -> None:
+        self._observe = observe
         self._lock = RLock()
         self._agent: Agent | None = None
         self._sessions: dict[str, Session] = {}
@@ -59,7 +64,7 @@ class LocalSessions:
                 if artifact is None:
                     raise AgentError(f"no artifact of {model} is installed here: see  edgec agent status")
                 session = load(artifact)
-                session.observe()
+                session.observe(self._observe)
                 self._sessions[model], self._files[model] = session, _file(artifact)
             return self._sessions[model]
 

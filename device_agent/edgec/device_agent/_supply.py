@@ -73,15 +73,12 @@ class ChunkRequests:
         return chunk.data
 
 
-def sources_of(
-    location: str, bases: Sequence[str], chunks: ChunkRequests | None, *, allow_http: bool
-) -> list[Source]:
+def sources_of(location: str, bases: Sequence[str], *, allow_http: bool) -> list[Source]:
     """Return the sources of a file, the best first.
 
     Args:
         location: Of the file in the repository.
         bases: URLs and directories where the repository is.
-        chunks: The broker; None for not over it.
         allow_http: Whether ``http://`` is allowed.
     """
     found: list[Source] = []
@@ -93,5 +90,4 @@ def sources_of(
             found.append(HttpSource(f"{base.rstrip('/')}/{location}", allow_http=allow_http))
         except ValueError:  # no URL of ours; others may be
             continue
-    last = chunks.source(location) if chunks is not None else None
-    return found if last is None else [*found, last]
+    return found

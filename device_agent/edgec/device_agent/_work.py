@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgec.device_agent._actions import Context, PostponedError, WorkFailedError
 from edgec.device_agent._conditions import check_conditions
@@ -34,8 +34,17 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 # Nothing is wrong with the artifact: the metadata must be signed anew, or the network come back.
 _TRUST_PASSES = frozenset(("expired", "unreachable", "too_slow", "storage", "not_found"))
+# No source has it, will give it, or has what was signed: asking again in a while is no use.
+_GONE = frozenset(("refused", "not_found", "digest", "length", "range", "redirects"))
+# Another way may do.
+_ELSEWHERE = frozenset(("not_found", "link", "unavailable", "too_slow", "requests", "bytes"))
+# In a row, of a way that has another one after it.
+_LAST_ATTEMPTS = 6
 _LOOK_S = 1.0
 _BLOCK = 2**20
+
+
+Files = Callable[[str], "Sequence[Source]"]
 
 
 class AgentActions(SlotWork):
@@ -47,7 +56,8 @@ class AgentActions(SlotWork):
         clock: Of the agent.
         trust: Of the device.
         target: Returns what is assigned for a model, as far as the agent has it in mind.
-        files: Returns the sources of a file by its place in the repository.
+        files: Returns the sources of a file by its place in the repository, the best first.
+        chunks: Returns the broker as a source of a file; None for an agent without one.
         metadata: Returns where newer metadata may be, the best first.
         applications: Who uses the models.
         tap: Returns what was observed of a model.
@@ -63,7 +73,8 @@ class AgentActions(SlotWork):
         clock: Clock,
         trust: DeviceTrust,
         target: Callable[[str], AssignedTarget | None],
-        files: Callable[[str], Sequence[Source]],
+        files: Files,
+        chunks: Callable[[str], Source | None] | None,
         metadata: Callable[[], Sequence[MetadataSource]],
         applications: Sequence[Applications],
         tap: Callable[[str], WindowTap],
@@ -76,6 +87,7 @@ class AgentActions(SlotWork):
         self._trust = trust
         self._target = target
         self._files = files
+        self._chunks = chunks
         self._metadata = metadata
         self._applications = applications
         self._tap = tap
@@ -101,19 +113,25 @@ class AgentActions(SlotWork):
         current = None if work.active is None else slots.artifact(work.active.slot)
         # The transfer takes its space at once, and would not find it twice.
         slots.release()
-        try:
+        path = slots.incoming(target.sha256)
+
+        def fetch(files: Files, limits: Limits) -> None:
+            cancel = _ContextCancel(context)
             fetch_update(
                 target.custom,
                 current,
-                self._files,
-                slots.incoming(target.sha256),
-                limits=self._limits(),
-                cancel=_ContextCancel(context),
+                files,
+                path,
+                limits=limits,
+                cancel=cancel,
                 progress=context.progress,
             )
+
+        try:
+            self._fetch_by_any_way(fetch, target.location, context)
         except TransferError as e:
             context.check()
-            raise WorkFailedError(e.reason, str(e), passing=e.reason != "refused") from e
+            raise WorkFailedError(e.reason, str(e), passing=e.reason not in _GONE) from e
 
     def verify(self, work: Work, context: Context) -> None:
         """Compare length and digest with what was signed; read the manifest, and compare that too."""
@@ -224,7 +242,8 @@ class AgentActions(SlotWork):
                 if verdict.outcome == FAIL:
                     words = "; ".join(f"{f.word}: {f.message}" for f in verdict.findings)
                     raise WorkFailedError(verdict.findings[0].word, words)
-                if wanted.probation_calls and after.calls >= wanted.probation_calls:
+                # Only calls that were looked into tell of NaN.
+                if wanted.probation_calls and after.sampled >= wanted.probation_calls:
                     return
             if over:
                 return
@@ -256,9 +275,38 @@ class AgentActions(SlotWork):
         for application in self._applications:
             application.follow(model, artifact)
 
-    def _limits(self) -> Limits:
+    def _fetch_by_any_way(
+        self, fetch: Callable[[Files, Limits], None], location: str, context: Context
+    ) -> None:
+        """Fetch from web servers and directories; over the broker where there are none, or they have nothing.
+
+        Raises:
+            TransferError: By which the last way has failed.
+        """
+        chunks = self._chunks
+        if chunks is None or chunks(location) is None:
+            fetch(self._files, self._limits())
+            return
+        limits = self._limits(attempts=_LAST_ATTEMPTS)
+        if self._files(location):
+            try:
+                fetch(self._files, limits)
+            except TransferError as e:
+                context.check()
+                if e.reason not in _ELSEWHERE:
+                    raise
+                limits = limits if e.reason == "not_found" else self._limits()
+            else:
+                return
+        else:
+            limits = self._limits()
+        fetch(lambda place: [*self._files(place), *_one(chunks(place))], limits)
+
+    def _limits(self, **more: Any) -> Limits:
         rate = self._settings.max_bytes_per_s
-        return Limits() if not rate else Limits(bytes_per_s=rate, least_bytes_per_s=min(256.0, rate / 2))
+        if rate:
+            more |= {"bytes_per_s": rate, "least_bytes_per_s": min(256.0, rate / 2)}
+        return Limits(**more)
 
     def _content(self, work: Work, installed: Installed) -> str | None:
         """Return the digest of an artifact's content, by which windows know it."""
@@ -297,6 +345,10 @@ def _check_engine(engine: Mapping[str, str]) -> None:
     if not any(is_in_line(version, engine["version"]) for version in versions.values()):
         here = ", ".join(f"{name} {version}" for name, version in versions.items())
         raise WorkFailedError("engine", f"it needs {engine['name']} {engine['version']}, and here is {here}")
+
+
+def _one(source: Source | None) -> list[Source]:
+    return [] if source is None else [source]
 
 
 def _version(package: str) -> str | None:
