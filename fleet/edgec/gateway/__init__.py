@@ -1,1 +1,16 @@
-"""Answers from a server for what a device cannot answer itself, by the Open Inference Protocol."""
+"""The gateway: models on a machine with room, for devices that cannot answer themselves.
+
+    from edgec.gateway import Gateway, GatewayOptions
+
+    with Gateway(["digits.edgec"], GatewayOptions(keys={"dev1": b"a-key-of-16-chars"})) as gateway:
+        print(gateway.url)
+
+It is `edgec.serving` behind identities and rates, and passes what it does not serve itself to any other
+server of the Open Inference Protocol. ``edgec gateway up`` does the same. It needs the extra ``gateway``.
+"""
+
+from edgec.gateway._gateway import Gateway
+from edgec.gateway._identities import read_identities
+from edgec.gateway._options import GatewayOptions
+
+__all__ = ["Gateway", "GatewayOptions", "read_identities"]

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score an artifact on labelled data.",
     "explain": "Say why an artifact is what it is, and what int8 costs in each layer.",
     "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
+    "gateway": "Answer for devices that cannot answer themselves: Open Inference Protocol v2.",
     "inspect": "Show all that an artifact says of itself.",
     "keys": "Make, replace and use the keys that sign for devices; say what is due.",
     "push": "Publish an artifact, assign it to devices, tell them, and follow what becomes of it.",
@@ -39,6 +40,7 @@ COMMANDS = {
 # Libraries that a command may find missing, and the extra that brings each.
 _EXTRAS = {
     "ai_edge_litert": "litert",
+    "aiohttp": "gateway",
     "cryptography": "agent",
     "cv2": "vision",
     "diskcache": "compiler",

@@ -9,9 +9,28 @@
 """
 
 from edgec.serving._access import read_keys
+from edgec.serving._app import Send
+from edgec.serving._body import Receive
+from edgec.serving._contract import DEADLINE, read_terms
+from edgec.serving._lanes import BusyError, ClientGoneError
 from edgec.serving._models import ServedModel
 from edgec.serving._options import ServerOptions
-from edgec.serving._repository import Loader
-from edgec.serving._server import Server
+from edgec.serving._repository import Loader, Repository
+from edgec.serving._server import Application, Front, Server
 
-__all__ = ["Loader", "ServedModel", "Server", "ServerOptions", "read_keys"]
+__all__ = [
+    "DEADLINE",
+    "Application",
+    "BusyError",
+    "ClientGoneError",
+    "Front",
+    "Loader",
+    "Receive",
+    "Repository",
+    "Send",
+    "ServedModel",
+    "Server",
+    "ServerOptions",
+    "read_keys",
+    "read_terms",
+]

@@ -25,10 +25,12 @@ def bounded_protocol(receive_timeout_s: float) -> type[asyncio.Protocol]:
 
         _head_bytes = 0
         _head_too_large = False
+        _peer = ""
         _arriving: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._peer = _common_name(transport.get_extra_info("peercert"))
             self._arm()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -37,6 +39,8 @@ def bounded_protocol(receive_timeout_s: float) -> type[asyncio.Protocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            if self._peer:
+                self.scope["edgec.peer"] = self._peer
             self._head_bytes = 0
             self._arm()
 
@@ -76,3 +80,10 @@ def bounded_protocol(receive_timeout_s: float) -> type[asyncio.Protocol]:
                 self._arriving = None
 
     return BoundedProtocol
+
+
+def _common_name(certificate: Any) -> str:
+    """Return whom a verified certificate is of; empty where there is none."""
+    subject = certificate.get("subject", ()) if certificate else ()
+    names = [value for parts in subject for key, value in parts if key == "commonName"]
+    return names[0] if len(names) == 1 else ""

@@ -87,6 +87,11 @@ class Breaker:
             if len(self._failed) == self._most and now - self._failed[0] <= self._window_s:
                 self._open(now)
 
+    def release(self) -> None:
+        """Note that a request that was allowed has ended, whatever it says of the server."""
+        with self._lock:
+            self._probing = False
+
     def hold(self, seconds: float) -> None:
         """Send nothing for a while, as the server asks by ``Retry-After``; that is no failure."""
         with self._lock:

@@ -1,0 +1,131 @@
+"""``edgec gateway``: models on a machine with room, for devices that cannot answer themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgec.gateway import Gateway
+
+# OpenCV makes room for what the head of an image promises; by default that may be 2**30 pixels.
+_MOST_PIXELS = 2**26
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def command() -> None:
+    """Answer for devices that cannot answer themselves: GPU fallback, Open Inference Protocol v2."""
+
+
+@command.command()
+@click.argument("artifacts", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any.")
+@click.option("--key-file", type=_FILE, help="NAME KEY of each device, one per line.")
+@click.option("--tls-cert", type=_FILE, help="Certificate chain, PEM.")
+@click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
+@click.option("--client-ca", type=_FILE, help="Authorities of the devices' certificates, PEM.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Inferences per second of one device.")
+@click.option(
+    "--burst", type=click.FloatRange(1), default=20, show_default=True, help="Of one device, at once."
+)
+@click.option("--upstream", help="URL of the server that is asked for models that are not here.")
+@click.option("--upstream-key-file", type=_FILE, help="Holds the API key that is sent there.")
+@click.option("--upstream-ca", type=_FILE, help="Authorities to trust there, PEM.")
+@click.option(
+    "--max-body-mb", type=click.IntRange(1, 2048), default=64, show_default=True, help="Of a request, in MiB."
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0),
+    default=128,
+    show_default=True,
+    help="Requests that wait for one model; more are refused with 503.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    help="Join requests that come while their model runs to so many rows, where that pays; 1 for never.",
+)
+@click.option("--observe", is_flag=True, help="Show more in /metrics: latency, confidence, classes, drift.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
+def up(
+    artifacts: tuple[Path, ...],
+    host: str,
+    port: int,
+    key_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    client_ca: Path | None,
+    rate: float | None,
+    burst: float,
+    upstream: str | None,
+    upstream_key_file: Path | None,
+    upstream_ca: Path | None,
+    max_body_mb: int,
+    queue: int,
+    threads: int | None,
+    max_batch: int,
+    observe: bool,
+    as_json: bool,
+) -> None:
+    """Serve ARTIFACTS to devices, and pass on what asks for other models.
+
+    Ends on SIGINT or SIGTERM, after the requests in flight are answered.
+
+    \b
+    edgec gateway up digits.edgec --key-file devices.txt --tls-cert cert.pem --tls-key key.pem --host 0.0.0.0
+    edgec gateway up --upstream http://triton:8000 --key-file devices.txt --rate 5
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key belong together")
+    if not artifacts and upstream is None:
+        raise click.UsageError("nothing to serve: name artifacts, an --upstream, or both")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(_MOST_PIXELS))  # before OpenCV is loaded
+    from edgec.gateway import Gateway, GatewayOptions, read_identities
+    from edgec.serving import ServerOptions, read_keys
+
+    try:
+        options = GatewayOptions(
+            server=ServerOptions(
+                host=host,
+                port=port,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                client_ca=client_ca,
+                max_body_bytes=max_body_mb * 2**20,
+                queue=queue,
+                threads=threads,
+                max_batch=max_batch,
+                observe=observe,
+            ),
+            keys={} if key_file is None else read_identities(key_file),
+            rate=rate,
+            burst=burst,
+            upstream=upstream,
+            upstream_key="" if upstream_key_file is None else read_keys(upstream_key_file)[0].decode(),
+            upstream_ca=upstream_ca,
+        )
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
+    gateway = Gateway(artifacts, options)
+    gateway.run(on_ready=lambda: _say(gateway, upstream, as_json))
+
+
+def _say(gateway: Gateway, upstream: str | None, as_json: bool) -> None:
+    models = [{"name": name, "version": version} for name, version in gateway.models]
+    if as_json:
+        click.echo(json.dumps({"url": gateway.url, "models": models, "upstream": upstream}))
+        return
+    for model in models:
+        click.echo(f"serving {model['name']} {model['version']} at {gateway.url}")
+    if upstream is not None:
+        click.echo(f"passing other models to {upstream} at {gateway.url}")
