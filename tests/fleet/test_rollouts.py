@@ -150,6 +150,7 @@ def test_places_are_spread_evenly_and_differ_between_rollouts() -> None:
     assert len(first[0] & first[1]) < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "stages"),
     [
@@ -182,6 +183,7 @@ def test_stages_of_a_large_fleet_are_its_percentages() -> None:
     assert sizes[3] == 10_000
 
 
+@pytest.mark.slow
 def test_a_stage_contains_the_one_before() -> None:
     fleet = Fleet(300)
     fleet.step()
@@ -191,6 +193,7 @@ def test_a_stage_contains_the_one_before() -> None:
     assert not first & {a.device for a in of(Assign, fleet.decisions[len(first) + 1 :])}
 
 
+@pytest.mark.slow
 def test_other_hardware_is_left_alone() -> None:
     fleet = Fleet(60)
     fleet.devices["npu"] = fleet.new("npu", hardware="npu")
@@ -199,6 +202,7 @@ def test_other_hardware_is_left_alone() -> None:
     assert fleet.rollout.state == "finished"
 
 
+@pytest.mark.slow
 def test_a_fleet_without_eligible_devices_holds_and_tells_a_person() -> None:
     fleet = Fleet(0)
     assert [h.reason for h in of(Hold, fleet.step())] == ["no_devices"]
@@ -281,6 +285,7 @@ def test_a_bad_release_is_stopped_quarantined_and_undone() -> None:
     assert fleet.installed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failing", "state"), [(2, "finished"), (3, "undone")])
 def test_three_failed_installs_of_fifty_stop_and_two_do_not(failing: int, state: State) -> None:
     fleet = Fleet(51)
@@ -319,6 +324,7 @@ def test_missing_data_holds_and_is_never_silent() -> None:
     assert fleet.rollout.state == "finished"
 
 
+@pytest.mark.slow
 def test_a_quarantined_digest_stops_its_rollout_wherever_it_is() -> None:
     fleet = Fleet(400)
     fleet.step()
@@ -328,6 +334,7 @@ def test_a_quarantined_digest_stops_its_rollout_wherever_it_is() -> None:
     assert fleet.rollout.state == "undone"
 
 
+@pytest.mark.slow
 def test_decisions_are_values_that_survive_the_log() -> None:
     fleet = Fleet(400)
     fleet.run(hours=2)
@@ -343,6 +350,7 @@ def test_decisions_are_values_that_survive_the_log() -> None:
 # Late devices
 
 
+@pytest.mark.slow
 def test_a_device_that_joins_late_gets_what_its_place_says() -> None:
     fleet = Fleet(400)
     fleet.run(hours=1)
@@ -384,6 +392,7 @@ def test_a_stage_of_devices_that_are_all_away_holds_and_says_so() -> None:
     assert fleet.rollout.state == "finished"
 
 
+@pytest.mark.slow
 def test_a_report_that_comes_days_later_corrects_a_timeout() -> None:
     fleet = Fleet(51)
     late = fleet.ring(1)[0]
@@ -395,6 +404,7 @@ def test_a_report_that_comes_days_later_corrects_a_timeout() -> None:
     assert fleet.installed == 51
 
 
+@pytest.mark.slow
 def test_a_device_that_installs_days_after_the_undo_is_told_to_go_back() -> None:
     fleet = Fleet(400)
     fleet.step()
@@ -412,6 +422,7 @@ def test_a_device_that_installs_days_after_the_undo_is_told_to_go_back() -> None
     assert fleet.step(86400 * 5) == []
 
 
+@pytest.mark.slow
 def test_an_undo_that_devices_do_not_confirm_ends_and_says_so() -> None:
     fleet = Fleet(400)
     fleet.step()
@@ -429,6 +440,7 @@ def test_an_undo_that_devices_do_not_confirm_ends_and_says_so() -> None:
 # Orders
 
 
+@pytest.mark.slow
 def test_a_pause_stops_everything_and_a_resume_goes_on() -> None:
     fleet = Fleet(400)
     fleet.step()
@@ -450,6 +462,7 @@ def test_an_abort_leaves_what_is_installed() -> None:
     assert (fleet.rollout.state, fleet.installed) == ("undone", 0)
 
 
+@pytest.mark.slow
 def test_a_retry_tells_devices_that_failed_once_more() -> None:
     fleet = Fleet(51)
     fleet.fails = set(fleet.ring(2))
@@ -463,6 +476,7 @@ def test_a_retry_tells_devices_that_failed_once_more() -> None:
     assert not of(Assign, fleet.step(1))
 
 
+@pytest.mark.slow
 def test_attempts_of_the_plan_are_made_without_an_order() -> None:
     fleet = Fleet(51, attempts=3)
     fleet.fails = set(fleet.ring(1))

@@ -69,6 +69,7 @@ def test_a_healthy_release_passes() -> None:
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(POISONS))
 def test_a_poisoned_release_fails_by_its_symptom(kind: str) -> None:
     verdict = judge(World(2).evidence(POISONS[kind], candidates=50, controls=100), stages=4)
@@ -91,6 +92,7 @@ def test_one_broken_device_stops_nobody() -> None:
     assert judge(replace(evidence, candidate=(broken, *evidence.candidate[1:]))).outcome != "fail"
 
 
+@pytest.mark.slow
 def test_devices_that_fall_silent_are_noticed() -> None:
     evidence = World(4).evidence(HEALTHY, candidates=50, controls=100)
     silent = tuple(
@@ -110,11 +112,13 @@ def test_missing_data_holds_and_says_so() -> None:
     assert judge(Evidence(attempts=50)).detail == "no device has installed the release yet"
 
 
+@pytest.mark.slow
 def test_too_few_calls_to_pass_are_enough_to_fail() -> None:
     few = World(6, calls_per_hour=4).evidence(Release(errors=0.9), candidates=50, controls=100)
     assert judge(few).outcome == "fail"
 
 
+@pytest.mark.slow
 def test_without_control_devices_are_held_against_themselves() -> None:
     world = World(7)
     healthy = world.evidence(HEALTHY, candidates=50, controls=0, before=True)
@@ -125,12 +129,14 @@ def test_without_control_devices_are_held_against_themselves() -> None:
     assert finding(judge(slow), "latency_p95").outcome == "fail"
 
 
+@pytest.mark.slow
 def test_what_nothing_ran_before_is_judged_by_the_limits_alone() -> None:
     world = World(8)
     assert judge(world.evidence(HEALTHY, candidates=50, controls=0)).outcome == "pass"
     assert judge(world.evidence(POISONS["nan"], candidates=50, controls=0)).outcome == "fail"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nan", "errors", "slow", "out_of_memory", "garbage", "one_class"])
 def test_in_a_small_fleet_calls_are_the_evidence(kind: str) -> None:
     world = World(9, calls_per_hour=1500)
@@ -140,6 +146,7 @@ def test_in_a_small_fleet_calls_are_the_evidence(kind: str) -> None:
     assert judge(world.evidence(POISONS[kind], candidates=3, controls=5, hours=8)).outcome == "fail"
 
 
+@pytest.mark.slow
 def test_a_class_of_hardware_is_judged_by_its_own() -> None:
     world = World(10)
     cpu = world.evidence(HEALTHY, candidates=50, controls=100)
@@ -155,6 +162,7 @@ def test_a_class_of_hardware_is_judged_by_its_own() -> None:
     assert failed == {("latency_p95", "npu")}
 
 
+@pytest.mark.slow
 def test_outputs_with_other_edges_are_held_against_their_own_calibration_data() -> None:
     rng = np.random.default_rng(11)
 
@@ -181,6 +189,7 @@ def test_outputs_with_other_edges_are_held_against_their_own_calibration_data() 
         assert (found.outcome, found.against) == (outcome, "reference")
 
 
+@pytest.mark.slow
 def test_distributions_of_few_values_are_not_judged() -> None:
     evidence = World(12).evidence(POISONS["garbage"], candidates=50, controls=100)
     thin = tuple(replace(d, confidence=None, outputs={}, classes={0: 1}) for d in evidence.candidate)

@@ -1,0 +1,28 @@
+"""What a fleet keeps: devices, releases, rollouts, telemetry and an audit log, on SQLite or PostgreSQL."""
+
+from edgec.fleet.store._audit import AuditEntry, AuditLog
+from edgec.fleet.store._database import Database
+from edgec.fleet.store._devices import DeviceRecord, Devices
+from edgec.fleet.store._hours import HourOf
+from edgec.fleet.store._labels import Term, matches, parse_query
+from edgec.fleet.store._rollouts import Incident, LoggedDecision, RolloutStore
+from edgec.fleet.store._store import Store
+from edgec.fleet.store._telemetry import StoredRecord, TelemetryStore
+
+__all__ = [
+    "AuditEntry",
+    "AuditLog",
+    "Database",
+    "DeviceRecord",
+    "Devices",
+    "HourOf",
+    "Incident",
+    "LoggedDecision",
+    "RolloutStore",
+    "Store",
+    "StoredRecord",
+    "TelemetryStore",
+    "Term",
+    "matches",
+    "parse_query",
+]

@@ -1,0 +1,295 @@
+"""Devices: who they are, what they are labelled, what is believed of them, and what they are told to have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, select, update
+
+from edgec.errors import FleetError
+from edgec.fleet.store._audit import add_entry
+from edgec.fleet.store._database import Database, clean, upsert
+from edgec.fleet.store._labels import checked_labels, parse_query, where
+from edgec.fleet.store._schema import assignments, devices, groups, incidents, labels, rollouts
+from edgec.fleet.store._views import progress, view_from_dict, view_to_dict
+from edgec.protocol import DeviceView, Presence, Reported
+
+_TRIES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRecord:
+    """One device.
+
+    Attributes:
+        id: Its id.
+        hardware: Its class of hardware.
+        labels: Value by key.
+        enrolled_at: When it came into the fleet.
+        revoked_at: When it was put out of it; None where it was not.
+        seen_at: When it was last heard of itself, not by its will; 0 for never.
+        online: Whether it is connected, as far as is known.
+        fenced: Whether several machines have its identity: it is given nothing until a person picks one.
+        view: All that is believed of it.
+        epoch: Of the newest order.
+        wanted: Digest that it is told to have, by model.
+        revision: Grows with each change of it.
+    """
+
+    id: str
+    hardware: str
+    labels: Mapping[str, str]
+    enrolled_at: float
+    revoked_at: float | None
+    seen_at: float
+    online: bool
+    fenced: bool
+    view: DeviceView
+    epoch: int
+    wanted: Mapping[str, str]
+    revision: int
+
+
+class Devices:
+    """All devices of a fleet."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def enrol(
+        self, device: str, hardware: str, *, own: Mapping[str, str] | None = None, now: float, actor: str
+    ) -> None:
+        """Take a device into the fleet.
+
+        Raises:
+            FleetError: It is in it already (``reason`` ``conflict``), or labels cannot be (``query``).
+        """
+        own = checked_labels(own or {})
+        with self._database.write() as connection:
+            if connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
+                raise FleetError(f"there is a device {device!r} already", "conflict")
+            row = {"id": device, "hardware": clean(hardware), "enrolled_at": now, "seen_at": 0.0}
+            connection.execute(
+                devices.insert(),
+                {
+                    **row,
+                    "online": False,
+                    "fenced": False,
+                    "revision": 0,
+                    "view": {},
+                    "epoch": 0,
+                    "wanted": {},
+                },
+            )
+            _set_labels(connection, device, own)
+            add_entry(connection, now, actor, "device.enrol", device, {"hardware": hardware, "labels": own})
+
+    def label(self, device: str, own: Mapping[str, str], *, now: float, actor: str) -> None:
+        """Give a device these labels in place of all it had.
+
+        Raises:
+            FleetError: There is no such device, or labels cannot be.
+        """
+        own = checked_labels(own)
+        with self._database.write() as connection:
+            locked(connection, device)
+            connection.execute(delete(labels).where(labels.c.device == device))
+            _set_labels(connection, device, own)
+            add_entry(connection, now, actor, "device.label", device, own)
+
+    def revoke(self, device: str, *, now: float, actor: str, reason: str = "") -> None:
+        """Put a device out of the fleet: it is given nothing any more, and nothing it says is believed.
+
+        Raises:
+            FleetError: There is no such device.
+        """
+        with self._database.write() as connection:
+            locked(connection, device)
+            connection.execute(
+                update(devices).where(devices.c.id == device).values(revoked_at=now, online=False)
+            )
+            add_entry(connection, now, actor, "device.revoke", device, {"reason": reason})
+
+    def settle(self, device: str, boot_id: str, *, now: float, actor: str) -> None:
+        """Say which of the machines with one identity is the device.
+
+        Raises:
+            FleetError: There is no such device, or no such boot.
+        """
+        with self._database.write() as connection:
+            row = locked(connection, device)
+            try:
+                view = view_from_dict(row.view).settled(boot_id)
+            except ValueError as e:
+                raise FleetError(f"{device}: {e}", "not_found") from e
+            _write_view(connection, row, view, row.seen_at)
+            add_entry(connection, now, actor, "device.settle", device, {"boot_id": boot_id})
+
+    def set_group(self, name: str, query: str, *, now: float, actor: str) -> None:
+        """Name a query.
+
+        Raises:
+            FleetError: It is no query.
+        """
+        parse_query(query)
+        with self._database.write() as connection:
+            upsert(connection, groups, [{"name": name, "query": query}])
+            add_entry(connection, now, actor, "group.set", name, {"query": query})
+
+    def groups(self) -> dict[str, str]:
+        """Return all queries by name."""
+        with self._database.read() as connection:
+            return {row.name: row.query for row in connection.execute(select(groups).order_by(groups.c.name))}
+
+    def get(self, device: str) -> DeviceRecord:
+        """Return one device.
+
+        Raises:
+            FleetError: There is no such device (``reason`` ``not_found``).
+        """
+        found = self.find(f"id={device}", limit=1)
+        if not found:
+            raise unknown(device)
+        return found[0]
+
+    def find(self, query: str = "", *, after: str = "", limit: int = 1000) -> list[DeviceRecord]:
+        """Return devices that a query names, by their ids, those after `after`.
+
+        Raises:
+            FleetError: It is no query.
+        """
+        with self._database.read() as connection:
+            wanted = where(parse_query(query)) & (devices.c.id > after)
+            rows = connection.execute(select(devices).where(wanted).order_by(devices.c.id).limit(limit)).all()
+            own: dict[str, dict[str, str]] = {row.id: {} for row in rows}
+            for piece in _pieces(list(own)):
+                for row in connection.execute(select(labels).where(labels.c.device.in_(piece))):
+                    own[row.device][row.key] = row.value
+        return [_record(row, own[row.id]) for row in rows]
+
+    def heard(self, device: str, message: Presence | Reported, now: float) -> DeviceView:
+        """Believe a message, as far as it is newer than what is known, and return what is believed then.
+
+        Compare-and-set: of servers that do this at once, one begins again. A will that comes late, a message
+        that comes twice or after a newer one changes nothing.
+
+        Raises:
+            FleetError: There is no such device, or it was revoked (``reason`` ``not_found``, ``revoked``).
+        """
+        for _ in range(_TRIES):
+            with self._database.read() as connection:
+                row = connection.execute(select(devices).where(devices.c.id == device)).first()
+            if row is None:
+                raise unknown(device)
+            if row.revoked_at is not None:
+                raise FleetError(f"{device} was revoked", "revoked")
+            before = view_from_dict(row.view)
+            view = before.apply(message, now)
+            # A will is the broker's word, not the device's.
+            will = isinstance(message, Presence) and not message.online
+            if view == before:
+                return view
+            with self._database.write() as connection:
+                if not _write_view(connection, row, view, row.seen_at if will else now):
+                    continue
+                if isinstance(message, Reported) and view.reported is message:
+                    _advance_updates(connection, device, message, now)
+                if view.fenced and not before.fenced:
+                    _open_clones(connection, device, view, now)
+            return view
+        raise FleetError(f"{device} is written to by too many at once; try again", "conflict")
+
+
+def locked(connection: Connection, device: str) -> Row[Any]:
+    """Return the row of a device, which nobody else writes to until the transaction ends.
+
+    Raises:
+        FleetError: There is no such device.
+    """
+    row = connection.execute(select(devices).where(devices.c.id == device).with_for_update()).first()
+    if row is None:
+        raise unknown(device)
+    return row
+
+
+def unknown(device: str) -> FleetError:
+    """Return the error about a device that there is not."""
+    return FleetError(f"there is no device {device!r} in the fleet", "not_found")
+
+
+def tell(connection: Connection, device: str, model: str, digest: str | None) -> int:
+    """Write down that a device is to have an artifact; return the epoch of the order, the greatest yet."""
+    row = locked(connection, device)
+    wanted = {k: v for k, v in row.wanted.items() if k != model} | ({model: digest} if digest else {})
+    epoch = view_from_dict(row.view).next_epoch(row.epoch)
+    connection.execute(
+        update(devices)
+        .where(devices.c.id == device)
+        .values(wanted=wanted, epoch=epoch, revision=row.revision + 1)
+    )
+    return epoch
+
+
+def _write_view(connection: Connection, row: Row[Any], view: DeviceView, seen_at: float) -> bool:
+    done = connection.execute(
+        update(devices)
+        .where(devices.c.id == row.id, devices.c.revision == row.revision)
+        .values(
+            view=view_to_dict(view),
+            online=view.online,
+            fenced=view.fenced,
+            seen_at=max(seen_at, row.seen_at),
+            revision=row.revision + 1,
+        )
+    )
+    return done.rowcount == 1
+
+
+def _advance_updates(connection: Connection, device: str, reported: Reported, now: float) -> None:
+    query = (
+        select(assignments, rollouts.c.model)
+        .join(rollouts, rollouts.c.id == assignments.c.rollout)
+        .where(assignments.c.device == device, assignments.c.epoch <= reported.epoch)
+    )
+    for row in connection.execute(query).all():
+        report = reported.models.get(row.model)
+        phase, reason = progress(report, row.digest)
+        gone = report is None or report.active != row.digest
+        values: dict[str, Any] = {"noticed": True, "confirmed": row.undone and gone}
+        if phase != row.phase and not row.undone:
+            values |= {"phase": phase, "reason": reason, "phase_at": now}
+        key = (assignments.c.rollout == row.rollout) & (assignments.c.device == device)
+        connection.execute(update(assignments).where(key).values(**values))
+
+
+def _open_clones(connection: Connection, device: str, view: DeviceView, now: float) -> None:
+    detail = f"several machines are {device}: boots {', '.join(view.clones)}; pick one of them"
+    connection.execute(
+        incidents.insert(),
+        {
+            "device": device,
+            "reason": "cloned",
+            "detail": detail,
+            "evidence": {"boots": view.clones},
+            "opened_at": now,
+        },
+    )
+
+
+def _set_labels(connection: Connection, device: str, own: Mapping[str, str]) -> None:
+    if own:
+        connection.execute(
+            labels.insert(), [{"device": device, "key": k, "value": v} for k, v in own.items()]
+        )
+
+
+def _record(row: Row[Any], own: Mapping[str, str]) -> DeviceRecord:
+    values = row._asdict()
+    values["view"] = view_from_dict(values["view"])
+    return DeviceRecord(labels=own, **values)
+
+
+def _pieces(ids: list[str], size: int = 500) -> Iterable[list[str]]:
+    return (ids[i : i + size] for i in range(0, len(ids), size))

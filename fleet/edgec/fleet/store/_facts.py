@@ -1,0 +1,130 @@
+"""What the planner looks at, out of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from edgec.fleet.rollouts import DeviceFacts, Rollout, place
+from edgec.fleet.store._hours import HOUR_S, HourOf
+from edgec.fleet.store._labels import parse_query, where
+from edgec.fleet.store._schema import artifacts, assignments, device_hours, devices, quarantine
+from edgec.fleet.store._telemetry import DIGEST_CHARS
+from edgec.fleet.store._views import view_from_dict
+from edgec.fleet.verdicts import DeviceEvidence, Evidence
+from edgec.sketch import reference_bins
+
+# So many devices of either side say all that more would.
+_MOST_DEVICES = 1000
+_BEFORE_S = 86400.0
+
+
+def quarantined(connection: Connection) -> frozenset[str]:
+    """Return the digests that may not be installed."""
+    return frozenset(connection.execute(select(quarantine.c.digest)).scalars())
+
+
+def gather_devices(connection: Connection, rollout: Rollout) -> tuple[DeviceFacts, ...]:
+    """Return the devices that the rollout's query names, and those that it has told anything."""
+    plan = rollout.plan
+    mine = select(assignments).where(assignments.c.rollout == plan.id)
+    told = {row.device: row for row in connection.execute(mine)}
+    rows = connection.execute(select(devices).where(where(parse_query(plan.query)))).all()
+    named = {row.id for row in rows}
+    others = sorted(set(told) - named)
+    for i in range(0, len(others), 500):
+        rows = [*rows, *connection.execute(select(devices).where(devices.c.id.in_(others[i : i + 500])))]
+    return tuple(_facts(row, told.get(row.id), plan.model, row.id in named) for row in rows)
+
+
+def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evidence:
+    """Return what devices of the stage say of the release since it began, and others of what they have."""
+    plan = rollout.plan
+    facts = [d for d in gather_devices(connection, rollout) if d.hardware in plan.artifacts]
+    facts.sort(key=lambda d: (place(f"{plan.id}/evidence", d.id), d.id))
+    new = set(plan.artifacts.values())
+    with_it = [d for d in facts if d.assigned and d.active == d.assigned][:_MOST_DEVICES]
+    without = [
+        d
+        for d in facts
+        if d.active and d.active not in new and not d.assigned and d.seen_at >= rollout.since - HOUR_S
+    ][:_MOST_DEVICES]
+    hours = (int(rollout.since // HOUR_S), int(now // HOUR_S))
+    began = min((d.assigned_at for d in with_it), default=now)
+    earlier = (int((began - _BEFORE_S) // HOUR_S), int(began // HOUR_S))
+    return Evidence(
+        candidate=_said(connection, plan.model, {d: d.assigned or "" for d in with_it}, hours),
+        control=_said(connection, plan.model, {d: d.active or "" for d in without}, hours),
+        before=tuple(
+            d
+            for d in _said(connection, plan.model, {d: d.previous or "" for d in with_it}, earlier)
+            if d.calls
+        ),
+        references=_references(connection, plan.model),
+    )
+
+
+def _facts(row: Row[Any], told: Row[Any] | None, model: str, named: bool) -> DeviceFacts:
+    reported = view_from_dict(row.view).reported
+    report = reported.models.get(model) if reported else None
+    active = report.active if report else None
+    available = named and row.revoked_at is None and not row.fenced
+    if told is None:
+        return DeviceFacts(
+            id=row.id, hardware=row.hardware, active=active, wanted=row.wanted.get(model),
+            available=available, seen_at=row.seen_at,
+        )  # fmt: skip
+    return DeviceFacts(
+        id=row.id, hardware=row.hardware, active=active, wanted=row.wanted.get(model),
+        available=available, assigned=told.digest, previous=told.previous, assigned_at=told.assigned_at,
+        attempts=told.attempts, phase=told.phase, phase_at=told.phase_at, noticed=told.noticed,
+        seen_at=row.seen_at, undone=told.undone, confirmed=told.confirmed, reason=told.reason,
+    )  # fmt: skip
+
+
+def _said(
+    connection: Connection, model: str, wanted: Mapping[DeviceFacts, str], hours: tuple[int, int]
+) -> tuple[DeviceEvidence, ...]:
+    """Return what each device said of its artifact; nothing of those that were silent."""
+    names = {device.id: digest[:DIGEST_CHARS] for device, digest in wanted.items()}
+    found: dict[str, HourOf] = {}
+    ids = list(names)
+    for i in range(0, len(ids), 500):
+        query = select(device_hours).where(
+            device_hours.c.model == model,
+            device_hours.c.digest.in_(sorted(set(names.values()))),
+            device_hours.c.device.in_(ids[i : i + 500]),
+            device_hours.c.hour.between(*hours),
+        )
+        for row in connection.execute(query).mappings():
+            if row["digest"] == names[row["device"]]:
+                found.setdefault(row["device"], HourOf()).merge(HourOf.of_row(dict(row)))
+    return tuple(_evidence(device, digest, found.get(device.id)) for device, digest in wanted.items())
+
+
+def _evidence(device: DeviceFacts, digest: str, said: HourOf | None) -> DeviceEvidence:
+    if said is None:
+        return DeviceEvidence(device=device.id, hardware=device.hardware, digest=digest)
+    counts = {name: int(value) for name, value in said.figures.items() if name != "seconds"}
+    return DeviceEvidence(
+        device=device.id,
+        hardware=device.hardware,
+        digest=digest,
+        seconds=float(said.figures["seconds"]),
+        latency=said.latency if said.latency.count else None,
+        confidence=said.confidence,
+        classes=said.classes,
+        outputs=said.outputs,
+        **counts,
+    )
+
+
+def _references(connection: Connection, model: str) -> dict[str, dict[str, tuple[float, ...]]]:
+    query = select(artifacts.c.sha256, artifacts.c.reference).where(artifacts.c.model == model)
+    return {row.sha256: dict(_shares(row.reference)) for row in connection.execute(query)}
+
+
+def _shares(reference: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, tuple[float, ...]]]:
+    return ((name, reference_bins(quantiles)[1]) for name, quantiles in reference.items())

@@ -1,0 +1,110 @@
+"""What happened in an hour, added up: figures and sketches that are merged, never averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cbor2 import dumps, loads
+
+from edgec.fleet.store._schema import FIGURES
+from edgec.protocol import ModelWindow
+from edgec.sketch import Histogram, QuantileSketch
+
+HOUR_S = 3600
+_MOST_NAMES = 64
+_MOST_CLASSES = 4096
+_OTHERS = -1
+# Sums of so many of them still fit into 64 bits.
+_MOST = 2**40
+
+
+@dataclass(kw_only=True)
+class HourOf:
+    """Figures of one artifact over some time; `add` and `merge` change it.
+
+    Attributes:
+        figures: By name: seconds, calls, errors, sampled, non_finite, crashes, compared, disagreed.
+        latency: In milliseconds.
+        confidence: None where there is none.
+        classes: Calls by class.
+        outputs: By name.
+    """
+
+    figures: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0))
+    latency: QuantileSketch = field(default_factory=QuantileSketch)
+    confidence: Histogram | None = None
+    classes: dict[int, int] = field(default_factory=dict)
+    outputs: dict[str, Histogram] = field(default_factory=dict)
+
+    @classmethod
+    def of_window(cls, window: ModelWindow) -> HourOf:
+        """Return a window as such.
+
+        Raises:
+            ProtocolError: A sketch of it is damaged.
+        """
+        names = ("seconds", "calls", "errors", "sampled", "non_finite")
+        return cls(
+            figures=dict.fromkeys(FIGURES, 0) | {n: min(getattr(window, n), _MOST) for n in names},
+            latency=window.latency_sketch(),
+            confidence=window.confidence_histogram(),
+            classes=dict(window.classes),
+            outputs=window.output_histograms(),
+        )
+
+    def merge(self, other: HourOf) -> None:
+        """Add another one.
+
+        Histograms with other edges than those here, which one artifact never has, are left out.
+        """
+        for name, value in other.figures.items():
+            self.figures[name] += value
+        self.latency.merge(other.latency)
+        if other.confidence is not None:
+            self.confidence = _joined(self.confidence, other.confidence)
+        for number, count in other.classes.items():
+            known = number in self.classes or len(self.classes) < _MOST_CLASSES
+            self.classes[number if known else _OTHERS] = (
+                self.classes.get(number if known else _OTHERS, 0) + count
+            )
+        for name, histogram in other.outputs.items():
+            if name in self.outputs or len(self.outputs) < _MOST_NAMES:
+                self.outputs[name] = _joined(self.outputs.get(name), histogram)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the columns that both tables of hours have."""
+        sketches = {
+            1: self.latency.to_bytes(),
+            2: self.confidence.to_bytes() if self.confidence else b"",
+            3: dict(sorted(self.classes.items())),
+            4: {name: histogram.to_bytes() for name, histogram in sorted(self.outputs.items())},
+        }
+        return {**self.figures, "sketches": dumps(sketches)}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> HourOf:
+        """Return what `to_row` gave."""
+        sketches = loads(bytes(row["sketches"]))
+        return cls(
+            figures={name: row[name] for name in FIGURES},
+            latency=QuantileSketch.from_bytes(sketches[1]),
+            confidence=Histogram.from_bytes(sketches[2]) if sketches[2] else None,
+            classes=sketches[3],
+            outputs={name: Histogram.from_bytes(data) for name, data in sketches[4].items()},
+        )
+
+
+def hour(at: float, now: float) -> int:
+    """Return the hour since 1970 of a device's time; of the fleet's, where that clock is plainly wrong."""
+    sane = now - 30 * 86400 <= at <= now + HOUR_S
+    return int((at if sane else now) // HOUR_S)
+
+
+def _joined(mine: Histogram | None, other: Histogram) -> Histogram:
+    if mine is None:
+        mine = Histogram(other.edges)
+    if mine.edges.shape == other.edges.shape and (mine.edges == other.edges).all():
+        mine.merge(other)
+    return mine

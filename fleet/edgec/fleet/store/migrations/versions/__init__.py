@@ -1,0 +1,1 @@
+"""Steps of the tables, each on top of the one before."""

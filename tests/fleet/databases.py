@@ -1,0 +1,87 @@
+"""A PostgreSQL cluster of the tests' own, and an empty database in it for each test that wants one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or next(
+        (str(p) for p in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None
+    )
+    if found is None:
+        pytest.skip(f"PostgreSQL is not installed: there is no {name}")
+    return os.path.realpath(found)
+
+
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[str]:
+    """Start a cluster on a free port; give its URL without a database."""
+    initdb, postgres = _program("initdb"), _program("postgres")
+    user: str | None = None
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root.
+        user = "nobody"
+        for parent in (folder, *folder.parents[:3]):
+            if parent.stat().st_uid == 0 and parent != Path("/tmp"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+        shutil.chown(folder, "nobody")
+    data = folder / "data"
+    made = subprocess.run(
+        [initdb, "-D", str(data), "-U", "edgec", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+        capture_output=True, text=True, check=False, cwd=folder, user=user,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip(f"no PostgreSQL cluster can be made here: {made.stderr.strip()[-300:]}")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = (folder / "log").open("wb")
+    server = subprocess.Popen(
+        [postgres, "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", ""],
+        stdout=log, stderr=log, cwd=folder, user=user,
+    )  # fmt: skip
+    try:
+        _wait(port, server)
+        yield f"postgresql://edgec@127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+def make_database(url: str) -> str:
+    """Make an empty database; return its URL."""
+    import psycopg
+
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(f"{url}/postgres", autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return f"{url}/{name}"
+
+
+def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 60
+    while not _answers(port):
+        if server.poll() is not None or time.monotonic() > end:
+            pytest.skip("PostgreSQL does not start here")
+        time.sleep(0.1)
+
+
+def _answers(port: int) -> bool:
+    import psycopg
+
+    try:
+        psycopg.connect(f"postgresql://edgec@127.0.0.1:{port}/postgres", connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
