@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 from tests.models.conftest import TARGETS, Build, Built
 from tests.models.sources import Run, Source
 
+from edgec.compiler.model import load_model
+from edgec.compiler.onnxruntime import ReferenceProgram
+from edgec.compiler.passes.fold_constant_dequantize import fold_constant_dequantize
+from edgec.compiler.passes.simplify import simplify
+from edgec.compiler.pruning import Pattern, parse_pattern, sparsify
 from edgec.runtime import load
 
 pytestmark = pytest.mark.models
@@ -90,3 +95,30 @@ def test_int8_candidate_stays_within_a_point_of_fp32(built_int8: Built, target: 
     assert fp32 is not None
     assert int8 is not None
     assert int8["artifact"] == pytest.approx(fp32["artifact"], abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "cut_below", "made_above"),
+    [
+        # In every layer whose channels allow it, though 64 are too few for sparse kernels to pay.
+        (Pattern(kind="2:4", share=0.5, least_inputs=16, least_outputs=8), 0.5, 0.8),
+        (parse_pattern("unstructured:0.5"), 0.6, 0.8),
+    ],
+)
+def test_what_is_left_makes_up_for_zeros(
+    models: Path, clips: Clips, pattern: Pattern, cut_below: float, made_above: float
+) -> None:
+    model = fold_constant_dequantize(simplify(load_model(models / MODEL, {"input_1": (1, 49, 10, 1)}).proto))
+    samples = [{"input_1": x[None]} for x in clips[0][:CALIBRATION_CLIPS]]
+    rest = slice(CALIBRATION_CLIPS, None)
+
+    def score(compensate: bool) -> float:
+        made = sparsify(model, pattern, samples, compensate=compensate).model
+        with ReferenceProgram(made, optimize=True) as program:
+            outputs = [program.run({"input_1": x[None]}) for x in clips[0][rest]]
+        found = [int(np.argmax(next(iter(o.values())))) for o in outputs]
+        return float(np.mean(found == clips[1][rest]))
+
+    assert score(compensate=False) < cut_below
+    assert score(compensate=True) > made_above

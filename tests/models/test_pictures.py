@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from tests.models.conftest import TARGETS, Build, Built
 from tests.models.sources import Run, Source
 
+from edgec.compiler.model import load_model
+from edgec.compiler.passes.fold_constant_dequantize import fold_constant_dequantize
+from edgec.compiler.passes.simplify import simplify
+from edgec.compiler.pruning import Pattern, sparsify
 from edgec.runtime import load
 
 pytestmark = pytest.mark.models
@@ -58,3 +62,16 @@ def test_artifact_passes_parity_and_classifies_as_its_source_does(
         probabilities = classify(session.run, pictures)
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     np.testing.assert_array_equal(probabilities.argmax(axis=1), expected.argmax(axis=1))
+
+
+@pytest.mark.slow
+def test_what_is_left_makes_up_for_zeros(models: Path, pictures: NDArray[np.float32]) -> None:
+    model = fold_constant_dequantize(simplify(load_model(models / MODEL, {"input_1": (1, 32, 32, 3)}).proto))
+    pattern = Pattern(kind="2:4", share=0.5, least_inputs=16, least_outputs=8)
+    samples = [{"input_1": picture[None]} for picture in pictures]
+    plain = sparsify(model, pattern, samples, compensate=False)
+    made = sparsify(model, pattern, samples)
+    # Each layer on what the sparse ones before it give.
+    errors = [sum(r.after for r in sparse.layers) for sparse in (plain, made)]
+    assert errors[1] < 0.5 * errors[0]
+    assert 0.4 < made.zeros < 0.5
