@@ -148,10 +148,13 @@ def _plan_yolov8(step: Detection, facts: Facts) -> Callable[[Work], _Decoded]:
 
     def decode(work: Work) -> _Decoded:
         columns = row(work.tensors[spec.name])
-        passing = np.nonzero(columns[4:].max(axis=0) >= step.min_score)[0]
-        rows = columns[:, passing].T
-        kept, best, classes = _best(rows[:, 4:], step)
-        return _corners(rows[kept, :4], "cxcywh"), best, classes
+        best = columns[4:].max(axis=0)
+        passing = np.nonzero(best >= step.min_score)[0]
+        boxes, scores = _corners(columns[:4, passing].T, "cxcywh"), columns[4:, passing]
+        if step.multi_label:
+            kept, best, classes = _best(scores.T, step)
+            return boxes[kept], best, classes
+        return boxes, best[passing], scores.argmax(axis=0)
 
     return decode
 
