@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 from tests.oip_conformance.oip import Client
 
 from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
-from edgec.errors import ServingError
+from edgec.errors import DeadlineError, ServingError
 from edgec.runtime import Pool, load
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 from edgec.serving import Server, ServerOptions
@@ -204,6 +204,22 @@ def test_inferences_of_a_model_with_a_higher_priority_go_first(tiny: Path) -> No
             model.close()
     assert order[0] == "high"
     assert order[-2:] == ["low", "low"]
+
+
+def test_an_inference_that_cannot_begin_in_time_is_not_run(tiny: Path) -> None:
+    go = threading.Event()
+    feed = {"x": np.ones((1, 4), np.float32)}
+    with Pool(1) as pool, ThreadPoolExecutor(1) as callers:
+        model = Scheduling(pool=pool).apply(load(tiny), 0.0)
+        assert isinstance(model, ScheduledModel)
+        pool.submit(go.wait, 20)
+        late = callers.submit(model.run, feed, time.monotonic() + 0.02)
+        time.sleep(0.05)
+        go.set()
+        with pytest.raises(DeadlineError, match="it was not run"):
+            late.result(20)
+        assert np.shape(model.run(feed, time.monotonic() + 20)["y"]) == (1, 3)
+        model.close()
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ class App:
         small = plan.is_reusable or len(body) <= _INLINE_JSON
         if small and entry.inline_bytes and len(binary) <= entry.inline_bytes:
             return _inference(entry, plan, binary)
-        run = partial(_inference, entry, plan, binary)
+        run = partial(_inference, entry, plan, binary, _latest_begin(entry, plan, call))
         return await entry.lane.run(run, partial(_gone, call.receive), plan.queue_timeout_s, call.deadline)
 
     async def _run_prediction(self, call: _Call, entry: Entry, model: Prediction, body: bytes) -> Answer:
@@ -389,8 +389,19 @@ class App:
         return [*EXTENSIONS, *(["model_repository"] if self._options.allow_repository_calls else [])]
 
 
-def _inference(entry: Entry, plan: Plan, binary: memoryview) -> Answer:
-    outputs = entry.model.run(plan.tensors(binary))
+def _latest_begin(entry: Entry, plan: Plan, call: _Call) -> float | None:
+    """Return when an inference has to begin, on the clock `time.monotonic`; None for whenever."""
+    limits = []
+    if plan.queue_timeout_s is not None:
+        limits.append(time.monotonic() + plan.queue_timeout_s)
+    if call.deadline is not None:
+        limits.append(call.deadline - entry.lane.service_s)
+    return min(limits, default=None)
+
+
+def _inference(entry: Entry, plan: Plan, binary: memoryview, begin: float | None = None) -> Answer:
+    inputs, model = plan.tensors(binary), entry.model
+    outputs = model.run(inputs, begin) if isinstance(model, ScheduledModel) else model.run(inputs)
     headers, body = write_response(plan, entry.name, entry.version, outputs)
     return 200, [*headers, *told(entry)], body
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import getLogger
+from time import monotonic
 from typing import Any
 
 from numpy.typing import NDArray
@@ -155,12 +156,23 @@ class ScheduledModel:
         """Whether a call may wait for others, so that it is for a thread."""
         return self._pool is not None or self.batching.batcher is not None
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], /) -> Mapping[str, NDArray[Any]]:
-        """Run one inference, with others or when its turn comes."""
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], begin: float | None = None, /
+    ) -> Mapping[str, NDArray[Any]]:
+        """Run one inference, with others or when its turn comes.
+
+        Args:
+            inputs: Of the model.
+            begin: When it has to begin, on the clock `time.monotonic`; None for whenever.
+
+        Raises:
+            DeadlineError: It was not begun by then, and not run.
+        """
+        left = None if begin is None else max(0.0, begin - monotonic()) * 1e3
         if self.batching.batcher is not None:
-            return self.batching.batcher.run(inputs)
+            return self.batching.batcher.run(inputs, deadline_ms=left)
         if self._pool is not None:
-            return self.session.submit(inputs).result()
+            return self.session.submit(inputs, deadline_ms=left).result()
         return self.session.run(inputs)
 
     def predict(self, sample: object, /) -> Mapping[str, Any]:
