@@ -64,8 +64,6 @@ class CompileOptions:
     timeout_s: float = 900.0
     seed: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what shapes the artifact, fit for JSON."""
     def __post_init__(self) -> None:
         if isinstance(self.prune, str) and self.prune != "auto":
             parse_pattern(self.prune)
@@ -75,6 +73,8 @@ class CompileOptions:
         """The pattern of zeros that `prune` asks for; None where it asks for something else."""
         return parse_pattern(self.prune) if isinstance(self.prune, str) and self.prune != "auto" else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what shapes the artifact, fit for JSON."""
         return {
             "precision": self.precision,
             "max_drop": self.max_drop,
