@@ -18,7 +18,9 @@ from edgec.compiler.lock import read_lock, toolchain
 from edgec.errors import ArtifactError, CompileError
 from edgec.targets import load_target
 
-OPTIONS = CompileOptions(precision="fp32", measure_s=0.05, workers=0, fold="on", name="eyes", version="7")
+OPTIONS = CompileOptions(
+    precision="fp32", measure_s=0.05, workers=0, fold="on", name="eyes", version="7", inputs_stay=True
+)
 STEPS = (Decode(color="RGB"), Layout(order="NCHW"), Normalize(scale=(1 / 255,)))
 
 
@@ -42,6 +44,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def test_an_artifact_says_how_it_was_made(manifest: Manifest) -> None:
+    assert manifest.privacy.inputs_stay
     lock = read_lock(manifest)
     assert lock.options == replace(OPTIONS, workers=None)  # which says where it is made, not what
     assert lock.target.to_dict() == load_target("cpu-x86_64").to_dict()

@@ -98,6 +98,7 @@ def build_key(
         "options": {**options.to_dict(), "measure_s": options.measure_s},
         "name": name,
         "version": options.version,
+        "inputs_stay": options.inputs_stay,
         "tools": tool_versions(),
         "edgec": _own_digest(),
         "extensions": extensions_digest(),

@@ -123,6 +123,7 @@ def read_lock(manifest: Manifest) -> Lock:
                     **_table(facts, "options"),
                     "name": manifest.model,
                     "version": manifest.model_version,
+                    "inputs_stay": manifest.privacy.inputs_stay,
                 }
             ),
             pipeline=pipeline,

@@ -26,6 +26,7 @@ class CompileOptions:
         shapes: Sizes to pin, by name of the input.
         name: Name of the model; the file's name by default.
         version: Version of the model.
+        inputs_stay: Whether the artifact forbids devices to send its inputs to a server.
         objective: What the winner is best at: ``latency``, ``size`` or ``accuracy``.
         budget_latency_ms: Largest median latency of one inference; None for no limit.
         budget_size_bytes: Largest payload.
@@ -51,6 +52,7 @@ class CompileOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     name: str | None = None
     version: str = "1"
+    inputs_stay: bool = False
     objective: Objective = "latency"
     budget_latency_ms: float | None = None
     budget_size_bytes: int | None = None

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, atomic_write, pack
+from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, Privacy, atomic_write, pack
 from edgec.compiler.accuracy import Baseline
 from edgec.compiler.candidates import (
     Candidate,
@@ -739,6 +739,7 @@ def _final_manifest(
         reference=reference_quantiles(variant),
         golden=golden_tolerances(made.reference),
         observe=observation(manifest.inputs),
+        privacy=Privacy(inputs_stay=bench.options.inputs_stay),
         provenance=provenance(
             bench.build,
             variant,

@@ -178,6 +178,11 @@ def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> flo
 @click.option("--name", help="Name of the model; the file's name by default.")
 @click.option("--model-version", default="1", show_default=True, help="Version of the model.")
 @click.option(
+    "--inputs-stay",
+    is_flag=True,
+    help="Forbid devices to send inputs of the model to a server, whatever the application says.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(1),
     default=1,
@@ -234,6 +239,7 @@ def command(
     emit: str | None,
     name: str | None,
     model_version: str,
+    inputs_stay: bool,
     threads: int,
     workers: int | None,
     timeout_s: float,
@@ -295,6 +301,7 @@ def command(
             repair=repair,
             name=name,
             version=model_version,
+            inputs_stay=inputs_stay,
             threads=threads,
             workers=workers,
             timeout_s=timeout_s,
