@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from tests.oip_conformance.oip import Client
 from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
 from edgec.errors import DeadlineError, ServingError
 from edgec.runtime import Pool, load
+from edgec.runtime._isolation import IsolatedProgram
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 from edgec.serving import Server, ServerOptions
 from edgec.serving._models import measure
@@ -249,3 +253,26 @@ def test_the_command_line_reads_priorities(wrong: str, tiny: Path) -> None:
     result = CliRunner().invoke(command, [str(tiny), "--priority", wrong])
     assert result.exit_code == 2
     assert "expected NAME=NUMBER" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="isolation needs Linux")
+def test_a_server_outlives_the_process_of_a_model(tiny: Path, tmp_path: Path) -> None:
+    x = np.ones((1, 4), np.float32)
+    with Server([tiny], ServerOptions(port=0, isolate=True)) as server:
+        before = infer(server.url, "tiny", x)
+        (slot,) = server._repository.slots
+        assert slot.loaded is not None
+        model = slot.loaded.model
+        assert isinstance(model, ScheduledModel)
+        program = model.session.current_program()
+        assert isinstance(program, IsolatedProgram)
+        first = program.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        np.testing.assert_array_equal(infer(server.url, "tiny", x), before)
+        assert program.pid != first
+    chain = tmp_path / "page.chain.toml"
+    chain.write_text("")
+    with pytest.raises(ServingError, match="chains do not run in processes of their own"):
+        Server([chain], ServerOptions(port=0, isolate=True))

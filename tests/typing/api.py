@@ -17,6 +17,7 @@ from edgec.runtime import (
     Batcher,
     BoundCall,
     Host,
+    Isolation,
     OutputTest,
     Pool,
     SelfTestResult,
@@ -36,6 +37,7 @@ from edgec.runtime.benchmark import (
 
 
 def use_a_session() -> None:
+    load("digits.edgec", isolate=Isolation(timeout_s=1, retry=True), providers={"CUDA": {"device_id": 0}})
     with load("digits.edgec", threads=2, cache_dir=Path("cache"), allow_fallback=False) as session:
         assert_type(session, Session)
         assert_type(session.inputs, tuple[TensorSpec, ...])

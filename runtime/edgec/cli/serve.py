@@ -91,6 +91,11 @@ def _read_priorities(_: click.Context, __: click.Parameter, values: tuple[str, .
     help="Inferences of this model go before those of models with a smaller number; repeatable.",
 )
 @click.option(
+    "--isolate",
+    is_flag=True,
+    help="Run each model in a process of its own, which may crash, hang or leak without the server.",
+)
+@click.option(
     "--allow-repository-calls", is_flag=True, help="Let clients list, load again and unload the models."
 )
 @click.option(
@@ -113,6 +118,7 @@ def command(
     max_batch: int,
     batch_delay_ms: float,
     priorities: dict[str, float],
+    isolate: bool,
     allow_repository_calls: bool,
     observe: bool,
     as_json: bool,
@@ -147,6 +153,7 @@ def command(
             max_batch=max_batch,
             batch_delay_ms=batch_delay_ms,
             priorities=priorities,
+            isolate=isolate,
             allow_repository_calls=allow_repository_calls,
             observe=observe,
         ),

@@ -17,6 +17,7 @@ from edgec.errors import (
     DeadlineError,
     EdgecError,
     InferenceError,
+    IsolationError,
     OverloadedError,
     PipelineError,
     RequestError,
@@ -212,7 +213,7 @@ class App:
             status, fields, body = await answer
         except RequestError as e:
             status, fields, body = _error(e)
-        except (OverloadedError, DeadlineError) as e:
+        except (OverloadedError, DeadlineError, IsolationError) as e:
             status, fields, body = _error(RequestError(str(e), status=503))
         except (InferenceError, PipelineError) as e:
             # The model was proven when it was loaded: what it refuses is the request's doing.

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import TensorSpec
-from edgec.errors import RequestError
-from edgec.runtime import Session, load
+from edgec.errors import RequestError, ServingError
+from edgec.runtime import Isolation, Session, load
 from edgec.runtime.chains import SUFFIX, Chain, ChainSpec, load_chain
 
 
@@ -76,15 +76,23 @@ class ServedChain:
         return state
 
 
-def load_served(path: Path, *, threads: int | None = None) -> Session | ServedChain:
+def load_served(path: Path, *, threads: int | None = None, isolate: bool = False) -> Session | ServedChain:
     """Load an artifact, or the chain that a TOML file declares.
+
+    Args:
+        path: Of it.
+        threads: Of one inference.
+        isolate: Whether the artifact runs in a process of its own, which a call that it does not survive is
+            made in once more; not for chains.
 
     Raises:
         EdgecError: It does not load.
     """
     if path.suffix.lower() == SUFFIX:
+        if isolate:
+            raise ServingError(f"{path} is a chain, and chains do not run in processes of their own")
         return ServedChain(load_chain(path, threads=threads))
-    return load(path, threads=threads)
+    return load(path, threads=threads, isolate=Isolation(retry=True) if isolate else False)
 
 
 def _text(array: NDArray[Any]) -> str:

@@ -33,6 +33,7 @@ class ServerOptions:
             and no more run at once than keep the cores busy; 0 for the others. Where there are none, models
             have no order.
         threads: Threads of one inference; None for the engine's own choice.
+        isolate: Whether each model runs in a process of its own; see `edgec.runtime.Isolation`.
         allow_repository_calls: Whether clients may list, load and unload models.
         observe: Whether ``/metrics`` shows what observers know of the models, too.
         receive_timeout_s: Longest time that a request may take to arrive.
@@ -53,6 +54,7 @@ class ServerOptions:
     batch_delay_ms: float = 0.0
     priorities: Mapping[str, float] = field(default_factory=dict)
     threads: int | None = None
+    isolate: bool = False
     allow_repository_calls: bool = False
     observe: bool = False
     receive_timeout_s: float = 60.0

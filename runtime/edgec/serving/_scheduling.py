@@ -34,6 +34,7 @@ class Scheduling:
         queue: Calls of one model that may wait to be joined.
         pool: Runs the inferences of all models by priority; None where each runs when it comes.
         priorities: By name of the model; 0 for the others.
+        isolated: Whether models run in processes of their own.
     """
 
     max_batch: int = 1
@@ -42,6 +43,7 @@ class Scheduling:
     queue: int = 128
     pool: Pool | None = None
     priorities: Mapping[str, float] = field(default_factory=dict)
+    isolated: bool = False
 
     def apply(self, model: ServedModel, run_s: float) -> ServedModel:
         """Return a model that is called as this says; closing it closes the one that was given.
@@ -139,6 +141,7 @@ class ScheduledModel:
         self.inputs = session.inputs
         self.outputs = session.outputs
         self._pool = scheduling.pool
+        self._isolated = scheduling.isolated
         self._priority = scheduling.priorities.get(session.manifest.model, 0.0)
 
     @property
@@ -153,8 +156,8 @@ class ScheduledModel:
 
     @property
     def waits(self) -> bool:
-        """Whether a call may wait for others, so that it is for a thread."""
-        return self._pool is not None or self.batching.batcher is not None
+        """Whether a call may wait for others, or for another process, so that it is for a thread."""
+        return self._isolated or self._pool is not None or self.batching.batcher is not None
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], begin: float | None = None, /

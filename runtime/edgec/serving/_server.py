@@ -83,7 +83,7 @@ class Server:
         self._pool = Pool(width - 1, threads=None, max_queue=most) if options.priorities else None
         self._repository = Repository(
             [Path(path) for path in paths],
-            loader or partial(load_served, threads=options.threads),
+            loader or partial(load_served, threads=options.threads, isolate=options.isolate),
             self._executor,
             width=width,
             queue=options.queue,
@@ -95,6 +95,7 @@ class Server:
                 queue=max(1, options.queue),
                 pool=self._pool,
                 priorities=options.priorities,
+                isolated=options.isolate,
             ),
             may_be_empty=front is not None,
         )
