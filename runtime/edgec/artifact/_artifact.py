@@ -97,6 +97,15 @@ class Artifact:
             with suppress(BufferError):
                 data.close()
 
+    def give_back_pages(self) -> None:
+        """Let the system take what of the file is in this process's memory; what is read again comes back.
+
+        Engines that pack weights anew have read the members once, and need none of it any more. Linux only.
+        """
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if self._map is not None and advice is not None:
+            self._map.madvise(advice)
+
     def names(self) -> tuple[str, ...]:
         """Return the names of the members but the manifest, in the order of the file."""
         return tuple(name for name in self._entries if name != MANIFEST)

@@ -135,6 +135,7 @@ def load(
                 priority=priority, isolate=isolate, fallback=fallback,
             )
         )  # fmt: skip
+        artifact.give_back_pages()
         return session
     except BaseException:
         artifact.close()
