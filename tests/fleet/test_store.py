@@ -210,7 +210,7 @@ def test_each_record_counts_once_whatever_comes_twice_or_out_of_order(store: Sto
     rng = random.Random(3)
     messages = [telemetry(2 * i, window([1.0 + i] * 5), window([10.0] * 3, digest=NEW)) for i in range(6)]
     messages += [telemetry(0, window([7.0]), boot="b2")]
-    results = []
+    results, acks = [], []
     for run in range(4):
         name = f"d{run}"
         enrol(store, name)

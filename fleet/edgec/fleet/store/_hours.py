@@ -47,7 +47,7 @@ class HourOf:
         """
         names = ("seconds", "calls", "errors", "sampled", "non_finite")
         return cls(
-            figures=dict.fromkeys(FIGURES, 0) | {n: min(getattr(window, n), _MOST) for n in names},
+            figures={**dict.fromkeys(FIGURES, 0.0), **{n: min(getattr(window, n), _MOST) for n in names}},
             latency=window.latency_sketch(),
             confidence=window.confidence_histogram(),
             classes=dict(window.classes),
