@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 import pytest
 from tests.device_agent.followed import MODEL, Device, X, device, eventually, line, tell
 
-from edgec.device_agent._actions import WorkFailedError
+from edgec.device_agent._actions import Context, PostponedError, WorkFailedError
 from edgec.device_agent._application_socket import listen, may_come_in
+from edgec.device_agent._events import Work
 from edgec.device_agent._judging import ShadowCriteria
+from edgec.device_agent._slot_work import SlotWork
+from edgec.device_agent._state import Wanted
 from edgec.errors import AgentError, ArtifactError, ProtocolError, UnknownModelError
 from edgec.runtime import FollowedSession, Window, follow
 from edgec.runtime._link_figures import observed, window_from_plain
@@ -113,12 +117,43 @@ def test_a_model_is_loaded_anew_by_order(here: Device) -> None:
     here.install(2)
     with here.applications() as served, followed(here) as session:
         eventually(lambda: served.connected(MODEL))
-        before = session.current_program()
+        before = weakref.ref(session.current_program())  # holding it would hold up the swap
         served.follow(MODEL, here.slots.artifact("a"))
-        assert session.current_program() is before
+        assert before() is not None
         served.restart(MODEL)
-        assert session.current_program() is not before
+        assert before() is None
         assert answer(session) == 2
+
+
+def test_a_slot_that_an_application_has_open_is_left_alone(here: Device) -> None:
+    here.install(1)
+    old = here.digest()
+    here.install(2)
+    with here.applications() as served:
+
+        class Busy(SlotWork):
+            def held(self, model: str) -> frozenset[str]:
+                return served.held(model)
+
+        doing = Busy(here.models)
+        wanted = Wanted(epoch=3, digest="3" * 64, length=1)
+        work = Work(
+            number=1, name="stage", model=MODEL, wanted=wanted, slot="a", active=here.slots.installed("b")
+        )
+        raw = Raw(here)
+        raw.say(Hello(model=MODEL, digest=old, held=(old,)).to_line())
+        eventually(lambda: served.held(MODEL) == {old})
+        with pytest.raises(PostponedError, match="still runs") as caught:
+            doing.stage(work, Context())
+        assert caught.value.reason == "in_use"
+        doing.clean(work, Context())
+        assert here.slots.installed("a") is not None
+        raw.say(Hello(model=MODEL).to_line())  # which ends the connection, as a second one does
+        eventually(lambda: not served.held(MODEL))
+        raw.close()
+        doing.clean(work, Context())
+        assert here.slots.installed("a") is None
+        assert here.slots.installed("b") is not None
 
 
 def test_what_cannot_be_used_fails_the_switch(here: Device) -> None:

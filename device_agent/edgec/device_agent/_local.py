@@ -81,6 +81,10 @@ class LocalSessions:
                 session.swap(artifact)
                 self._files[model] = file
 
+    def held(self, model: str) -> frozenset[str]:
+        """Return nothing: sessions of this process have changed when `follow` returns."""
+        return frozenset()
+
     def restart(self, model: str) -> None:
         """Load the session's model anew; see `Applications`."""
         with self._lock:

@@ -71,6 +71,10 @@ class Applications(Protocol):
         """
         ...
 
+    def held(self, model: str) -> frozenset[str]:
+        """Return the digests of the model's files that are open: they stay where they are."""
+        ...
+
     def restart(self, model: str) -> None:
         """Load what serves anew, by order of an operator; calls go on meanwhile.
 

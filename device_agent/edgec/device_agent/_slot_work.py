@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgec.device_agent._actions import Context, WorkFailedError
+from edgec.device_agent._actions import Context, PostponedError, WorkFailedError
 from edgec.device_agent._events import Work
 from edgec.device_agent._slots import Slots
 from edgec.device_agent._state import Installed
@@ -14,6 +14,9 @@ from edgec.errors import AgentError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_IN_USE_S = 15.0
 
 
 def _stay(model: str, artifact: Path | None) -> None:
@@ -65,17 +68,27 @@ class SlotWork:
         """Return whether the candidate is in its slot, whole, so that nothing needs to be fetched."""
         return self.slots(work.model).whole(self.candidate(work))
 
+    def held(self, model: str) -> frozenset[str]:
+        """Return the digests of files that applications have open, beside those that the update knows of."""
+        return frozenset()
+
     def reserve(self, work: Work, context: Context) -> None:
         """Make sure of the space for the download."""
         context.check()
         if not self.here(work):
             candidate = self.candidate(work)
-            self.slots(work.model).reserve(candidate.digest, candidate.length, work.keep)
+            keep = (*work.keep, *self.held(work.model))
+            self.slots(work.model).reserve(candidate.digest, candidate.length, keep)
 
     def stage(self, work: Work, context: Context) -> None:
         """Put the candidate into its slot; one to be used again must be there already."""
         if work.reuse and not self.here(work):
             raise WorkFailedError("slot_damaged", f"slot {work.slot} of {work.model} has changed on disk")
+        there = self.slots(work.model).installed(work.slot)
+        held = self.held(work.model)
+        if there is not None and there.digest in held and there != self.candidate(work):
+            detail = f"an application still runs {there.digest:.12}, which lies where the update goes"
+            raise PostponedError("in_use", detail, retry_s=_IN_USE_S)
         with context.deciding(), _damage():
             self.slots(work.model).stage(self.candidate(work))
 
@@ -97,7 +110,7 @@ class SlotWork:
         """Remove what is in no slot that counts, and describe again what serves."""
         slots = self.slots(work.model)
         with context.deciding():
-            slots.clean(work.keep)
+            slots.clean((*work.keep, *self.held(work.model)))
             if work.active is not None and slots.current() == work.active.slot:
                 slots.prove(work.active)
 

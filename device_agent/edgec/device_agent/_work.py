@@ -94,6 +94,10 @@ class AgentActions(SlotWork):
         self._put_report = report
         self._cache_dir = cache_dir
 
+    def held(self, model: str) -> frozenset[str]:
+        """Return the digests of files that applications have open."""
+        return frozenset(digest for application in self._applications for digest in application.held(model))
+
     # -- before anything changes
 
     def admit(self, work: Work, context: Context) -> None:
