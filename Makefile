@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo brokers test test-fast test-arm64 kill-test check format bench dist clean
+.PHONY: help demo brokers test test-fast test-arm64 kill-test check format bench soak dist clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ bench: $(VENV)/.dev $(VENV)/.bench  ## Run the benchmarks; writes benchmarks/res
 	@for name in bounds overhead pipeline footprint swap isolation batching observe chains deltas; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 	@if test -n "$${EDGEC_TEST_MODELS:-}"; then test -e build/minilm/minilm.onnx || $(BIN)/python benchmarks/export_minilm.py; \
 	for name in zoo peers pruning; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done; fi
+
+soak: $(VENV)/.dev  ## 864,000 requests with swaps through a session and a server: memory, descriptors, threads (10 minutes)
+	@$(BIN)/python -m benchmarks.soak
 
 dist: $(VENV)/.dev  ## Build the wheel and the source distribution into dist/
 	@$(PIP) install build
