@@ -106,11 +106,11 @@ def test_an_application_takes_part_in_an_update(
         assert told["calls"] > 100
 
 
-def test_an_application_that_dies_of_a_model_again_and_again_gets_the_old_one(
+def test_row_23_an_application_that_dies_of_a_model_again_and_again_gets_the_old_one(
     shop: Publisher,
     mosquitto: Broker,  # noqa: F811
 ) -> None:
-    """Row 23: the process dies at the first calls of the new model."""
+    """The process dies at the first calls of the new model, and a supervisor starts it again."""
     updates = UpdateSettings(probation_s=60, probation_calls=5, refresh_s=0, health_timeout_s=60)
     script = "import sys\nsys.argv.append('2')\n" + APPLICATION
     with Server(mosquitto) as server, device(shop, mosquitto, updates=updates) as (agent, _, here):
