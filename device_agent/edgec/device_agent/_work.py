@@ -34,6 +34,8 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 # Nothing is wrong with the artifact: the metadata must be signed anew, or the network come back.
 _TRUST_PASSES = frozenset(("expired", "unreachable", "too_slow", "storage", "not_found"))
+# The place has something else than it should: an old stick, a server that lies. The next one may be better.
+_OF_THE_SOURCE = frozenset(("rollback", "epoch", "signature", "repository", "malformed", "too_large"))
 # No source has it, will give it, or has what was signed: asking again in a while is no use.
 _GONE = frozenset(("refused", "not_found", "digest", "length", "range", "redirects"))
 # Another way may do.
@@ -171,7 +173,7 @@ class AgentActions(SlotWork):
             try:
                 self._trust.recheck(target, source)
             except TrustError as e:
-                if e.reason not in _TRUST_PASSES:
+                if e.reason not in _TRUST_PASSES | _OF_THE_SOURCE:
                     raise
             else:
                 return
