@@ -65,13 +65,14 @@ class Lane:
         self._queue = queue
         self._metrics = metrics
         self.service_s = service_s
+        self._spread_s = 0.0  # how far calls are from that, in the mean
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def expected_s(self) -> float:
-        """Return how long a call that comes now would take, its wait included."""
+        """Return how long a call that comes now would take, its wait included; rarely is it longer."""
         if self._metrics.in_flight < self._width:
-            return self.service_s
-        return self.service_s * (1 + (len(self._waiting) + 1) / self._width)
+            return self._likely_s()
+        return self._likely_s() + self.service_s * (len(self._waiting) + 1) / self._width
 
     def admit(self, deadline: float | None) -> None:
         """Do nothing if a call that comes now can be answered in time.
@@ -137,11 +138,15 @@ class Lane:
         while self._metrics.in_flight or self._waiting:
             await asyncio.sleep(0.005)
 
+    def _likely_s(self) -> float:
+        """Return what a call rarely exceeds, as TCP has it for round trips (RFC 6298, with a factor of 2)."""
+        return self.service_s + 2 * self._spread_s
+
     def _patience(self, timeout_s: float | None, deadline: float | None) -> float | None:
         """Return how long a call may wait; what it takes itself has to be left then."""
         if deadline is None:
             return timeout_s
-        left = max(0.0, deadline - time.monotonic() - self.service_s)
+        left = max(0.0, deadline - time.monotonic() - self._likely_s())
         return left if timeout_s is None else min(left, timeout_s)
 
     async def _wait(self, gone: Gone, timeout_s: float | None) -> None:
@@ -179,6 +184,7 @@ class Lane:
         if not running.cancelled():
             running.exception()  # looked at, or asyncio reports it as lost
         for seconds in took:
+            self._spread_s += _WEIGHT * (abs(seconds - self.service_s) - self._spread_s)
             self.service_s += _WEIGHT * (seconds - self.service_s)
             self._metrics.computed(seconds, heard=heard)
         self._pass_on()
