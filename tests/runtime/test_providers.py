@@ -88,7 +88,7 @@ def test_an_artifact_for_the_gpu_runs_on_its_fallback_or_says_what_is_missing(tm
         load(tiny_artifact(tmp_path / "gpu.edgec", engine=gpu))
     path = tiny_artifact(tmp_path / "both.edgec", engine=gpu, fallback=onnxruntime_spec())
     with load(path) as session:
-        assert (session.state, dict(session.placement)) == ("fallback", {"CPU": 2})
+        assert (session.state, set(session.placement)) == ("fallback", {"CPU"})
         assert "reaches no GPU" in session.fallback_reason
         assert session.self_test().passed
 
@@ -120,6 +120,10 @@ def test_options_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif("AzureExecutionProvider" not in HERE, reason="this ONNX Runtime has one provider only")
+@pytest.mark.skipif(
+    not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"),
+    reason="ONNX Runtime tells from 1.24 on which provider runs which node",
+)
 def test_nodes_that_another_provider_leaves_to_the_cpu_are_refused_or_told(tmp_path: Path) -> None:
     # Azure's provider starts anywhere, and takes no node of this model: as CUDA leaves some.
     path = tiny_artifact(tmp_path / "tiny.edgec")

@@ -26,7 +26,9 @@ T = TypeVar("T")
 RESTARTING, CRASH_LOOP = "restarting", "crash-loop"
 _MIB = 2**20
 # How often the memory of the process is looked at between calls.
-_WATCH_S = 0.5
+_WATCH_S = 0.05
+# In a call, more is allowed: what leaks is to be replaced between calls.
+_IN_CALL = 1.5
 # A process that takes too much memory after fewer calls does not leak: it is too large.
 _LEAK_CALLS = 10
 
@@ -40,8 +42,8 @@ class Isolation:
             that takes longer is ended. None for no limit.
         load_timeout_s: Longest time for starting the process and loading the model.
         retry: Whether a call that its process did not survive is made once more, in the next process.
-        memory_mib: Most that the process may have in memory: between calls it is then replaced, in a call
-            ended. None for no limit.
+        memory_mib: Most that the process may have in memory: above it, it is replaced between calls, and from
+            one and a half times as much on ended in a call. None for no limit.
         backoff_s: Before the second start in a row that fails; it doubles from one to the next. The first
             is at once.
         longest_backoff_s: Longest of them.
@@ -155,7 +157,8 @@ class IsolatedProgram:
         options = self._options
 
         def call(worker: Worker) -> dict[str, NDArray[Any]]:
-            outputs = worker.run(inputs, options.timeout_s, self._memory)
+            most = None if self._memory is None else self._memory * _IN_CALL
+            outputs = worker.run(inputs, options.timeout_s, most)
             if self._memory is not None:
                 self._look(worker, self._memory)
             return outputs
