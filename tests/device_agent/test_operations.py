@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("tuf", reason="signed metadata needs the extra 'agent'")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.device_agent.followed import scaled
