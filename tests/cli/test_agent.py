@@ -35,17 +35,18 @@ def test_a_device_makes_its_own_key_and_a_request_for_a_certificate(tmp_path: Pa
     x509 = pytest.importorskip("cryptography.x509", reason="the extra 'agent' is not installed")
     path = enroll(tmp_path, "--broker", "mqtts://broker.example")
     config = read_settings(path, ())
+    key = path.parent / "device.key"
     assert config.broker is not None
-    assert config.broker.key == path.parent / "device.key"
-    assert config.broker.key.stat().st_mode & 0o077 == 0
+    assert config.broker.key == key
+    assert key.stat().st_mode & 0o077 == 0
     request = x509.load_pem_x509_csr((path.parent / "device.csr").read_bytes())
     assert request.is_signature_valid
     assert "CN=dev1" in request.subject.rfc4514_string()
     with pytest.raises(AgentError, match="enrolled"):
         enroll(tmp_path, "--broker", "mqtts://broker.example")
-    before = config.broker.key.read_bytes()
+    before = key.read_bytes()
     enroll(tmp_path, "--broker", "mqtts://other.example", "--force")
-    assert config.broker.key.read_bytes() == before
+    assert key.read_bytes() == before
 
 
 def test_a_token_is_kept_from_others(tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ class Agent:
         """
         if self._running:
             raise AgentError("this agent runs already")
+        if self._stopping.is_set():
+            raise AgentError("this agent was stopped: make another one")
         config = self.config
         options = None if config.broker is None else link_options(config)
         make_directory(config.state_dir)
