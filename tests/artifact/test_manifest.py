@@ -361,7 +361,8 @@ def test_what_is_no_canonical_json_is_refused(raw: bytes, message: str) -> None:
 def test_what_may_leave_the_device_is_part_of_the_content(tiny: Tiny) -> None:
     plain = replace(FULL, privacy=Privacy())
     strict = replace(plain, privacy=Privacy(inputs_stay=True))
-    assert "privacy" not in json.loads(manifest_to_json(plain))  # so that digests from before stay as they are
+    # Digests from before stay as they are.
+    assert "privacy" not in json.loads(manifest_to_json(plain))
     assert manifest_from_json(manifest_to_json(strict)).privacy.inputs_stay
     assert content_digest(strict) != content_digest(plain)
     for wrong in ({"inputs_stay": 1}, [], "never"):

@@ -98,7 +98,7 @@ class QuantileSketch:
         self.maximum = max(self.maximum, other.maximum)
 
     def coarsened(self, joined: int) -> QuantileSketch:
-        """Return a copy in which each `joined` neighbouring bins are one: smaller, within `joined` + 1 percent.
+        """Return a copy where each `joined` neighbouring bins are one: smaller, within `joined` + 1 percent.
 
         Raises:
             ValueError: `joined` is below 1.
