@@ -35,6 +35,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def command() -> None:
     """The device agent: updates that survive power cuts, and telemetry that is not lost.
 
+    status and enroll take --json.
+
     \b
     edgec agent enroll camera-7 --broker mqtts://broker.example --ca ca.crt --roots repo --hardware rpi5
     edgec agent run
