@@ -365,7 +365,8 @@ def test_what_may_leave_the_device_is_part_of_the_content(tiny: Tiny) -> None:
     assert "privacy" not in json.loads(manifest_to_json(plain))
     assert manifest_from_json(manifest_to_json(strict)).privacy.inputs_stay
     assert content_digest(strict) != content_digest(plain)
-    for wrong in ({"inputs_stay": 1}, [], "never"):
+    refused: tuple[object, ...] = ({"inputs_stay": 1}, [], "never")
+    for wrong in refused:
         with pytest.raises(ManifestError, match="privacy"):
             manifest_from_json(signed({**tiny.document(), "privacy": wrong}))
 

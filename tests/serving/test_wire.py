@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgec.artifact import TensorSpec
 from edgec.errors import RequestError
-from edgec.serving._datatypes import DATATYPES, from_json, from_raw, to_json, to_raw
+from edgec.runtime._oip import DATATYPES
+from edgec.serving._datatypes import from_json, from_raw, to_json, to_raw
 from edgec.serving._wire import header_size, read_json, read_plan, read_raw, write_response
 
 X = (TensorSpec("x", "float32", ("n", 4)),)

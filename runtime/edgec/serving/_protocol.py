@@ -40,7 +40,8 @@ def bounded_protocol(receive_timeout_s: float) -> type[asyncio.Protocol]:
         def on_message_begin(self) -> None:
             super().on_message_begin()
             if self._peer:
-                self.scope["edgec.peer"] = self._peer
+                scope: Any = self.scope  # a key of our own beside those of ASGI
+                scope["edgec.peer"] = self._peer
             self._head_bytes = 0
             self._arm()
 
