@@ -19,7 +19,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def command() -> None:
-    """Answer for devices that cannot answer themselves: GPU fallback, Open Inference Protocol v2."""
+    """Answer for devices that cannot answer themselves: GPU fallback, Open Inference Protocol v2.
+
+    up takes --json.
+
+    \b
+    edgec gateway up digits.edgec --key-file devices.txt
+    edgec gateway up --upstream http://triton.local:8000 --key-file devices.txt --json
+    """
 
 
 @command.command()
