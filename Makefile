@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo brokers test test-fast test-arm64 kill-test check format bench soak dist clean
+.PHONY: help demo brokers test test-fast test-interpreters test-arm64 kill-test check format bench soak dist clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test: $(VENV)/.dev brokers  ## Run every test
 
 test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-interpreters: $(VENV)/.dev  ## Run the device's tests on every Python from 3.10 to 3.13 that is installed
+	@EDGEC_INTERPRETERS="3.10 3.11 3.12 3.13" $(BIN)/python -m pytest tests/test_interpreters.py
 
 test-arm64: $(VENV)/.dev  ## Verify and run artifacts for 64-bit Arm under qemu, with the real aarch64 wheels (3 minutes)
 	@$(BIN)/python -m tests.arm64.check
