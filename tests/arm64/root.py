@@ -142,7 +142,8 @@ def _make_root(root: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()  # nothing is installed
     sources = apt / "etc/sources.list"
-    sources.write_text(f"deb [arch=arm64 signed-by={KEYRING}] http://deb.debian.org/debian {SUITE} main\n")
+    mirror = _mirror()
+    sources.write_text(f"deb [arch=arm64 signed-by={KEYRING}] {mirror} {SUITE} main\n")
     options = {
         "Dir::Etc": apt / "etc",
         "Dir::Etc::sourcelist": sources,
@@ -159,13 +160,23 @@ def _make_root(root: Path) -> None:
         "Debug::NoLocking": "1",
     }
     settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    advice = "deb.debian.org must be reachable"
+    advice = f"{mirror} must be reachable, and have arm64"
     _run("apt-get", *settings, "-q", "update", advice=advice)
     _run("apt-get", *settings, "-q", "-y", "--download-only", "install", *PACKAGES, advice=advice)
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     for package in sorted(packages.glob("*.deb")):
         _run("dpkg-deb", "-x", package, root)
+
+
+def _mirror() -> str:
+    """Return where this host gets its own packages from."""
+    command = ["apt-get", "indextargets", "--format", "$(SITE)"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    sites = [site for site in found if not site.endswith("-security")]
+    if not sites:
+        raise MissingError("apt-get names no source of packages: see sources.list(5)")
+    return sites[0]
 
 
 def _describe_cpu(root: Path) -> None:

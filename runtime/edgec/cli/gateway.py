@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgec.cli import _options
+
 if TYPE_CHECKING:
     from edgec.gateway import Gateway
 
-# OpenCV makes room for what the head of an image promises; by default that may be 2**30 pixels.
-_MOST_PIXELS = 2**26
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -47,21 +46,9 @@ def command() -> None:
 @click.option(
     "--max-body-mb", type=click.IntRange(1, 2048), default=64, show_default=True, help="Of a request, in MiB."
 )
-@click.option(
-    "--queue",
-    type=click.IntRange(0),
-    default=128,
-    show_default=True,
-    help="Requests that wait for one model; more are refused with 503.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=8,
-    show_default=True,
-    help="Join requests that come while their model runs to so many rows, where that pays; 1 for never.",
-)
+@_options.queue
+@_options.threads
+@_options.max_batch
 @click.option("--observe", is_flag=True, help="Show more in /metrics: latency, confidence, classes, drift.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
 def up(
@@ -92,11 +79,9 @@ def up(
     edgec gateway up digits.edgec --key-file devices.txt --tls-cert cert.pem --tls-key key.pem --host 0.0.0.0
     edgec gateway up --upstream http://triton:8000 --key-file devices.txt --rate 5
     """
-    if (tls_cert is None) != (tls_key is None):
-        raise click.UsageError("--tls-cert and --tls-key belong together")
+    _options.prepare_server(tls_cert, tls_key)
     if not artifacts and upstream is None:
         raise click.UsageError("nothing to serve: name artifacts, an --upstream, or both")
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(_MOST_PIXELS))  # before OpenCV is loaded
     from edgec.gateway import Gateway, GatewayOptions, read_identities
     from edgec.serving import ServerOptions, read_keys
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
 
+from edgec.cli import _options
+
 if TYPE_CHECKING:
     from edgec.serving import Server
-
-# OpenCV makes room for what the head of an image promises; by default that may be 2**30 pixels.
-_MOST_PIXELS = 2**26
 
 
 def _read_priorities(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
@@ -60,21 +58,9 @@ def _read_priorities(_: click.Context, __: click.Parameter, values: tuple[str, .
     show_default=True,
     help="Largest body of a request, in MiB.",
 )
-@click.option(
-    "--queue",
-    type=click.IntRange(0),
-    default=128,
-    show_default=True,
-    help="Requests that wait for one model; more are refused with 503.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=8,
-    show_default=True,
-    help="Join requests that come while their model runs to so many rows, where that pays; 1 for never.",
-)
+@_options.queue
+@_options.threads
+@_options.max_batch
 @click.option(
     "--batch-delay-ms",
     type=click.FloatRange(0, 1000),
@@ -133,9 +119,7 @@ def command(
     edgec serve camera.edgec archive.edgec --priority camera=1
     edgec serve digits.edgec --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
     """
-    if (tls_cert is None) != (tls_key is None):
-        raise click.UsageError("--tls-cert and --tls-key belong together")
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(_MOST_PIXELS))  # before OpenCV is loaded
+    _options.prepare_server(tls_cert, tls_key)
     from edgec.serving import Server, ServerOptions, read_keys
 
     server = Server(
