@@ -78,6 +78,17 @@ class LatencySamples:
         medians = np.array([np.median(part) for part in np.array_split(self.samples_ms, _PARTS)])
         return float(medians.std() / medians.mean())
 
+    def to_dict(self) -> dict[str, float]:
+        """Return the latencies in milliseconds, by name: ``{"p50": 0.2, "p90": ...}``."""
+        return {
+            "p50": self.p50_ms,
+            "p90": self.p90_ms,
+            "p99": self.p99_ms,
+            "mean": self.mean_ms,
+            "min": self.min_ms,
+            "max": self.max_ms,
+        }
+
     @property
     def is_stable(self) -> bool:
         """Whether the typical call kept its speed: there are ten samples and `drift_cv` is at most 5 %."""
