@@ -115,7 +115,7 @@ def test_what_is_tampered_with_is_refused_and_the_old_one_serves(
         texts = {
             name: text.replace('"version":', '"version" :') for name, text in forged.metadata.director.items()
         }
-        texts = {name: text.replace("digits-2", "digits-9") for name, text in texts.items()}
+        texts = {name: text.replace("digits-1", "digits-9") for name, text in texts.items()}
         forged = replace(forged, metadata=replace(forged.metadata, director=texts), epoch=forged.epoch)
         server.tell(b"{}")
         server.tell(b"\xff" * 1000)

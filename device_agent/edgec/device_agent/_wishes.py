@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _FIRST_RETRY_S = 30.0
+# Messages that wait to be checked; anyone on the broker may send them, and none is believed before its turn.
+_MOST_WAITING = 8
 # Where it says nothing about who signed: the place was not to be reached, or is not up to date.
 _ELSEWHERE = frozenset(("unreachable", "too_slow", "not_found"))
 
@@ -31,7 +34,8 @@ class Outcome:
 
     Attributes:
         assignment: What is to run; None where nothing new is believed.
-        error: Why not.
+        error: What is not believed, and why; there may be an assignment beside it, of an earlier epoch
+            than the one announced.
         desired: The message that it was about; None for a look at the sources.
     """
 
@@ -75,7 +79,7 @@ class Wishes:
         self._spawn = spawn
         self._results: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._view = _read_view(path)
-        self._waiting: Desired | None = None
+        self._waiting: deque[Desired] = deque(maxlen=_MOST_WAITING)
         self._busy = False
         self._due: float | None = clock.monotonic() if self._own and refresh_s else None
         self._failures = 0
@@ -154,10 +158,9 @@ class Wishes:
             return False
         if desired == self._view.desired and self._error is None:
             return False
-        if self._waiting is None or (desired.epoch, desired.revision) >= (
-            self._waiting.epoch, self._waiting.revision
-        ):  # fmt: skip
-            self._waiting = desired
+        # All are checked: a greater epoch that nobody signed must not put the right one aside.
+        if desired not in self._waiting:
+            self._waiting.append(desired)
         return True
 
     def look(self) -> None:
@@ -177,7 +180,7 @@ class Wishes:
         return found
 
     def _begin(self) -> None:
-        desired, self._waiting = self._waiting, None
+        desired = self._next()
         due = self._due is not None and self._clock.monotonic() >= self._due
         if desired is None and not due:
             return
@@ -193,45 +196,52 @@ class Wishes:
         self._due = None
         self._spawn(lambda: self._check(sources, desired))
 
+    def _next(self) -> Desired | None:
+        """Return the message to check now; what was overtaken while it waited is left out."""
+        while self._waiting:
+            desired = self._waiting.popleft()
+            if desired.epoch >= self.epoch:
+                return desired
+        return None
+
     def _check(self, sources: Sequence[MetadataSource], desired: Desired | None) -> None:
         """Ask one source after another until one is believed; in a thread of its own."""
-        error = TrustError("no source is known to look for metadata in", "not_found")
+        error: TrustError | None = TrustError("no source is known to look for metadata in", "not_found")
         assignment = None
         try:
             for source in sources:
                 try:
                     assignment = self._trust.update(source)
-                    if desired is None or assignment.epoch >= desired.epoch:
-                        break
-                    error = TrustError(
-                        f"epoch {desired.epoch} was announced, and {assignment.epoch} is what is signed",
-                        "epoch",
-                    )
-                    assignment = None
                 except TrustError as e:
                     # That a place is not to be reached says less than that something is not to be believed.
-                    error = e if error.reason in _ELSEWHERE else error
-        finally:
-            self._results.put(
-                Outcome(
-                    assignment=assignment, error=None if assignment is not None else error, desired=desired
+                    error = e if error is None or error.reason in _ELSEWHERE else error
+                    continue
+                if desired is None or assignment.epoch >= desired.epoch:
+                    error = None
+                    break
+                # What is signed is believed, whatever was announced.
+                error = TrustError(
+                    f"epoch {desired.epoch} was announced, and {assignment.epoch} is what is signed", "epoch"
                 )
-            )
+        finally:
+            self._results.put(Outcome(assignment=assignment, error=error, desired=desired))
 
     def _take(self, outcome: Outcome) -> None:
         now = self._clock.monotonic()
         error = outcome.error
         if error is None or outcome.desired is not None or error.reason not in _ELSEWHERE or not self._error:
             self._error = error
-        if outcome.assignment is None:
+        if error is not None:
             self._failures += 1
             wait = _FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 20)
             if self._refresh_s:
                 self._due = now + min(wait, self._refresh_s)
-            _log.warning("what is wanted is not believed: %s", outcome.error)
+            _log.warning("what is wanted is not believed: %s", error)
+        else:
+            self._failures = 0
+            self._due = now + self._refresh_s if self._own and self._refresh_s else None
+        if outcome.assignment is None:
             return
-        self._failures = 0
-        self._due = now + self._refresh_s if self._own and self._refresh_s else None
         self._keep(outcome.assignment)
         desired = outcome.desired
         if desired is not None and desired.epoch == outcome.assignment.epoch:
