@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgec.compiler.report._axis import Axis, Tick, padded_axis, positive_axis
-from edgec.compiler.report._figures import accuracy_of, interval_of, latency_of, status_of, unit_of
-from edgec.compiler.report._format import (
+from edgec.artifact._report_text import (
     bytes_text,
     interval_text,
     metric_title,
@@ -21,6 +19,8 @@ from edgec.compiler.report._format import (
     score_text,
     significant,
 )
+from edgec.compiler.report._axis import Axis, Tick, padded_axis, positive_axis
+from edgec.compiler.report._figures import accuracy_of, interval_of, latency_of, status_of, unit_of
 
 # A 99th percentile more than this many times the slowest 90th is drawn off the scale.
 _REACH = 2.0

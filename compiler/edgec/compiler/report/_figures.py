@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgec.compiler.report._format import number, one_line, time_unit
+from edgec.artifact._report_text import number, one_line, time_unit
 
 _STATUSES = ("winner", "admissible", "refused", "failed", "skipped", "source")
 

@@ -9,7 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from edgec.compiler.report import _charts, _figures, _format, _pareto, _verdict
+from edgec.artifact import _report_text as _format
+from edgec.compiler.report import _charts, _figures, _pareto, _verdict
 from edgec.errors import MissingExtraError
 
 if TYPE_CHECKING:

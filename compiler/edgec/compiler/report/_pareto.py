@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from edgec.compiler.report._axis import Tick, padded_axis, positive_axis
-from edgec.compiler.report._figures import accuracy_of, latency_of, shorten, source_snrs, status_of
-from edgec.compiler.report._format import (
+from edgec.artifact._report_text import (
     decibel_text,
     metric_title,
     one_line,
@@ -17,6 +15,8 @@ from edgec.compiler.report._format import (
     significant,
     time_unit,
 )
+from edgec.compiler.report._axis import Tick, padded_axis, positive_axis
+from edgec.compiler.report._figures import accuracy_of, latency_of, shorten, source_snrs, status_of
 
 _LABEL_LENGTH = 22
 _LEFT, _RIGHT = 14.0, 96.0

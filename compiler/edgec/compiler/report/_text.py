@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgec.compiler.report._format import (
+from edgec.artifact._report_text import (
     bytes_text,
     decibel_text,
     metric_title,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgec.compiler.report._format import (
+from edgec.artifact._report_text import (
     decibel_text,
     difference_text,
     duration_text,

@@ -1,4 +1,4 @@
-"""Numbers and text as people read them, the same in HTML and on the terminal."""
+"""Figures of a report and of a fleet as people read them, the same in HTML and on the terminal."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edgec.compiler.report import _format
+from edgec.artifact import _report_text as _format
 
 
 @pytest.mark.parametrize(
