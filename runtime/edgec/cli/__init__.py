@@ -7,10 +7,10 @@ To add a command: write ``cli/<name>.py`` with a click command called ``command`
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 import click
 
+from edgec.cli._lazy import LazyGroup
 from edgec.errors import EdgecError, MissingExtraError
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score an artifact on labelled data.",
     "explain": "Say why an artifact is what it is, and what int8 costs in each layer.",
     "finish": "Build on this device what only it can: the engine of an artifact for TensorRT.",
+    "fleet": "Run a fleet of devices, or command one: releases, rollouts, what became of them.",
     "gateway": "Answer for devices that cannot answer themselves: Open Inference Protocol v2.",
     "inspect": "Show all that an artifact says of itself.",
     "keys": "Make, replace and use the keys that sign for devices; say what is due.",
@@ -41,9 +42,12 @@ COMMANDS = {
 _EXTRAS = {
     "ai_edge_litert": "litert",
     "aiohttp": "gateway",
+    "alembic": "fleet",
+    "cbor2": "agent",
     "cryptography": "agent",
     "cv2": "vision",
     "diskcache": "compiler",
+    "fastapi": "fleet",
     "flatbuffers": "compiler",
     "google": "compiler",
     "jinja2": "compiler",
@@ -57,30 +61,20 @@ _EXTRAS = {
     "openvino": "openvino",
     "paho": "agent",
     "pyarrow": "parquet",
+    "pydantic": "fleet",
+    "scipy": "fleet",
+    "sqlalchemy": "fleet",
     "tokenizers": "text",
     "tuf": "agent",
     "uvicorn": "serve",
 }
 
 
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = import_module(f"edgec.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # The default implementation would import every command for its help.
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(COMMANDS.items()))
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table={name: (f"edgec.cli.{name}:command", line) for name, line in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="edgec")
 def main_group() -> None:
     """Compile models for edge devices, and prove every artifact.

@@ -52,7 +52,7 @@ def add_entry(
     seq, previous = (last.seq + 1, last.hash) if last else (1, _START)
     row = {
         "seq": seq,
-        "at": at,
+        "at": float(at),  # as the database gives it back, and as it is hashed
         "actor": clean(actor),
         "action": action,
         "subject": clean(subject),

@@ -230,4 +230,29 @@ fleet_hours = Table(
     Column("sketches", LargeBinary, nullable=False),
     Index("ix_fleet_hours_hour", "hour"),
 )
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    # SHA-256 of the token, which is kept nowhere.
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("name", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("expires_at", Float),
+    Column("used_at", Float),
+    Column("revoked_at", Float),
+)
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("token", String(16), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    # SHA-256 of the request, and the reply: status, and the sealed body; none while it is worked on.
+    Column("request", String(64), nullable=False),
+    Column("at", Float, nullable=False, index=True),
+    Column("status", Integer),
+    Column("reply", LargeBinary),
+)
 FIGURES = tuple(name for name, _ in _FIGURES)

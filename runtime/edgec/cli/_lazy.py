@@ -1,0 +1,41 @@
+"""Groups whose commands are imported when they are called, and not for help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+
+
+class LazyGroup(click.Group):
+    """A group with a table of commands: where each is, and what it does in a line."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        """Make it; all but `table` as for click's own.
+
+        Args:
+            table: By name: ``module:attribute`` of the click command, and the line of help.
+        """
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the table."""
+        return sorted(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command of this name; None where there is none."""
+        if cmd_name not in self._table:
+            return None
+        module, _, attribute = self._table[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the lines of the table; click's own would import every command."""
+        if self._table:
+            with formatter.section("Commands"):
+                formatter.write_dl(sorted((name, line) for name, (_, line) in self._table.items()))
