@@ -29,6 +29,7 @@ from edgec.trust._keys import (
     generate_key,
     no_passphrase,
 )
+from edgec.trust._lifetimes import read_lifetimes, write_lifetimes
 from edgec.trust._provenance import verify_provenance
 from edgec.trust._publishing import assign_also, chosen_target, previous_target, publish_artifact
 from edgec.trust._repository import Lifetimes, Signatures
@@ -70,8 +71,10 @@ __all__ = [
     "open_repositories",
     "previous_target",
     "publish_artifact",
+    "read_lifetimes",
     "repository_status",
     "rotate",
     "sign_command",
     "verify_provenance",
+    "write_lifetimes",
 ]

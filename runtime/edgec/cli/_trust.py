@@ -14,9 +14,8 @@ import click
 from edgec.errors import TrustError
 
 if TYPE_CHECKING:
-    from edgec.trust import DirectorRepository, ImageRepository, KeyRing, Lifetimes, Passphrase
+    from edgec.trust import DirectorRepository, ImageRepository, KeyRing, Passphrase
 
-_SETTINGS = "staged/lifetimes.json"
 
 keys_option = click.option(
     "--keys",
@@ -73,36 +72,9 @@ def read_passphrase(file: Path) -> bytes:
 
 def opened(repository: Path, keys: KeyRing) -> tuple[ImageRepository, DirectorRepository]:
     """Return both repositories of a directory, with the lifetimes that it was made with."""
-    from edgec.trust import open_repositories
+    from edgec.trust import open_repositories, read_lifetimes
 
     return open_repositories(repository, keys, lifetimes=read_lifetimes(repository))
-
-
-def write_lifetimes(repository: Path, lifetimes: Lifetimes) -> None:
-    """Keep the lifetimes that a repository is made with, beside what waits for signatures."""
-    from edgec.artifact import atomic_write
-
-    with atomic_write(repository / _SETTINGS) as file:
-        file.write(json.dumps(vars(lifetimes), indent=1).encode())
-
-
-def read_lifetimes(repository: Path) -> Lifetimes:
-    """Return the lifetimes that a repository was made with.
-
-    Raises:
-        TrustError: There is no repository, or its settings are damaged.
-    """
-    from edgec.trust import Lifetimes
-
-    try:
-        values = json.loads((repository / _SETTINGS).read_bytes())
-        return Lifetimes(**{name: float(values[name]) for name in vars(Lifetimes())})
-    except FileNotFoundError as e:
-        raise TrustError(
-            f"{repository} is no repository; run  edgec repo init {repository}", "not_found"
-        ) from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise TrustError(f"{repository / _SETTINGS} is damaged: {e}; restore it", "malformed") from e
 
 
 def day(seconds: float) -> str:

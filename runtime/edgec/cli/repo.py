@@ -20,7 +20,6 @@ from edgec.cli._trust import (
     tell,
     waiting_facts,
     waiting_lines,
-    write_lifetimes,
 )
 from edgec.cli.keys import due_lines, status_facts
 
@@ -79,7 +78,7 @@ def init(
     edgec repo init repo --keys keys
     edgec repo init repo --keys keys --targets-threshold 2
     """
-    from edgec.trust import Lifetimes, open_repositories
+    from edgec.trust import Lifetimes, open_repositories, write_lifetimes
 
     lifetimes = Lifetimes(root=root_days, targets=targets_days, online=online_days, director=online_days)
     keys = key_ring(key_folders, passphrase_file)
