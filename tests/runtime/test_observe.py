@@ -102,6 +102,23 @@ def test_every_kind_of_call_is_counted(session: Session) -> None:
     assert window.engine_version == session.engine_version
 
 
+def test_bound_calls_are_counted_as_long_as_somebody_observes(session: Session, tmp_path: Path) -> None:
+    early = session.bind()
+    observer = session.observe()
+    late = session.bind()
+    observer.take()  # binding runs the model, too
+    for call in (early, late, late):
+        assert call()["y"].shape == (1, 3)
+    assert observer.take().calls == 3
+    session.swap(tiny_artifact(tmp_path / "other.edgec", pipeline=Pipeline()))
+    early()
+    assert [window.calls for window in observer.take_all()][-1] == 1
+    session.set_observer(None)
+    early()
+    assert observer.take_all()[-1].calls == 0
+    assert late._call is not early._call
+
+
 def test_taking_begins_anew(session: Session) -> None:
     observer = session.observe()
     session.run(X)

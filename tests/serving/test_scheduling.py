@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from tests.oip_conformance.oip import Client
+from tests.oip_conformance.oip import Client, Reply
 
 from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
 from edgec.errors import DeadlineError, ServingError
-from edgec.runtime import Pool, load
+from edgec.runtime import Isolation, Pool, load
 from edgec.runtime._isolation import IsolatedProgram
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 from edgec.serving import Server, ServerOptions
@@ -119,14 +120,37 @@ def test_requests_that_come_together_run_as_one_where_that_pays(server: Server, 
     said = metadata(server.url, "wide")["properties"]["batching"]
     assert said.startswith("on: 8 calls as one are ")
     xs = samples(24)
+    before = metrics(server.url)
     with ThreadPoolExecutor(12) as pool, load(wide) as session:
         answers = list(pool.map(lambda x: infer(server.url, "wide", x), xs))
         for x, y in zip(xs, answers, strict=True):
             np.testing.assert_allclose(y, session.run({"x": x})["y"], rtol=1e-3, atol=1e-2)
     found = metrics(server.url)
     assert found["edgec_batching_enabled"] == 1
-    assert found["edgec_batched_requests_total"] == 24
-    assert found["edgec_batches_total"] < 24
+    assert found["edgec_batched_requests_total"] - before["edgec_batched_requests_total"] == 24
+    assert found["edgec_batches_total"] - before["edgec_batches_total"] < 24
+
+
+@pytest.mark.slow
+def test_predictions_that_come_together_run_as_one(server: Server, wide: Path) -> None:
+    xs = [x[:1] for x in samples(12)]
+
+    def predict(x: NDArray[np.float32]) -> list[float]:
+        client = Client(server.url)
+        reply = client.request("POST", "/v2/models/wide/predict", json.dumps({"x": x[0].tolist()}).encode())
+        client.close()
+        assert reply.status == 200, reply.body
+        found: list[float] = reply.json["y"]
+        return found
+
+    before = metrics(server.url)
+    with ThreadPoolExecutor(12) as pool, load(wide) as session:
+        answers = list(pool.map(predict, xs))
+        for x, y in zip(xs, answers, strict=True):
+            np.testing.assert_allclose(np.reshape(y, -1), session.run({"x": x})["y"][0], rtol=1e-3, atol=1e-2)
+    after = metrics(server.url)
+    assert after["edgec_batched_requests_total"] - before["edgec_batched_requests_total"] == 12
+    assert after["edgec_batches_total"] - before["edgec_batches_total"] < 12
 
 
 @pytest.mark.slow
@@ -276,3 +300,36 @@ def test_a_server_outlives_the_process_of_a_model(tiny: Path, tmp_path: Path) ->
     chain.write_text("")
     with pytest.raises(ServingError, match="chains do not run in processes of their own"):
         Server([chain], ServerOptions(port=0, isolate=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="isolation needs Linux")
+def test_a_model_whose_process_fails_again_and_again_is_not_ready(tiny: Path) -> None:
+    isolation = Isolation(retry=True, crash_loop=1, settle_s=1.0)
+    with Server(
+        [tiny], ServerOptions(port=0, isolate=True), loader=partial(load, isolate=isolation)
+    ) as server:
+        client = Client(server.url)
+        assert client.get("/v2/health/ready").status == client.get("/v2/models/tiny/ready").status == 200
+        (slot,) = server._repository.slots
+        assert slot.loaded is not None
+        assert isinstance(slot.loaded.model, ScheduledModel)
+        program = slot.loaded.model.session.current_program()
+        assert isinstance(program, IsolatedProgram)
+        replies: list[Reply] = []
+        end = time.monotonic() + 60
+        while {reply.status for reply in replies} != {
+            503
+        } and time.monotonic() < end:  # a process that was just started is soon well
+            assert program.pid is not None or program.trouble
+            if program.pid is not None:
+                os.kill(program.pid, signal.SIGKILL)
+            client.request("POST", "/v2/models/tiny/predict", b"[1, 2, 3, 4]")
+            replies = [client.get("/v2/health/ready"), client.get("/v2/models/tiny/ready")]
+        assert replies
+        assert all("fails again and again" in reply.json["error"] for reply in replies)
+        assert client.get("/v2/health/live").status == 200
+        while client.get("/v2/health/ready").status != 200 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert client.get("/v2/models/tiny/ready").status == 200
+        client.close()

@@ -144,6 +144,25 @@ class Batcher:
         """Run one inference with others, and wait for it; see `submit`."""
         return self.submit(inputs, deadline_ms=deadline_ms).result()
 
+    def predict(self, sample: object, *, deadline_ms: float | None = None) -> dict[str, Any]:
+        """Run the whole pipeline on a sample; only the inference is joined with others.
+
+        Args:
+            sample: As of ``Session.predict``.
+            deadline_ms: For the inference to begin, from when the sample is prepared; see `submit`.
+
+        Raises:
+            PipelineError: The sample does not fit the pipeline.
+            InputError, OverloadedError, DeadlineError, InferenceError: As of `submit` and its future.
+        """
+        processor = self._session.current_processor()
+        inputs, context = processor.preprocess(sample)
+        outputs = self.run(inputs, deadline_ms=deadline_ms)
+        if self._session.current_processor() is not processor:
+            # Swapped meanwhile, for a model that may want its inputs otherwise.
+            return self.predict(sample, deadline_ms=deadline_ms)
+        return processor.postprocess(outputs, context)
+
     def close(self) -> None:
         """End it; what runs ends as it would have, what waits is cancelled."""
         with self._changed:

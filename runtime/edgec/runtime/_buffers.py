@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from edgec.runtime.backends import Program
 
 Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[Arrays], "dict[str, NDArray[Any]]"]
 # Up to this size a copy costs less than telling an engine where to write.
 COPIED_BYTES = 16 * 1024
 
@@ -91,11 +93,13 @@ class BoundCall:
         self,
         current: Callable[[], Program],
         inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
+        outputs: dict[str, NDArray[Any]],
+        watch: Callable[[Run], Run],
     ) -> None:
         """Use ``Session.bind``."""
+        self._watch = watch
         self.inputs = inputs
-        self.outputs = outputs
+        self.outputs = self._outputs = outputs
         self._current = current
         self._program: Program | None = None
         self._call: Callable[[], object] = _never
@@ -118,7 +122,7 @@ class BoundCall:
         return self.outputs
 
     def expire(self) -> None:
-        """Let go of a program that the session has no more."""
+        """Let go of a program that the session has no more, and of an observer."""
         with self._busy:
             self._program, self._call = None, _never
 
@@ -128,9 +132,17 @@ class BoundCall:
         self._call()
 
     def _bind(self, program: Program) -> None:
-        inputs, outputs = self.inputs, self.outputs
+        inputs, outputs = self.inputs, self._outputs
         native: Callable[[Arrays, Arrays], Callable[[], object]] | None = getattr(program, "bind", None)
-        self._call = native(inputs, outputs) if native else lambda: deliver(program.run(inputs), outputs)
+        call: Callable[[], object]
+        call = native(inputs, outputs) if native else lambda: deliver(program.run(inputs), outputs)
+
+        def run(_: Arrays) -> dict[str, NDArray[Any]]:
+            call()
+            return outputs
+
+        watched = self._watch(run)
+        self._call = call if watched is run else partial(watched, inputs)  # without observer, nothing between
         self._program = program
 
 

@@ -341,7 +341,7 @@ class Session:
         check_inputs_bindable(inputs)
         check_outputs(self.outputs, outputs or {})
         # Only a run tells what shapes named dimensions come to.
-        bound = BoundCall(self._open_program, inputs, self.run(inputs, outputs or {}))
+        bound = BoundCall(self._open_program, inputs, self.run(inputs, outputs or {}), self._watched)
         bound()
         self._bound.add(bound)
         return bound
@@ -464,8 +464,7 @@ class Session:
     def observe(self, options: ObserveOptions | None = None) -> Observer:
         """Count calls from now on, and look into some of them; see `Observer.take`.
 
-        Without this, calls cost nothing more than before. It stays on when the session is swapped. What is
-        run by `bind` is not observed.
+        Without this, calls cost nothing more than before. It stays on when the session is swapped.
 
         Args:
             options: What to look at and what that may cost; None for the defaults.
@@ -493,6 +492,8 @@ class Session:
             self._open_program()
             self._observer = observer
             self._arrange()
+        for bound in list(self._bound):
+            bound.expire()
 
     def use_cache(self, cache: ResultCache | None) -> None:
         """Answer inputs that came before from a cache, from now on; see `ResultCache`.
@@ -654,6 +655,10 @@ class Session:
         self._run = run
         self._processor = None
 
+    def _watched(self, run: _Run) -> _Run:
+        """Return what runs the model in another way than `_run` does, observed where that is."""
+        return run if self._observer is None else self._observer.around(run)
+
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Do nothing if inputs conform; else it is an error that is observed."""
         try:
@@ -666,6 +671,10 @@ class Session:
     def current_program(self) -> Program:
         """Return what the engine has loaded; for what is beside sessions in this package."""
         return self._open_program()
+
+    def current_processor(self) -> Processor:
+        """Return what works before and after the model now; for what is beside sessions in this package."""
+        return (self._processor or self._make_processor())[0]
 
     def current_run(self) -> _Run:
         """Return what runs a call now; for what is beside sessions in this package."""
@@ -701,7 +710,7 @@ class Session:
             if self._cache is not None or self._asking is not None:
                 check_outputs(self.outputs, outputs)
                 return deliver(self._run(inputs), outputs)
-            watched = run if self._observer is None else self._observer.around(run)
+            watched = self._watched(run)
             return (watched if self._shadow is None else self._shadow.around(watched))(inputs)
         except InferenceError:
             if self._program is program:

@@ -41,6 +41,7 @@ Answer: TypeAlias = "tuple[int, Headers, bytes]"
 
 EXTENSIONS = ("binary_tensor_data", "edgec_predict")
 _JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+_CRASHING = "its process fails again and again, and is started again later"
 # Headers of requests larger than this are parsed in a thread.
 _LARGE_HEADER = 2**18
 _LARGEST_KEPT_HEADER = 4096
@@ -272,6 +273,9 @@ class App:
         failed = [slot.name for slot in self._repository.slots if slot.loaded is None and slot.reason]
         if failed:
             return _error(RequestError(f"not ready: {', '.join(failed)}", status=503))
+        crashing = [slot.name for slot in self._repository.slots if slot.is_crashing]
+        if crashing:
+            return _error(RequestError(f"{', '.join(crashing)}: {_CRASHING}", status=503))
         return _json({"ready": True})
 
     def _model_ready(self, name: str, version: str | None) -> Answer:
@@ -282,6 +286,8 @@ class App:
             if known and version in (None, *(slot.version for slot in known)):
                 raise RequestError(f"model {name!r} is not loaded", status=503) from None
             raise
+        if any(slot.is_crashing for slot in self._repository.slots if slot.holds(entry)):
+            raise RequestError(f"model {name!r}: {_CRASHING}", status=503)
         return _json({"name": entry.name, "ready": True})
 
     def _model_metadata(self, entry: Entry) -> Answer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from edgec.artifact import Manifest, TensorSpec, source_digest
 from edgec.errors import EdgecError, RequestError, ServingError
+from edgec.runtime._isolation import CRASH_LOOP
 from edgec.serving._lanes import Lane
 from edgec.serving._metrics import ModelMetrics
 from edgec.serving._models import Prediction, ServedModel, measure
@@ -93,6 +94,16 @@ class Slot:
     version: str
     loaded: Loaded | None = None
     reason: str = ""
+
+    @property
+    def is_crashing(self) -> bool:
+        """Whether the process of a model that runs in one of its own fails again and again."""
+        session = None if self.loaded is None else session_of(self.loaded.model)
+        return session is not None and session.state == CRASH_LOOP
+
+    def holds(self, entry: Entry) -> bool:
+        """Return whether an entry is of the artifact that is loaded here."""
+        return self.loaded is not None and entry in self.loaded.entries
 
 
 class Repository:

@@ -179,7 +179,9 @@ class ScheduledModel:
         return self.session.run(inputs)
 
     def predict(self, sample: object, /) -> Mapping[str, Any]:
-        """Run the whole pipeline on one sample, when its turn comes."""
+        """Run the whole pipeline on one sample, its inference with others or when its turn comes."""
+        if self.batching.batcher is not None:
+            return self.batching.batcher.predict(sample)
         if self._pool is not None:
             return self._pool.submit(self.session.predict, sample, priority=self._priority).result()
         return self.session.predict(sample)
