@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -64,15 +66,19 @@ class ArtifactRecord:
 class Registry:
     """Artifacts of all releases: their files in the image repository, what is known of them in the store."""
 
-    def __init__(self, store: Store, image: ImageRepository) -> None:
+    def __init__(
+        self, store: Store, image: ImageRepository, *, lock: AbstractContextManager[object] | None = None
+    ) -> None:
         """Keep what is uploaded.
 
         Args:
             store: Of the fleet.
             image: Signs, with keys of role ``targets`` and ``online`` that must be at hand.
+            lock: Held by the one thread that changes `image`; one of its own if None.
         """
         self._store = store
         self.image = image
+        self._lock = lock or threading.RLock()
 
     def upload(
         self,
@@ -117,7 +123,7 @@ class Registry:
                     "refused",
                 )
             self._refuse_second(part, manifest)
-            with self.image.locked():
+            with self._lock, self.image.locked():
                 target = publish_artifact(
                     self.image,
                     part,

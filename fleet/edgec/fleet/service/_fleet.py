@@ -80,8 +80,8 @@ class Fleet:
             self.store.close()
             raise
         self.tokens = Tokens(self.store.database)
-        self.registry = Registry(self.store, self.image)
         self.publishing = threading.RLock()
+        self.registry = Registry(self.store, self.image, lock=self.publishing)
         self._callbacks: list[Callable[[], None]] = []
         self.first = self._first(made)
 
