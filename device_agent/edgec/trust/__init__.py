@@ -20,6 +20,7 @@ from edgec.trust._commands import SignedCommand, sign_command
 from edgec.trust._device import DeviceTrust
 from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, open_repositories
 from edgec.trust._image import DeltaFile, ImageRepository
+from edgec.trust._issuing import SignedWish, Wish, issue
 from edgec.trust._keys import (
     OFFLINE_ROLES,
     ROLES,
@@ -62,11 +63,14 @@ __all__ = [
     "RoleStatus",
     "Signatures",
     "SignedCommand",
+    "SignedWish",
     "Source",
+    "Wish",
     "assign_also",
     "bundle_files",
     "chosen_target",
     "generate_key",
+    "issue",
     "no_passphrase",
     "open_repositories",
     "previous_target",

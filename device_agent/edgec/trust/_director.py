@@ -107,7 +107,7 @@ class DirectorRepository(SignedRepository):
                 for this hardware; or the director's key is missing. Nothing was written.
         """
         checked_name(device, "the id of the device")
-        targets = self._checked(models, None if hardware is None else set(hardware))
+        targets = self.checked(models, None if hardware is None else set(hardware), self.image.targets())
         epoch, before = self.assigned(device)
         current = self._current(device)
         unchanged = before == {model: target.path for model, target in targets.items()} and epoch > 0
@@ -178,8 +178,15 @@ class DirectorRepository(SignedRepository):
                 self.renew(device)
         return ["root"] if self.release_root() else []
 
-    def _checked(self, models: Mapping[str, str], hardware: set[str] | None) -> dict[str, ImageTarget]:
-        published = self.image.targets()
+    @staticmethod
+    def checked(
+        models: Mapping[str, str], hardware: set[str] | None, published: Mapping[str, ImageTarget]
+    ) -> dict[str, ImageTarget]:
+        """Return the artifacts that are meant, by name of the model.
+
+        Raises:
+            TrustError: One is not in force, of another model, below its rollback floor, or of other hardware.
+        """
         problems, targets = [], {}
         for model, path in models.items():
             target = published.get(path)
@@ -225,7 +232,7 @@ class DirectorRepository(SignedRepository):
         expires = expiry(now, self.lifetimes.director)
         own = field(self.kind, now, device=device)
         if entries is None:
-            entries = {target.path: _entry(model, target) for model, target in (targets or {}).items()}
+            entries = {target.path: entry(model, target) for model, target in (targets or {}).items()}
         past = self._current(device)
         # One number for all three; nothing says that they must differ.
         version = past["timestamp"].signed.version + 1 if past else 1
@@ -278,7 +285,8 @@ def open_repositories(
     return image, DirectorRepository(image, keys)
 
 
-def _entry(model: str, target: ImageTarget) -> Any:
+def entry(model: str, target: ImageTarget) -> Any:
+    """Return the entry of an artifact in a device's targets."""
     return TargetFile(target.length, {"sha256": target.sha256}, target.path, {"custom": {"model": model}})
 
 

@@ -18,7 +18,9 @@ _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used
 
 
 @contextmanager
-def atomic_write(path: str | Path, *, aside: str | Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: str | Path, *, aside: str | Path | None = None, durable: bool = True
+) -> Iterator[BinaryIO]:
     """Open `path` for writing so that it is replaced whole when the block ends, or not at all.
 
     The bytes go to a hidden file beside it, which is synced to disk and then renamed. When the
@@ -28,6 +30,8 @@ def atomic_write(path: str | Path, *, aside: str | Path | None = None) -> Iterat
         path: Of a file that may be there already, in a directory that is.
         aside: The hidden file, on the same file system; one that a killed process left is replaced. None
             for a new name each time.
+        durable: Whether it is there, whole, after a power cut too; not waiting for the disk is for what can
+            be made again.
 
     Yields:
         A binary file that can be written, read back and sought.
@@ -54,9 +58,11 @@ def atomic_write(path: str | Path, *, aside: str | Path | None = None) -> Iterat
         with open(descriptor, "w+b") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(aside, final)
-        sync_directory(directory)
+        if durable:
+            sync_directory(directory)
     except OSError as e:
         # Only what the file itself said; a write that fails names no file.
         if e.filename is None or os.fspath(e.filename) == aside:

@@ -1,0 +1,190 @@
+"""Many assignments at once, signed in memory, for a server that tells a whole fleet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from edgec.artifact import atomic_write
+from edgec.errors import OutputError, TrustError
+from edgec.trust._assignment import DeviceBundle, ImageTarget
+from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, entry
+from edgec.trust._metadata import DIRECTOR, MAX_INTEGER, checked_name, expiry, field, meta_file, parse
+from edgec.trust._repository import KEPT_VERSIONS
+from edgec.trust._tuf import Metadata, Snapshot, Targets, Timestamp
+
+_ROLES = ("targets", "snapshot", "timestamp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a device is to have, as who keeps a fleet's books has decided.
+
+    Attributes:
+        device: Its id.
+        epoch: Of the decision; the metadata says it, too.
+        models: Path in the image repository, by name of the model.
+        after: Version of the metadata that it was told last, as far as is known; 0 for none.
+        hardware: Targets that it can run; others are refused. Empty for unknown.
+    """
+
+    device: str
+    epoch: int
+    models: Mapping[str, str]
+    after: int = 0
+    hardware: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedWish:
+    """A wish that was signed.
+
+    Attributes:
+        bundle: What to send.
+        version: Of its metadata.
+        expires: When it expires, in seconds since 1970.
+    """
+
+    bundle: DeviceBundle
+    version: int
+    expires: float
+
+
+def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, SignedWish | TrustError]:
+    """Sign what devices are to have; the epochs are the caller's, and one device's trouble is not another's.
+
+    The files for devices that fetch metadata over HTTP are written, too, without waiting for the disk:
+    after a power cut they may be as before, and are made again with the next wish. So that a device never
+    sees a version twice, also not after a backup was restored, versions are seconds since 1970 at the least.
+
+    Returns:
+        By device; an error where a wish cannot be: an artifact is not in force, of another model or hardware,
+        below the rollback floor, or the metadata does not fit into a message.
+
+    Raises:
+        TrustError: The director's key is not at hand, or a repository is damaged.
+        OutputError: Files cannot be written.
+    """
+    work = _Issuing(director)
+    found: dict[str, SignedWish | TrustError] = {}
+    for wish in wishes:
+        found[wish.device] = work.attempt(wish)
+    return found
+
+
+class _Issuing:
+    """What all wishes of a batch have in common."""
+
+    def __init__(self, director: DirectorRepository) -> None:
+        self._director = director
+        self._now = director.clock()
+        self._expires = expiry(self._now, director.lifetimes.director)
+        self._signers = _signers(director)
+        roots = director.root_files()
+        self._roots = {f"{DIRECTOR}/{v}.root.json": data for v, data in roots.items() if v > 1}
+        self._published = director.image.targets()
+        self._images: dict[tuple[str, ...], dict[str, bytes]] = {}
+
+    def attempt(self, wish: Wish) -> SignedWish | TrustError:
+        try:
+            return self._issue(wish)
+        except TrustError as e:
+            return e
+
+    def _issue(self, wish: Wish) -> SignedWish:
+        targets = self._director.checked(wish.models, set(wish.hardware) or None, self._published)
+        folder = f"{DIRECTOR}/{checked_name(wish.device, 'the id of the device')}"
+        version = max(self._last(folder), wish.after) + 1
+        version = max(version, int(self._now))
+        if max(version, wish.epoch) > MAX_INTEGER:
+            raise TrustError(
+                f"the epochs of {wish.device} are used up: rotate the director's key", "rollback"
+            )
+        files = self._files(wish, folder, version, targets)
+        bundle = DeviceBundle(
+            device=wish.device,
+            epoch=wish.epoch,
+            targets={model: targets[model] for model in sorted(targets)},
+            metadata=self._roots | files | self._image(tuple(sorted(targets))),
+        )
+        if bundle.size_bytes > MAX_BUNDLE_BYTES:
+            raise TrustError(
+                f"the metadata for {wish.device} has {bundle.size_bytes} bytes, and {MAX_BUNDLE_BYTES} fit "
+                "into a message: withdraw artifacts of old versions",
+                "too_large",
+            )
+        self._keep(folder, files)
+        return SignedWish(bundle=bundle, version=version, expires=self._expires.timestamp())
+
+    def _files(
+        self, wish: Wish, folder: str, version: int, targets: Mapping[str, ImageTarget]
+    ) -> dict[str, bytes]:
+        own = field(DIRECTOR, self._now, device=wish.device)
+        same: dict[str, Any] = {"version": version, "expires": self._expires}
+        entries = {target.path: entry(model, target) for model, target in targets.items()}
+        about = field(DIRECTOR, self._now, device=wish.device, epoch=wish.epoch)
+        signed = self._signed(Targets(**same, targets=entries, unrecognized_fields=about))
+        pins = {"targets.json": meta_file(version, signed)}
+        snapshot = self._signed(Snapshot(**same, meta=pins, unrecognized_fields=own))
+        pin = meta_file(version, snapshot)
+        timestamp = self._signed(Timestamp(**same, snapshot_meta=pin, unrecognized_fields=own))
+        # In this order: what the timestamp pins is there before it.
+        return {
+            f"{folder}/{version}.targets.json": signed,
+            f"{folder}/{version}.snapshot.json": snapshot,
+            f"{folder}/timestamp.json": timestamp,
+        }
+
+    def _signed(self, signed: Any) -> bytes:
+        metadata = Metadata(signed)
+        for signer in self._signers:
+            metadata.sign(signer, append=True)
+        return bytes(metadata.to_bytes())
+
+    def _image(self, models: tuple[str, ...]) -> dict[str, bytes]:
+        if models not in self._images:
+            self._images[models] = self._director.image.metadata_for(models)
+        return self._images[models]
+
+    def _last(self, folder: str) -> int:
+        """Return the version that files have; 0 where there are none, or a power cut has damaged them."""
+        data = self._director.read(f"{folder}/timestamp.json")
+        with suppress(TrustError):
+            return 0 if data is None else int(parse(data, folder).signed.version)
+        return 0
+
+    def _keep(self, folder: str, files: Mapping[str, bytes]) -> None:
+        place = self._director.directory / folder
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"cannot make the folder {place}: {e.strerror}") from e
+        for file, data in files.items():
+            with atomic_write(self._director.directory / file, durable=False) as out:
+                out.write(data)
+        for role in ("targets", "snapshot"):
+            ending = f".{role}.json"
+            names = [n for n in os.listdir(place) if n.endswith(ending) and n[: -len(ending)].isdigit()]
+            known = sorted(names, key=lambda name: int(name.partition(".")[0]))
+            for name in known[:-KEPT_VERSIONS]:
+                with suppress(FileNotFoundError):
+                    os.unlink(place / name)
+
+
+def _signers(director: DirectorRepository) -> Sequence[Any]:
+    """Return signers that satisfy the root in force for every role that a device is told with."""
+    found: dict[str, Any] = {}
+    for role in _ROLES:
+        needed = director.root.roles[role]
+        at_hand = director.keys.signers(list(needed.keyids))
+        if len(at_hand) < needed.threshold:
+            raise TrustError(
+                "assignments cannot be signed: the private key of role 'director' is not in "
+                f"{', '.join(map(str, director.keys.directories))}",
+                "key",
+            )
+        found |= {signer.public_key.keyid: signer for signer in at_hand}
+    return list(found.values())
