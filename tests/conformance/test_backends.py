@@ -17,7 +17,13 @@ import pytest
 from tests.conformance.models import Builder, Model, normal
 
 from edgec.artifact import GOLDEN, Artifact, GoldenVector, Manifest, TensorSpec, encode_golden, pack
-from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError, SelfTestError
+from edgec.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    DeviceMemoryError,
+    InferenceError,
+    SelfTestError,
+)
 from edgec.runtime import load
 from edgec.runtime.backends import LoadOptions, backend_names
 from edgec.runtime.testing import MemoryPayload, Node
@@ -195,6 +201,30 @@ def test_weights_are_read_from_the_mapped_artifact(builder: Builder, tmp_path: P
     artifact.close()
     path.unlink()
     np.testing.assert_allclose(program.run({"x": x})["y"], expected(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/sys/vm/overcommit_memory").is_file()
+    or Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1",
+    reason="this system promises memory that it does not have",
+)
+def test_a_call_that_memory_is_too_short_for_fails_and_the_next_does_not(
+    builder: Builder, tmp_path: Path
+) -> None:
+    inputs = (TensorSpec("a", "float32", ("n", 1)), TensorSpec("b", "float32", (1, "n")))
+    outputs = (TensorSpec("y", "float32", ("n", "n")),)
+    model = builder.build([Node("Add", ["a", "b"], ["h"]), Node("Relu", ["h"], ["y"])], inputs, outputs)
+    huge = {"a": np.ones((2_000_000, 1), np.float32), "b": np.ones((1, 2_000_000), np.float32)}
+    small = {"a": np.ones((3, 1), np.float32), "b": np.ones((1, 3), np.float32)}
+    with load(packed(model, tmp_path)) as session:
+        bound = session.bind(small)
+        for _ in range(2):
+            with pytest.raises(InferenceError) as failed:  # 16 TB for its output
+                session.run(huge)
+            # LiteRT says nothing of memory, only that a tensor could not be given its shape.
+            assert isinstance(failed.value, DeviceMemoryError) or builder.engine == "litert"
+            for outcome in (session.run(small), bound()):
+                np.testing.assert_array_equal(outcome["y"], np.full((3, 3), 2, np.float32))
 
 
 # Threads

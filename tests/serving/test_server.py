@@ -28,7 +28,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 from tests.oip_conformance.oip import Client, Model, Reply, assert_refused
 
 from edgec.artifact import Pipeline
-from edgec.errors import ServingError
+from edgec.errors import DeviceMemoryError, ServingError
 from edgec.runtime import Session, load
 from edgec.runtime.testing import tiny_artifact
 from edgec.serving import Server, ServerOptions, read_keys
@@ -107,6 +107,32 @@ def test_not_loaded_is_503_with_retry_after_until_it_is_loaded_again(client: Cli
     assert post(client, "/v2/repository/models/tiny/load").status == 200
     assert Model(client, "tiny").infer(Model(client, "tiny").json_request()).status == 200
     assert_refused(post(client, "/v2/repository/models/other/load"))
+
+
+def test_memory_that_is_too_short_is_503_and_the_server_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, short = load(tiny_artifact(tmp_path / "tiny.edgec", batch="n")), threading.Event()
+    run = session.run
+
+    def told(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if short.is_set():  # tests/conformance has the engines themselves run out of it
+            raise DeviceMemoryError("ONNX Runtime has not the memory for this call")
+        return run(inputs)
+
+    monkeypatch.setattr(session, "run", told)
+    options = ServerOptions(port=0)
+    with (
+        Server([tmp_path / "tiny.edgec"], options, loader=lambda _: session) as server,
+        closing(Client(server.url)) as client,
+    ):
+        model = Model(client, "tiny")
+        short.set()
+        reply = model.infer(model.json_request())
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert "has not the memory" in reply.json["error"]
+        short.clear()
+        assert model.infer(model.json_request()).status == 200
 
 
 def test_predict_takes_json_and_gives_json(client: Client) -> None:

@@ -20,6 +20,7 @@
     + SelfTestError
     + OverloadedError
     + DeadlineError
+    + DeviceMemoryError
     + UnknownModelError
     + IsolationError
     + FallbackError
@@ -166,6 +167,10 @@ class OverloadedError(InferenceError):
 
 class DeadlineError(InferenceError):
     """A call waited until its deadline had passed; it was not run."""
+
+
+class DeviceMemoryError(InferenceError):
+    """The device has not the memory that a call needs; smaller ones still run."""
 
 
 class UnknownModelError(InferenceError):

@@ -117,6 +117,7 @@ class BoundCall:
                 self._run_on(program)
             except InferenceError:
                 if self._current() is program:
+                    self._program, self._call = None, _never  # bound anew: an engine may be left in any state
                     raise
                 self._run_on(self._current())  # the session was swapped meanwhile
         return self.outputs

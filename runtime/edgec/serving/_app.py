@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from edgec.errors import (
     DeadlineError,
+    DeviceMemoryError,
     EdgecError,
     InferenceError,
     IsolationError,
@@ -214,7 +215,7 @@ class App:
             status, fields, body = await answer
         except RequestError as e:
             status, fields, body = _error(e)
-        except (OverloadedError, DeadlineError, IsolationError) as e:
+        except (OverloadedError, DeadlineError, DeviceMemoryError, IsolationError) as e:
             status, fields, body = _error(RequestError(str(e), status=503))
         except (InferenceError, PipelineError) as e:
             # The model was proven when it was loaded: what it refuses is the request's doing.

@@ -20,6 +20,7 @@ from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
 from edgec.runtime._buffers import check_shape
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._boundary import Adapter, adapters
+from edgec.runtime.backends._failures import engine_failure
 from edgec.runtime.backends._litert_graph import left_behind, place, precisions_of
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._versions import check_version
@@ -141,7 +142,7 @@ class LiteRtProgram:
         try:
             values = (lane.direct or lane.run)(inputs)
         except _FAILURES as e:  # the lane is left behind, for nobody knows its state
-            raise InferenceError(f"LiteRT failed: {_reason(e)}") from e
+            raise engine_failure("LiteRT", _reason(e), e) from e
         self._idle.append(lane)
         return values
 
@@ -159,7 +160,7 @@ class LiteRtProgram:
         try:
             values = lane.run_into(inputs, outputs)
         except _FAILURES as e:
-            raise InferenceError(f"LiteRT failed: {_reason(e)}") from e
+            raise engine_failure("LiteRT", _reason(e), e) from e
         self._idle.append(lane)
         return values
 

@@ -25,6 +25,7 @@ from edgec.artifact.onnx_reader import ExternalTensor, read_facts
 from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
 from edgec.runtime._buffers import deliver
 from edgec.runtime.backends import LoadOptions, Payload
+from edgec.runtime.backends._failures import engine_failure
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._profiles import LayerTime, kernel_runs, layer_times
 from edgec.runtime.backends._providers import check_started, choose_providers
@@ -492,7 +493,7 @@ def _zeros(spec: TensorSpec) -> NDArray[Any]:
 
 
 def _failure(e: BaseException) -> InferenceError:
-    return InferenceError(f"ONNX Runtime failed: {_first_line(e)}")
+    return engine_failure("ONNX Runtime", _first_line(e), e)
 
 
 def _first_line(e: BaseException) -> str:

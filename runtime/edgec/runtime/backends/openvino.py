@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
-from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
+from edgec.errors import ArtifactError, BackendUnavailableError, DeviceMemoryError, InferenceError
 from edgec.runtime._buffers import check_shape
 from edgec.runtime.backends import LoadOptions, Payload
+from edgec.runtime.backends._failures import engine_failure
 from edgec.runtime.backends._precision import effective_precision
 from edgec.runtime.backends._profiles import LayerTime, layer_times
 from edgec.runtime.backends._versions import check_version
@@ -102,13 +105,17 @@ class OpenVinoBackend:
         settings.update(more)
         entry, *data = spec.files
         weights = _Writable(np.frombuffer(payload.view(data[0]) if data else b"", np.uint8))
-        try:
+
+        def compiled() -> ov.CompiledModel:
             # bytes(): the binding takes no memoryview. It is the graph only, without its weights.
             model = core.read_model(bytes(payload.view(entry)), _tensor(weights))
-            compiled = core.compile_model(model, spec.device, settings)
+            return core.compile_model(model, spec.device, settings)
+
+        try:
+            first = compiled()
         except _FAILURES as e:
             raise InferenceError(f"OpenVINO {ov.__version__} cannot load the model: {_reason(e)}") from e
-        return OpenVinoProgram(compiled, weights, spec, inputs, outputs)
+        return OpenVinoProgram(first, compiled, weights, spec, inputs, outputs)
 
     def devices(self) -> tuple[str, ...]:
         """Return where models can run on this machine: ``("CPU", "GPU")``."""
@@ -121,12 +128,15 @@ class OpenVinoProgram:
     def __init__(
         self,
         compiled: ov.CompiledModel,
+        compile_again: Callable[[], ov.CompiledModel],
         weights: _Writable,
         spec: EngineSpec,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
     ) -> None:
         self._compiled: ov.CompiledModel | None = compiled
+        self._compile_again = compile_again
+        self._changing = Lock()
         self._weights = weights
         self._promised = spec.precision
         self._device = spec.device
@@ -166,12 +176,12 @@ class OpenVinoProgram:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once; see `edgec.runtime.backends.Program.run`."""
-        compiled = self._compiled
+        idle, compiled = self._idle, self._compiled  # in this order: see _failure
         if compiled is None:
             raise InferenceError("the session is closed: load the artifact again")
         try:
             # As many lanes as calls ever ran at once. pop and append are atomic.
-            lane = self._idle.pop() if self._idle else _Lane(compiled, self._weights, self._inputs)
+            lane = idle.pop() if idle else _Lane(compiled, self._weights, self._inputs)
         except IndexError:  # another thread was faster
             lane = _Lane(compiled, self._weights, self._inputs)
         try:
@@ -182,8 +192,8 @@ class OpenVinoProgram:
             # Without share_outputs, these are copies that nobody else holds.
             values = lane.request.infer().to_tuple()
         except _FAILURES as e:  # the lane is left behind, for nobody knows its state
-            raise InferenceError(f"OpenVINO failed: {_reason(e)}") from e
-        self._idle.append(lane)
+            raise self._failure(e, compiled) from e
+        idle.append(lane)
         names = self._names
         if len(names) == 1:
             return {names[0]: values[0 if self._order is None else self._order[0]]}
@@ -207,7 +217,15 @@ class OpenVinoProgram:
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
     ) -> Callable[[], object]:
         """Return a call that reads and writes these arrays where they are."""
-        return self._call(inputs, outputs)
+        compiled, bound = self._compiled, self._call(inputs, outputs)
+
+        def call() -> object:
+            nonlocal compiled, bound
+            if compiled is not self._compiled:  # compiled again: see _failure
+                compiled, bound = self._compiled, self._call(inputs, outputs)
+            return bound()
+
+        return call
 
     def _call(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
@@ -238,7 +256,7 @@ class OpenVinoProgram:
                     request.set_input_tensor(port, _shared(inputs[name]))
                 values = request.infer(share_outputs=True).to_tuple()
             except _FAILURES as e:
-                raise InferenceError(f"OpenVINO failed: {_reason(e)}") from e
+                raise self._failure(e, compiled) from e
             for buffer, port in scalars:
                 buffer[...] = values[port]
             return values
@@ -260,8 +278,23 @@ class OpenVinoProgram:
 
     def close(self) -> None:
         """Free the model; a call that still runs in another thread ends as it would have."""
-        self._compiled = None
+        with self._changing:
+            self._compiled = None
         self._idle.clear()
+
+    def _failure(self, error: BaseException, compiled: ov.CompiledModel) -> InferenceError:
+        """Return what to raise; where memory was short, compile the model again.
+
+        A compiled model asks in every later call, however small, for what it once did not get.
+        """
+        failure = engine_failure("OpenVINO", _reason(error), error)
+        if not isinstance(failure, DeviceMemoryError):
+            return failure
+        with self._changing, suppress(*_FAILURES):  # where that fails too, the next call tries again
+            if self._compiled is compiled:  # else it is closed, or another thread was faster
+                self._compiled = self._compile_again()
+                self._idle = []  # a call that still runs puts its lane into the old list
+        return failure
 
 
 class _Lane:
