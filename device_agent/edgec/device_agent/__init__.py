@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgec.device_agent._outbox import Outbox, OutboxRecord, OutboxState, Priority
     from edgec.device_agent._policy import TelemetryPolicy
     from edgec.device_agent._rates import Rate
-    from edgec.device_agent._seams import Applications, Clock, Link, Operations, OrderRefusedError
+    from edgec.device_agent._seams import Applications, Clock, Link, Operations, OrderRefusedError, Trial
     from edgec.device_agent._telemetry import Telemetry, encode_window, system_state
     from edgec.device_agent._traffic import Traffic, daily_traffic
 
@@ -62,6 +62,7 @@ __all__ = [
     "Telemetry",
     "TelemetryPolicy",
     "Traffic",
+    "Trial",
     "UpdateSettings",
     "Verdict",
     "check_health",
@@ -106,6 +107,7 @@ _LATER = {
     "Telemetry": "_telemetry",
     "TelemetryPolicy": "_policy",
     "Traffic": "_traffic",
+    "Trial": "_seams",
     "UpdateSettings": "_config",
     "Verdict": "_findings",
     "check_health": "_health",

@@ -31,7 +31,7 @@ from edgec.device_agent._events import Desired as Wish
 from edgec.device_agent._links import link_options, mqtt_link
 from edgec.device_agent._local import LocalSessions
 from edgec.device_agent._orders import Orders
-from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox import Outbox, OutboxState
 from edgec.device_agent._policy import TelemetryPolicy
 from edgec.device_agent._runner import Runner
 from edgec.device_agent._seams import (
@@ -42,6 +42,7 @@ from edgec.device_agent._seams import (
     NoLink,
     Operations,
     OrderRefusedError,
+    Trial,
 )
 from edgec.device_agent._slots import Slots
 from edgec.device_agent._state import Moment, Report, State, Wanted
@@ -100,6 +101,7 @@ class Agent:
         limits: Limits = _LIMITS,
         heartbeat: Callable[[], None] | None = None,
         observe: ObserveOptions | None = None,
+        trial: Trial | None = None,
     ) -> None:
         """Prepare an agent; `start` starts it.
 
@@ -113,6 +115,7 @@ class Agent:
             limits: How patient updates are.
             observe: What is looked at in calls of sessions of this process; None for the defaults.
             heartbeat: Called in every round, at least every few seconds, for a watchdog.
+            trial: Tries a model before it may serve; None for `check_health`, in a process of its own.
         """
         self.config = config
         self.clock = Clock() if clock is None else clock
@@ -122,6 +125,7 @@ class Agent:
         self._operations = tuple(operations)
         self._spawn_work = spawn or _thread
         self._limits = limits
+        self._trial = trial
         self._heartbeat = heartbeat or (lambda: None)
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -242,11 +246,28 @@ class Agent:
             application.restart(model)
 
     def crashed(self, model: str, detail: str) -> None:
-        """Take note that an application that runs a model has died, or had to be killed."""
+        """Take note that an application that runs a model has died, or was killed; the fleet hears of it."""
         runner = self._runners.get(model)
-        if runner is not None:
-            runner.post(Crashed(now=self._moment(), detail=detail))
-            self._link.nudge()
+        if runner is None:
+            return
+        runner.post(Crashed(now=self._moment(), detail=detail))
+        active = runner.state.active
+        try:
+            self._uplink.put_event(
+                "crashed",
+                severity="error",
+                model=model,
+                detail=detail[:400],
+                data={} if active is None else {"digest": active.digest},
+            )
+        except AgentError as e:
+            _log.warning("a crash of %s is not kept for the fleet: %s", model, e)
+        self._link.nudge()
+
+    def flush(self) -> None:
+        """Let the fleet have what was observed until now, without waiting for the end of a window."""
+        self._telemetry.flush()
+        self._link.nudge()
 
     def note(self, source: str, text: str | bytes) -> None:
         """Let the fleet have words for people; durable when this returns.
@@ -255,6 +276,10 @@ class Agent:
             AgentError: The disk failed.
         """
         self._telemetry.note(source, text)
+
+    def outbox_state(self) -> OutboxState:
+        """Return what the fleet has not acknowledged, and what was lost."""
+        return self._outbox.state()
 
     @property
     def telemetry(self) -> Telemetry:
@@ -395,6 +420,7 @@ class Agent:
             tap=self._tap,
             report=self._report,
             cache_dir=state_dir / "engines",
+            trial=self._trial,
         )
         self._telemetry = Telemetry(
             self._outbox,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edgec.device_agent._agent import Agent
     from edgec.device_agent._findings import Verdict
+    from edgec.device_agent._health import HealthBudgets, HealthReport
     from edgec.protocol import Announcement, LinkOptions
     from edgec.runtime import Window
     from edgec.trust import SignedCommand
@@ -152,6 +153,23 @@ class Link(Protocol):
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Say good-bye and end."""
+        ...
+
+
+class Trial(Protocol):
+    """Tries a model before it may serve: what an agent needs of `check_health`."""
+
+    def __call__(
+        self,
+        artifact: Path,
+        /,
+        *,
+        previous: Path | None,
+        budgets: HealthBudgets,
+        timeout_s: float,
+        cache_dir: Path | None,
+    ) -> HealthReport:
+        """Return what the trial found; see `check_health`."""
         ...
 
 

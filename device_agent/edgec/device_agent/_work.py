@@ -18,7 +18,7 @@ from edgec.device_agent._slot_work import SlotWork
 from edgec.errors import ArtifactError, EdgecError, TransferError, TrustError
 
 if TYPE_CHECKING:
-    from edgec.device_agent._seams import Applications, Clock
+    from edgec.device_agent._seams import Applications, Clock, Trial
     from edgec.device_agent._sources import Source
     from edgec.device_agent._state import Installed, Report
     from edgec.device_agent._windows import WindowTap
@@ -65,6 +65,7 @@ class AgentActions(SlotWork):
         tap: Returns what was observed of a model.
         report: Puts a report where it is not lost.
         cache_dir: Where engines keep what they compile.
+        trial: Tries a model before it may serve; None for `check_health`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class AgentActions(SlotWork):
         tap: Callable[[str], WindowTap],
         report: Callable[[str, Report], None],
         cache_dir: Path | None = None,
+        trial: Trial | None = None,
     ) -> None:
         super().__init__(models, self._follow_all)
         self._settings = settings
@@ -95,6 +97,7 @@ class AgentActions(SlotWork):
         self._tap = tap
         self._put_report = report
         self._cache_dir = cache_dir
+        self._trial = trial
 
     def held(self, model: str) -> frozenset[str]:
         """Return the digests of files that applications have open."""
@@ -192,7 +195,8 @@ class AgentActions(SlotWork):
 
         context.check()
         slots, settings = self.slots(work.model), self._settings
-        report = check_health(
+        trial = check_health if self._trial is None else self._trial
+        report = trial(
             slots.artifact(work.slot),
             previous=None if work.active is None else slots.artifact(work.active.slot),
             budgets=HealthBudgets(
