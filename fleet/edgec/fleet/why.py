@@ -98,7 +98,8 @@ def _explain(
     if active == newest.sha256:
         return "has_it", f"it runs version {newest.version}", None
     if device.revoked_at is not None:
-        return "revoked", "it was put out of the fleet", None
+        why = f": {device.revoked_reason}" if device.revoked_reason else ""
+        return "revoked", f"it was put out of the fleet{why}", None
     if device.fenced:
         return "fenced", "several machines have its identity: pick one of them", None
     query = select(rollouts).where(rollouts.c.model == newest.model, rollouts.c.version == newest.version)

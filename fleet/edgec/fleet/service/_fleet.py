@@ -17,7 +17,7 @@ from edgec.fleet.service._first import (
     make_repositories,
     root_key_files,
 )
-from edgec.fleet.store import Store
+from edgec.fleet.store import Claims, Store
 from edgec.fleet.store._tokens import Tokens
 from edgec.trust import KeyRing, open_repositories, read_lifetimes
 
@@ -35,6 +35,7 @@ class Fleet:
         clock: Seconds since 1970.
         store: What is kept.
         tokens: Who may do what over the API.
+        claims: What lets devices in, and what they hold since.
         ring: The keys at hand.
         image: Which artifacts there are; changed by whoever holds `publishing`.
         director: Which device runs which.
@@ -80,6 +81,7 @@ class Fleet:
             self.store.close()
             raise
         self.tokens = Tokens(self.store.database)
+        self.claims = Claims(self.store.database)
         self.publishing = threading.RLock()
         self.registry = Registry(self.store, self.image, lock=self.publishing)
         self._callbacks: list[Callable[[], None]] = []

@@ -1,6 +1,7 @@
 """What a fleet keeps: devices, releases, rollouts, telemetry and an audit log, on SQLite or PostgreSQL."""
 
 from edgec.fleet.store._audit import AuditEntry, AuditLog
+from edgec.fleet.store._claims import Claim, Claims, Credential
 from edgec.fleet.store._database import Database
 from edgec.fleet.store._devices import DeviceRecord, Devices
 from edgec.fleet.store._hours import HourOf
@@ -12,6 +13,9 @@ from edgec.fleet.store._telemetry import StoredRecord, TelemetryStore
 __all__ = [
     "AuditEntry",
     "AuditLog",
+    "Claim",
+    "Claims",
+    "Credential",
     "Database",
     "DeviceRecord",
     "Devices",

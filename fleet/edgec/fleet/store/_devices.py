@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ from sqlalchemy import Connection, Row, delete, select, update
 from edgec.errors import FleetError
 from edgec.fleet.store._audit import add_entry
 from edgec.fleet.store._database import Database, clean, upsert
+from edgec.fleet.store._hearing import hear, pieces, write_view
 from edgec.fleet.store._labels import checked_labels, parse_query, where
-from edgec.fleet.store._schema import assignments, devices, groups, incidents, labels, rollouts
-from edgec.fleet.store._views import progress, view_from_dict, view_to_dict
+from edgec.fleet.store._schema import devices, groups, labels
+from edgec.fleet.store._views import view_from_dict
 from edgec.protocol import DeviceView, Presence, Reported
-
-_TRIES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +28,15 @@ class DeviceRecord:
         labels: Value by key.
         enrolled_at: When it came into the fleet.
         revoked_at: When it was put out of it; None where it was not.
+        revoked_reason: Why, for people.
         seen_at: When it was last heard of itself, not by its will; 0 for never.
         online: Whether it is connected, as far as is known.
         fenced: Whether several machines have its identity: it is given nothing until a person picks one.
         view: All that is believed of it.
         epoch: Of the newest order.
         wanted: Digest that it is told to have, by model.
+        acknowledged: The greatest epoch that it took notice of, by its newest report.
+        alerts: Words of the alerts in its newest report, in order.
         revision: Grows with each change of it.
     """
 
@@ -43,12 +45,15 @@ class DeviceRecord:
     labels: Mapping[str, str]
     enrolled_at: float
     revoked_at: float | None
+    revoked_reason: str | None
     seen_at: float
     online: bool
     fenced: bool
     view: DeviceView
     epoch: int
     wanted: Mapping[str, str]
+    acknowledged: int
+    alerts: tuple[str, ...]
     revision: int
 
 
@@ -68,23 +73,7 @@ class Devices:
         """
         own = checked_labels(own or {})
         with self._database.write() as connection:
-            if connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
-                raise FleetError(f"there is a device {device!r} already", "conflict")
-            row = {"id": device, "hardware": clean(hardware), "enrolled_at": now, "seen_at": 0.0}
-            connection.execute(
-                devices.insert(),
-                {
-                    **row,
-                    "online": False,
-                    "fenced": False,
-                    "revision": 0,
-                    "view": {},
-                    "epoch": 0,
-                    "wanted": {},
-                },
-            )
-            _set_labels(connection, device, own)
-            add_entry(connection, now, actor, "device.enrol", device, {"hardware": hardware, "labels": own})
+            add_device(connection, device, hardware, own, now=now, actor=actor)
 
     def label(self, device: str, own: Mapping[str, str], *, now: float, actor: str) -> None:
         """Give a device these labels in place of all it had.
@@ -108,7 +97,9 @@ class Devices:
         with self._database.write() as connection:
             locked(connection, device)
             connection.execute(
-                update(devices).where(devices.c.id == device).values(revoked_at=now, online=False)
+                update(devices)
+                .where(devices.c.id == device)
+                .values(revoked_at=now, revoked_reason=clean(reason), online=False)
             )
             add_entry(connection, now, actor, "device.revoke", device, {"reason": reason})
 
@@ -124,7 +115,7 @@ class Devices:
                 view = view_from_dict(row.view).settled(boot_id)
             except ValueError as e:
                 raise FleetError(f"{device}: {e}", "not_found") from e
-            _write_view(connection, row, view, row.seen_at)
+            write_view(connection, row, view, row.seen_at)
             add_entry(connection, now, actor, "device.settle", device, {"boot_id": boot_id})
 
     def set_group(self, name: str, query: str, *, now: float, actor: str) -> None:
@@ -164,7 +155,7 @@ class Devices:
             wanted = where(parse_query(query)) & (devices.c.id > after)
             rows = connection.execute(select(devices).where(wanted).order_by(devices.c.id).limit(limit)).all()
             own: dict[str, dict[str, str]] = {row.id: {} for row in rows}
-            for piece in _pieces(list(own)):
+            for piece in pieces(list(own)):
                 for row in connection.execute(select(labels).where(labels.c.device.in_(piece))):
                     own[row.device][row.key] = row.value
         return [_record(row, own[row.id]) for row in rows]
@@ -172,34 +163,34 @@ class Devices:
     def heard(self, device: str, message: Presence | Reported, now: float) -> DeviceView:
         """Believe a message, as far as it is newer than what is known, and return what is believed then.
 
-        Compare-and-set: of servers that do this at once, one begins again. A will that comes late, a message
-        that comes twice or after a newer one changes nothing.
+        For many messages at once, see `Store.ingest`.
 
         Raises:
             FleetError: There is no such device, or it was revoked (``reason`` ``not_found``, ``revoked``).
         """
-        for _ in range(_TRIES):
-            with self._database.read() as connection:
-                row = connection.execute(select(devices).where(devices.c.id == device)).first()
-            if row is None:
-                raise unknown(device)
-            if row.revoked_at is not None:
-                raise FleetError(f"{device} was revoked", "revoked")
-            before = view_from_dict(row.view)
-            view = before.apply(message, now)
-            # A will is the broker's word, not the device's.
-            will = isinstance(message, Presence) and not message.online
-            if view == before:
-                return view
-            with self._database.write() as connection:
-                if not _write_view(connection, row, view, row.seen_at if will else now):
-                    continue
-                if isinstance(message, Reported) and view.reported is message:
-                    _advance_updates(connection, device, message, now)
-                if view.fenced and not before.fenced:
-                    _open_clones(connection, device, view, now)
-            return view
-        raise FleetError(f"{device} is written to by too many at once; try again", "conflict")
+        with self._database.write() as connection:
+            views = hear(connection, [(device, message)], now)
+            if device not in views:
+                row = connection.execute(select(devices.c.id).where(devices.c.id == device)).first()
+                raise unknown(device) if row is None else FleetError(f"{device} was revoked", "revoked")
+        return views[device]
+
+
+def add_device(
+    connection: Connection, device: str, hardware: str, own: Mapping[str, str], *, now: float, actor: str
+) -> None:
+    """Write down a new device, in a transaction.
+
+    Raises:
+        FleetError: There is one of this id (``reason`` ``conflict``).
+    """
+    if connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
+        raise FleetError(f"there is a device {device!r} already", "conflict")
+    row = {"id": device, "hardware": clean(hardware), "enrolled_at": now, "seen_at": 0.0}
+    row |= {"online": False, "fenced": False, "revision": 0, "view": {}, "epoch": 0, "wanted": {}}
+    connection.execute(devices.insert(), row)
+    _set_labels(connection, device, own)
+    add_entry(connection, now, actor, "device.enrol", device, {"hardware": hardware, "labels": dict(own)})
 
 
 def locked(connection: Connection, device: str) -> Row[Any]:
@@ -232,52 +223,6 @@ def tell(connection: Connection, device: str, model: str, digest: str | None) ->
     return epoch
 
 
-def _write_view(connection: Connection, row: Row[Any], view: DeviceView, seen_at: float) -> bool:
-    done = connection.execute(
-        update(devices)
-        .where(devices.c.id == row.id, devices.c.revision == row.revision)
-        .values(
-            view=view_to_dict(view),
-            online=view.online,
-            fenced=view.fenced,
-            seen_at=max(seen_at, row.seen_at),
-            revision=row.revision + 1,
-        )
-    )
-    return done.rowcount == 1
-
-
-def _advance_updates(connection: Connection, device: str, reported: Reported, now: float) -> None:
-    query = (
-        select(assignments, rollouts.c.model)
-        .join(rollouts, rollouts.c.id == assignments.c.rollout)
-        .where(assignments.c.device == device, assignments.c.epoch <= reported.epoch)
-    )
-    for row in connection.execute(query).all():
-        report = reported.models.get(row.model)
-        phase, reason = progress(report, row.digest)
-        gone = report is None or report.active != row.digest
-        values: dict[str, Any] = {"noticed": True, "confirmed": row.undone and gone}
-        if phase != row.phase and not row.undone:
-            values |= {"phase": phase, "reason": reason, "phase_at": now}
-        key = (assignments.c.rollout == row.rollout) & (assignments.c.device == device)
-        connection.execute(update(assignments).where(key).values(**values))
-
-
-def _open_clones(connection: Connection, device: str, view: DeviceView, now: float) -> None:
-    detail = f"several machines are {device}: boots {', '.join(view.clones)}; pick one of them"
-    connection.execute(
-        incidents.insert(),
-        {
-            "device": device,
-            "reason": "cloned",
-            "detail": detail,
-            "evidence": {"boots": view.clones},
-            "opened_at": now,
-        },
-    )
-
-
 def _set_labels(connection: Connection, device: str, own: Mapping[str, str]) -> None:
     if own:
         connection.execute(
@@ -288,8 +233,5 @@ def _set_labels(connection: Connection, device: str, own: Mapping[str, str]) -> 
 def _record(row: Row[Any], own: Mapping[str, str]) -> DeviceRecord:
     values = row._asdict()
     values["view"] = view_from_dict(values["view"])
+    values["alerts"] = tuple(values["alerts"].split())
     return DeviceRecord(labels=own, **values)
-
-
-def _pieces(ids: list[str], size: int = 500) -> Iterable[list[str]]:
-    return (ids[i : i + size] for i in range(0, len(ids), size))

@@ -38,6 +38,7 @@ devices = Table(
     Column("hardware", String(64), nullable=False),
     Column("enrolled_at", Float, nullable=False),
     Column("revoked_at", Float),
+    Column("revoked_reason", Text),
     Column("seen_at", Float, nullable=False, default=0.0),
     Column("online", Boolean, nullable=False, default=False),
     Column("fenced", Boolean, nullable=False, default=False),
@@ -47,6 +48,9 @@ devices = Table(
     # Epoch of the newest order, and digest by model.
     Column("epoch", BigInteger, nullable=False, default=0),
     Column("wanted", JSON, nullable=False),
+    # Of its newest report: the greatest epoch that it took notice of, and its alerts, by their words.
+    Column("acknowledged", BigInteger, nullable=False, default=0),
+    Column("alerts", Text, nullable=False, default=""),
 )
 labels = Table(
     "labels",
@@ -254,5 +258,96 @@ idempotency = Table(
     Column("at", Float, nullable=False, index=True),
     Column("status", Integer),
     Column("reply", LargeBinary),
+)
+claims = Table(
+    "claims",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    # SHA-256 of the claim, which is kept nowhere.
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("expires_at", Float),
+    Column("withdrawn_at", Float),
+    Column("uses_left", Integer, nullable=False),
+    # What a device that comes with it is given, or must be.
+    Column("labels", JSON, nullable=False),
+    Column("hardware", String(64)),
+    Column("device", String(64)),
+)
+credentials = Table(
+    "credentials",
+    metadata,
+    # SHA-256 of the device's public key, or of its token.
+    Column("fingerprint", String(64), primary_key=True),
+    Column("device", String(64), ForeignKey("devices.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("claim", String(16), nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("replaced_at", Float),
+    # Of its certificate, in hex.
+    Column("serial", String(64), nullable=False, default=""),
+    # Its certificate, PEM; or what a broker keeps of its token, by broker, JSON.
+    Column("document", Text, nullable=False),
+)
+# What devices were told over the broker; their `devices.epoch` is what they are to be told.
+orders = Table(
+    "orders",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", BigInteger, nullable=False, default=0),
+    Column("revision", BigInteger, nullable=False, default=0),
+    # Of the director's metadata, and when it expires.
+    Column("version", BigInteger, nullable=False, default=0),
+    Column("expires_at", Float, nullable=False, default=0.0),
+    Column("told_at", Float, nullable=False, default=0.0),
+    # Times that this epoch was told or tried, and when again, while nothing is heard.
+    Column("tries", Integer, nullable=False, default=0),
+    Column("next_at", Float, nullable=False, default=0.0, index=True),
+    # Why it cannot be signed; "" where it could.
+    Column("problem", Text, nullable=False, default=""),
+)
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("rule", String(32), nullable=False),
+    Column("subject", String(256), nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("figures", JSON, nullable=False),
+    Column("raised_at", Float, nullable=False),
+    # Since when the rule holds no more; and when that was long enough.
+    Column("quiet_since", Float),
+    Column("cleared_at", Float, index=True),
+    Index("ix_alerts_rule_subject", "rule", "subject"),
+)
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("sink", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("next_at", Float, nullable=False, index=True),
+    # When it was taken; or given up, and why.
+    Column("done_at", Float),
+    Column("problem", Text, nullable=False, default=""),
+)
+drift = Table(
+    "drift",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("digest", String(16), primary_key=True),
+    Column("hardware", String(64), primary_key=True),
+    Column("output", String(128), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    # Hours that it took to have enough values, this one included.
+    Column("hours", Integer, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    Column("psi", Float, nullable=False),
+    Column("ks", Float, nullable=False),
+    Index("ix_drift_hour", "hour"),
 )
 FIGURES = tuple(name for name, _ in _FIGURES)

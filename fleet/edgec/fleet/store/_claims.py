@@ -1,0 +1,302 @@
+"""How devices come into the fleet: claims that let them in, and the credentials that they hold since."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select, update
+
+from edgec.errors import FleetError
+from edgec.fleet.store._audit import add_entry
+from edgec.fleet.store._database import Database
+from edgec.fleet.store._devices import add_device, locked
+from edgec.fleet.store._labels import checked_labels
+from edgec.fleet.store._schema import claims, credentials, devices
+
+_PREFIX = "edgec-claim_"
+_MOST_USES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What is known of a claim; not the claim.
+
+    Attributes:
+        id: Its id; no secret.
+        created_at: When it was made, seconds by the fleet's clock.
+        created_by: By whom.
+        expires_at: When it ends; None for never.
+        withdrawn_at: When it was taken back; None where it was not.
+        uses_left: How many more devices may come with it.
+        labels: That each of them is given.
+        hardware: That each of them must be; None for any.
+        device: The only device that may come with it, also one that is in the fleet already and has a new
+            key; None for any that is new.
+    """
+
+    id: str
+    created_at: float
+    created_by: str
+    expires_at: float | None
+    withdrawn_at: float | None
+    uses_left: int
+    labels: Mapping[str, str]
+    hardware: str | None
+    device: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credential:
+    """What a device proves its identity with.
+
+    Attributes:
+        fingerprint: SHA-256 of its public key (SubjectPublicKeyInfo, DER) or of its token, in hex.
+        device: Its id.
+        kind: ``certificate`` or ``token``.
+        claim: Id of the claim that it came with.
+        issued_at: When.
+        replaced_at: When another took its place; None where none did.
+        serial: Of its certificate, in hex; empty for a token.
+        document: Its certificate, PEM; or what brokers keep of its token, by name of the broker, JSON.
+    """
+
+    fingerprint: str
+    device: str
+    kind: str
+    claim: str
+    issued_at: float
+    replaced_at: float | None
+    serial: str
+    document: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a device asks for that comes with a claim.
+
+    Attributes:
+        device: The id that it wants.
+        hardware: Classes of hardware that it is, the best first.
+        kind: ``certificate`` or ``token``.
+        fingerprint: As of `Credential`.
+    """
+
+    device: str
+    hardware: Sequence[str]
+    kind: str
+    fingerprint: str
+
+
+# Given the id of the device, makes serial and document of its credential.
+Issue = Callable[[str], tuple[str, str]]
+
+
+class Claims:
+    """All claims of a fleet, and all credentials."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        *,
+        now: float,
+        actor: str,
+        uses: int = 1,
+        expires_at: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        hardware: str | None = None,
+        device: str | None = None,
+    ) -> tuple[Claim, str]:
+        """Make a claim of 256 random bits; return what is known of it, and it, which is told only here.
+
+        Raises:
+            FleetError: It could never be used (``reason`` ``invalid``), or labels cannot be (``query``).
+        """
+        if not 1 <= uses <= _MOST_USES or (device is not None and uses != 1):
+            most = 1 if device is not None else _MOST_USES
+            raise FleetError(f"expected 1 to {most} uses, got {uses}", "invalid")
+        if expires_at is not None and expires_at <= now:
+            raise FleetError(f"expected an end after now ({now:.0f}), got {expires_at:.0f}", "invalid")
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        made = Claim(
+            id=secrets.token_hex(6), created_at=now, created_by=actor, expires_at=expires_at,
+            withdrawn_at=None, uses_left=uses, labels=checked_labels(labels or {}), hardware=hardware,
+            device=device,
+        )  # fmt: skip
+        body = {k: getattr(made, k) for k in ("uses_left", "expires_at", "labels", "hardware", "device")}
+        with self._database.write() as connection:
+            connection.execute(claims.insert(), {**vars(made), "hash": digest(secret)})
+            add_entry(connection, now, actor, "claim.create", made.id, body)
+        return made, secret
+
+    def all(self) -> list[Claim]:
+        """Return all claims by when they were made."""
+        query = select(claims).order_by(claims.c.created_at, claims.c.id)
+        with self._database.read() as connection:
+            return [_claim(row) for row in connection.execute(query)]
+
+    def withdraw(self, claim: str, *, now: float, actor: str) -> None:
+        """Take a claim back by its id; devices that came with it stay.
+
+        Raises:
+            FleetError: There is none of this id (``reason`` ``not_found``).
+        """
+        with self._database.write() as connection:
+            done = connection.execute(
+                update(claims)
+                .where(claims.c.id == claim, claims.c.withdrawn_at.is_(None))
+                .values(withdrawn_at=now)
+            )
+            if done.rowcount:
+                add_entry(connection, now, actor, "claim.withdraw", claim, {})
+            elif connection.execute(select(claims.c.id).where(claims.c.id == claim)).first() is None:
+                raise FleetError(f"there is no claim {claim!r}; list them", "not_found")
+
+    def redeem(self, secret: str, request: Request, issue: Issue, *, now: float) -> Credential:
+        """Take a device into the fleet that comes with a claim, and give it a credential; all or nothing.
+
+        A device that asks again with the same key, since the answer was lost, gets the same answer.
+
+        Args:
+            secret: The claim.
+            request: What the device asks for.
+            issue: Makes the credential, within the transaction.
+            now: Seconds by the fleet's clock.
+
+        Raises:
+            FleetError: The claim does not let this device in (``reason`` ``claim``), it was revoked
+                (``revoked``), or another has its id (``conflict``).
+        """
+        with self._database.write() as connection:
+            query = select(claims).where(claims.c.hash == digest(secret)).with_for_update()
+            row = connection.execute(query).first()
+            if row is None:
+                raise FleetError("there is no such claim; ask for another one", "claim")
+            claim = _claim(row)
+            known = connection.execute(
+                select(credentials).where(credentials.c.fingerprint == request.fingerprint)
+            ).first()
+            if known is not None:
+                return _same(connection, _credential(known), claim, request)
+            _check(claim, request, now)
+            hardware = claim.hardware or request.hardware[0]
+            _admit(connection, claim, request.device, hardware, now)
+            serial, document = issue(request.device)
+            made = Credential(
+                fingerprint=request.fingerprint, device=request.device, kind=request.kind, claim=claim.id,
+                issued_at=now, replaced_at=None, serial=serial, document=document,
+            )  # fmt: skip
+            connection.execute(credentials.insert(), vars(made))
+            connection.execute(
+                update(claims).where(claims.c.id == claim.id).values(uses_left=claim.uses_left - 1)
+            )
+            body = {"claim": claim.id, "fingerprint": request.fingerprint, "kind": request.kind}
+            add_entry(connection, now, f"claim {claim.id}", "device.credential", request.device, body)
+            return made
+
+    def credentials(self, device: str | None = None) -> list[Credential]:
+        """Return the credentials of a device, or of all, also those that were replaced; oldest first."""
+        query = select(credentials).order_by(credentials.c.issued_at, credentials.c.fingerprint)
+        if device is not None:
+            query = query.where(credentials.c.device == device)
+        with self._database.read() as connection:
+            return [_credential(row) for row in connection.execute(query)]
+
+    def in_force(self, fingerprint: str) -> Credential | None:
+        """Return the credential of a fingerprint if its device may use it now; else None."""
+        query = (
+            select(credentials)
+            .join(devices, devices.c.id == credentials.c.device)
+            .where(
+                credentials.c.fingerprint == fingerprint,
+                credentials.c.replaced_at.is_(None),
+                devices.c.revoked_at.is_(None),
+            )
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else _credential(row)
+
+    def state(self) -> tuple[float | int | None, ...]:
+        """Return what differs whenever another device may connect, or one may no longer."""
+        counted = select(
+            func.count(credentials.c.fingerprint),
+            func.count(credentials.c.replaced_at),
+            select(func.count(devices.c.revoked_at)).scalar_subquery(),
+            select(func.max(devices.c.revoked_at)).scalar_subquery(),
+        )
+        with self._database.read() as connection:
+            return tuple(connection.execute(counted).one())
+
+
+def digest(secret: str) -> str:
+    """Return what is kept of a secret of 256 random bits: its SHA-256 in hex."""
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check(claim: Claim, request: Request, now: float) -> None:
+    problem = None
+    if claim.withdrawn_at is not None:
+        problem = "was taken back"
+    elif claim.expires_at is not None and claim.expires_at <= now:
+        problem = "has expired"
+    elif claim.uses_left < 1:
+        problem = "was used already"
+    elif claim.device not in (None, request.device):
+        problem = f"is for the device {claim.device!r}, not for {request.device!r}"
+    elif claim.hardware is not None and claim.hardware not in request.hardware:
+        problem = f"is for hardware {claim.hardware!r}, not for {', '.join(request.hardware)}"
+    if problem:
+        raise FleetError(f"the claim {claim.id} {problem}; ask for another one", "claim")
+
+
+def _same(connection: Connection, known: Credential, claim: Claim, request: Request) -> Credential:
+    row = locked(connection, known.device)
+    if known.device != request.device or known.claim != claim.id:
+        raise FleetError("this key belongs to another device; make a new one", "conflict")
+    if row.revoked_at is not None:
+        why = row.revoked_reason or "no reason was given"
+        raise FleetError(f"{known.device} was revoked: {why}", "revoked")
+    if known.replaced_at is not None:
+        raise FleetError(f"{known.device} has another key since; make a new one", "conflict")
+    return known
+
+
+def _admit(connection: Connection, claim: Claim, device: str, hardware: str, now: float) -> None:
+    """Add the device, or, where the claim is for this one only, let it come back with a new key."""
+    actor = f"claim {claim.id}"
+    there = connection.execute(select(devices).where(devices.c.id == device).with_for_update()).first()
+    if there is None:
+        add_device(connection, device, hardware, claim.labels, now=now, actor=actor)
+        return
+    if claim.device != device:
+        raise FleetError(
+            f"there is a device {device!r} already; choose another id, or ask for a claim for this device",
+            "conflict",
+        )
+    connection.execute(
+        update(credentials)
+        .where(credentials.c.device == device, credentials.c.replaced_at.is_(None))
+        .values(replaced_at=now)
+    )
+    # It may have lost its disk, and counts its starts anew.
+    fresh = {"view": {}, "online": False, "fenced": False, "revision": there.revision + 1}
+    connection.execute(
+        update(devices)
+        .where(devices.c.id == device)
+        .values(revoked_at=None, revoked_reason=None, hardware=hardware, **fresh)
+    )
+    add_entry(connection, now, actor, "device.readmit", device, {"hardware": hardware})
+
+
+def _claim(row: Row[Any]) -> Claim:
+    return Claim(**{name: getattr(row, name) for name in Claim.__dataclass_fields__})
+
+
+def _credential(row: Row[Any]) -> Credential:
+    return Credential(**{name: getattr(row, name) for name in Credential.__dataclass_fields__})
