@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import struct
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, Manifest, TensorSpec, pack
+from edgec.cli import main_group
 from edgec.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -32,6 +35,7 @@ from edgec.runtime import Batcher, Isolation, Session, load
 from edgec.runtime._isolated_process import Worker
 from edgec.runtime._isolation import IsolatedProgram
 from edgec.runtime._shared_tensors import Segment, SharedTensors
+from edgec.runtime.benchmark import benchmark
 from edgec.runtime.testing import onnxruntime_spec, tiny_artifact
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="isolation needs Linux")
@@ -511,3 +515,33 @@ def test_a_batcher_and_a_pool_stand_in_front_of_it(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Isolation(**wrong)
+
+
+# On the command line
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_past_a_sample_that_crashes_the_engine(unruly: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.npz", tmp_path / "out.jsonl"
+    np.savez(data, x=np.array([[0, 1, 7], [SEGFAULT, 1, 7], [0, 2, 7]], np.float64))
+    words = ["run", unruly, "--isolate", "--raw", "--input", data, "--output", out]
+    result = CliRunner().invoke(main_group, list(map(str, words)))
+    assert result.exit_code == 1, result.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    (error,) = [row["error"] for row in rows if "error" in row]
+    assert len(rows) == 3
+    assert "SIGSEGV" in error
+
+
+@pytest.mark.slow
+def test_a_benchmark_measures_the_engine_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = tiny_artifact(tmp_path / "tiny.edgec")
+    here, there = (
+        benchmark(path, duration_s=0.1, cold_starts=1, isolate=isolate) for isolate in (False, True)
+    )
+    assert (here.isolated, there.isolated) == (False, True)
+    assert here.cold_start.engine_import_ms
+    assert there.cold_start.engine_import_ms is None
+    assert (there.cold_start.peak_memory_mib or 0) > (here.cold_start.peak_memory_mib or 0)
+    wrong = CliRunner().invoke(main_group, ["benchmark", str(path), "--isolate", "--profile"])
+    assert wrong.exit_code == 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgec.runtime.benchmark import BenchmarkResult, ThermalState
+    from edgec.runtime.benchmark import BenchmarkResult, ColdStart, ThermalState
     from edgec.runtime.comparison import RunComparison
     from edgec.runtime.profiling import Profile
     from edgec.runtime.scenarios import ScenarioResult
@@ -25,7 +25,7 @@ def result_lines(result: BenchmarkResult) -> list[str]:
         ("measured", _what(result)),
         ("latency", f"p50 {latency.p50_ms:.3f}   p90 {latency.p90_ms:.3f}   p99 {latency.p99_ms:.3f} ms"),
         ("throughput", f"{result.throughput_per_s:.0f} per second, one call after the other"),
-        ("load", f"{cold.load_ms:.0f} ms, of which {cold.engine_import_ms:.0f} ms import the engine"),
+        ("load", _load(cold)),
         ("first inference", f"{cold.first_inference_ms:.1f} ms"),
         ("peak memory", _memory(result)),
         ("verdict", _verdict(result)),
@@ -37,6 +37,12 @@ def result_lines(result: BenchmarkResult) -> list[str]:
     lines = [f"{result.model}: {result.artifact}"]
     lines += [f"  {label:<16}{fact}" for label, fact in facts]
     return lines + [f"  note: {concern}" for concern in result.concerns]
+
+
+def _load(cold: ColdStart) -> str:
+    if cold.engine_import_ms is None:
+        return f"{cold.load_ms:.0f} ms, with the start of the engine's own process"
+    return f"{cold.load_ms:.0f} ms, of which {cold.engine_import_ms:.0f} ms import the engine"
 
 
 def _precision(result: BenchmarkResult) -> str:
@@ -55,6 +61,7 @@ def _what(result: BenchmarkResult) -> str:
     threads = "as many as the engine takes" if result.threads is None else str(result.threads)
     runs = len(result.runs_p50_ms)
     where = f" in {runs} processes" if runs > 1 else ""
+    where += ", the engine in its own," if result.isolated else ""
     return f"{result.latency.n} calls of {result.call}{where} on {inputs[result.inputs]}; threads: {threads}"
 
 

@@ -21,6 +21,11 @@ delegate = click.option(
     metavar="LIB",
     help="Shared library through which LiteRT reaches the NPU; it is loaded into this process.",
 )
+isolate = click.option(
+    "--isolate",
+    is_flag=True,
+    help="Run the engine in a process of its own, which may crash, hang or leak without this one.",
+)
 queue = click.option(
     "--queue",
     type=click.IntRange(0),

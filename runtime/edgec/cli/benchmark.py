@@ -44,6 +44,7 @@ def _check_plot(_: click.Context, __: click.Parameter, value: Path | None) -> Pa
     help="Where the engine may keep what it compiled, for the next start.",
 )
 @_options.delegate
+@_options.isolate
 @click.option(
     "--repeats",
     type=click.IntRange(1, 100),
@@ -113,6 +114,7 @@ def command(
     data: str | None,
     cache_dir: Path | None,
     delegate: Path | None,
+    isolate: bool,
     repeats: int | None,
     against: Path | None,
     profiled: bool,
@@ -143,7 +145,7 @@ def command(
 
     if _chains.is_chain(artifact):
         special = (repeats, against, plot, axes, scenario, target_latency_ms, target_qps, loadgen_logs)
-        if profiled or also or concurrency != 1 or any(option is not None for option in special):
+        if profiled or also or isolate or concurrency != 1 or any(option is not None for option in special):
             raise click.UsageError(
                 "a chain takes --duration-s, --threads, --data, --cache-dir and --delegate only"
             )
@@ -164,6 +166,7 @@ def command(
             threads=threads,
             cache_dir=cache_dir,
             delegate=delegate,
+            isolate=isolate,
             target_latency_ms=target_latency_ms,
             target_qps=target_qps,
             concurrency=concurrency,
@@ -188,8 +191,11 @@ def command(
             threads=threads,
             cache_dir=cache_dir,
             delegate=delegate,
+            isolate=isolate,
         )
         return
+    if profiled and isolate:
+        raise click.UsageError("--profile asks the engine in this process: leave --isolate out")
     from edgec.cli._benchmark_text import comparison_lines, profile_lines, result_lines
     from edgec.runtime.benchmark import benchmark
     from edgec.runtime.comparison import LEAST_RUNS, compare_with_baseline, read_baseline
@@ -209,6 +215,7 @@ def command(
         threads=threads,
         cache_dir=cache_dir,
         delegate=delegate,
+        isolate=isolate,
         repeats=repeats or 1,
     )
     shape, lines = result.to_dict(), result_lines(result)

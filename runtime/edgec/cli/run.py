@@ -73,6 +73,7 @@ def _check_suffix(_: click.Context, __: click.Parameter, value: Path | None) -> 
 @click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
 @_options.engine_cache
 @_options.delegate
+@_options.isolate
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,
@@ -85,6 +86,7 @@ def command(
     threads: int | None,
     cache_dir: Path | None,
     delegate: Path | None,
+    isolate: bool,
     as_json: bool,
 ) -> None:
     """Run an artifact on inputs, one sample at a time, through its whole pipeline.
@@ -97,7 +99,7 @@ def command(
     """
     from edgec.cli._chains import is_chain
     from edgec.evaluation import Sample
-    from edgec.runtime import Chain, load, load_chain
+    from edgec.runtime import Chain, Isolation, load, load_chain
     from edgec.runtime.results import plain, write_results
 
     if not inputs and not texts:
@@ -113,7 +115,9 @@ def command(
         raise click.UsageError("--raw is for artifacts, not for chains")
     if jobs is not None and threads is None:
         threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    open_model = load_chain if chained else load
+    if chained and isolate:
+        raise click.UsageError("--isolate is for artifacts, not for chains")
+    open_model = load_chain if chained else partial(load, isolate=isolate and Isolation(retry=True))
     with open_model(artifact, threads=threads, cache_dir=cache_dir, delegate=delegate) as session:
         ordered = isinstance(session, Chain) and bool(session.new_state())
         if ordered and (jobs is not None or annotate is not None):

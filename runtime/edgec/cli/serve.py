@@ -76,11 +76,7 @@ def _read_priorities(_: click.Context, __: click.Parameter, values: tuple[str, .
     callback=_read_priorities,
     help="Inferences of this model go before those of models with a smaller number; repeatable.",
 )
-@click.option(
-    "--isolate",
-    is_flag=True,
-    help="Run each model in a process of its own, which may crash, hang or leak without the server.",
-)
+@_options.isolate
 @click.option(
     "--allow-repository-calls", is_flag=True, help="Let clients list, load again and unload the models."
 )

@@ -111,13 +111,14 @@ def time_in_fresh_process(
 
 
 def load_options(
-    threads: int | None, cache_dir: str | Path | None, delegate: str | Path | None
+    threads: int | None, cache_dir: str | Path | None, delegate: str | Path | None, isolate: bool = False
 ) -> dict[str, Any]:
     """Return what `edgec.runtime.load` takes as keyword arguments, fit for a message to another process."""
     return {
         "threads": threads,
         "cache_dir": None if cache_dir is None else str(cache_dir),
         "delegate": None if delegate is None else str(delegate),
+        "isolate": isolate,
     }
 
 

@@ -41,15 +41,15 @@ class ColdStart:
 
     Attributes:
         load_ms: From calling `edgec.runtime.load` to a session, the import of the engine included.
-        engine_import_ms: The import of the engine alone.
+        engine_import_ms: The import of the engine alone; None where it is imported in a process of its own.
         first_inference_ms: Of the first call of ``run``.
-        peak_memory_mib: Largest resident memory of the process, Python and engine included; None where
-            the system does not tell.
+        peak_memory_mib: Largest resident memory of the process, Python and engine included, and where the
+            engine has a process of its own, of that, too; None where the system does not tell.
         memory_before_mib: Resident memory before the engine was imported.
     """
 
     load_ms: float
-    engine_import_ms: float
+    engine_import_ms: float | None
     first_inference_ms: float
     peak_memory_mib: float | None
     memory_before_mib: float | None
@@ -80,6 +80,7 @@ class BenchmarkResult:
         thermal_before: Temperatures and clocks before.
         thermal_after: The same afterwards.
         memory_short: How memory was short afterwards, in a sentence; empty where it was not.
+        isolated: Whether the engine ran in a process of its own.
         energy: What the calls used; None where the device has no meter.
         energy_absent: Why there is none; empty where there is one.
     """
@@ -106,6 +107,7 @@ class BenchmarkResult:
     energy: Energy | None
     energy_absent: str
     memory_short: str = ""
+    isolated: bool = False
 
     @property
     def throughput_per_s(self) -> float:
@@ -145,6 +147,7 @@ class BenchmarkResult:
             "call": self.call,
             "inputs": self.inputs,
             "threads": self.threads,
+            "isolated": self.isolated,
             "calls": latency.n,
             "latency_ms": latency.to_dict(),
             "runs_p50_ms": list(self.runs_p50_ms),
@@ -168,6 +171,7 @@ def benchmark(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     delegate: str | Path | None = None,
+    isolate: bool = False,
     cold_starts: int = 3,
     repeats: int = 1,
 ) -> BenchmarkResult:
@@ -182,6 +186,7 @@ def benchmark(
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: Where the engine may keep what it compiled; see `edgec.runtime.load`.
         delegate: Library through which LiteRT reaches an NPU; see `edgec.runtime.load`.
+        isolate: Whether the engine runs in a process of its own; see `edgec.runtime.load`.
         cold_starts: Fresh processes to measure load time, first inference and memory in.
         repeats: Runs to divide the duration among, each in a fresh process, because runs differ by more
             than calls do: `edgec.runtime.comparison` needs at least five. 1 to measure in this process.
@@ -200,7 +205,7 @@ def benchmark(
             f"got {duration_s}, {cold_starts} and {repeats}"
         )
     machine, thermal = this_machine(), thermal_state(vcgencmd=read_vcgencmd)
-    options = load_options(threads, cache_dir, delegate)
+    options = load_options(threads, cache_dir, delegate, isolate)
     time_run = time_calls if repeats == 1 else time_in_fresh_process
     timings = [time_run(path, options, samples, duration_s / repeats) for _ in range(repeats)]
     state = device_state(vcgencmd=read_vcgencmd)
@@ -210,11 +215,17 @@ def benchmark(
         artifact=str(path),
         call="run" if samples is None else "predict",
         threads=threads,
+        isolated=isolate,
         latency=LatencySamples(np.concatenate([timing.samples_ms for timing in timings])),
         runs_p50_ms=tuple(float(np.median(timing.samples_ms)) for timing in timings),
         # When the session is closed, so that two models never share the memory of a small device.
         cold_start=measure_cold_starts(
-            path, threads=threads, cache_dir=cache_dir, delegate=delegate, processes=cold_starts
+            path,
+            threads=threads,
+            cache_dir=cache_dir,
+            delegate=delegate,
+            isolate=isolate,
+            processes=cold_starts,
         ),
         machine=machine,
         load_average_after=after,
@@ -234,6 +245,7 @@ def measure_cold_starts(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     delegate: str | Path | None = None,
+    isolate: bool = False,
     processes: int = 3,
 ) -> ColdStart:
     """Load an artifact and run it once in fresh processes, one after the other.
@@ -241,7 +253,7 @@ def measure_cold_starts(
     Raises:
         InferenceError: A process failed; the message is what it said last.
     """
-    words = str(path), json.dumps(load_options(threads, cache_dir, delegate))
+    words = str(path), json.dumps(load_options(threads, cache_dir, delegate, isolate))
     rows = [json.loads(run_fresh(path, "edgec.runtime._cold_start", *words)) for _ in range(processes)]
     return ColdStart(**{key: _median([row[key] for row in rows]) for key in rows[0]})
 

@@ -145,6 +145,7 @@ def read_baseline(path: str | Path) -> Baseline:
                 "engine": f"{shape['engine']} {shape['engine_version']}",
                 "CPU": str(machine["cpu"]),
                 "cores": str(machine["cores"]),
+                "isolated": str(shape.get("isolated", False)).lower(),
             },
         )
     except (KeyError, TypeError, ValueError) as e:
@@ -187,6 +188,7 @@ def compare_with_baseline(
         "engine": f"{result.engine} {result.engine_version}",
         "CPU": result.machine.cpu,
         "cores": str(result.machine.cores),
+        "isolated": str(result.isolated).lower(),
     }
     changes = [
         f"{what}: {now} now, {baseline.facts[what]} in the baseline"

@@ -107,6 +107,7 @@ def run_scenario(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     delegate: str | Path | None = None,
+    isolate: bool = False,
     target_latency_ms: float | None = None,
     target_qps: float | None = None,
     concurrency: int = 1,
@@ -125,6 +126,7 @@ def run_scenario(
         threads: Threads of one inference; None for the engine's own choice.
         cache_dir: See `edgec.runtime.load`.
         delegate: Likewise.
+        isolate: Likewise.
         target_latency_ms: What 99 % of the queries of ``server`` must stay under; needed there.
         target_qps: Queries per second of ``server``, which arrive at random; None for half of what it
             answers one after the other.
@@ -145,7 +147,7 @@ def run_scenario(
         logs.mkdir(parents=True, exist_ok=True)
         task = Task(
             path=str(path),
-            options=load_options(threads, cache_dir, delegate),
+            options=load_options(threads, cache_dir, delegate, isolate),
             samples=samples,
             scenario=scenario,
             duration_s=duration_s,

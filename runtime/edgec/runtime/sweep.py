@@ -118,6 +118,7 @@ def sweep(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     delegate: str | Path | None = None,
+    isolate: bool = False,
 ) -> SweepResult:
     """Measure every combination of settings, bare tensors, one after the other.
 
@@ -130,6 +131,7 @@ def sweep(
         threads: Of one inference where they are not varied; None for the engine's own choice.
         cache_dir: See `edgec.runtime.load`.
         delegate: Likewise.
+        isolate: Likewise.
 
     Raises:
         ArtifactError: An artifact cannot be read.
@@ -160,7 +162,7 @@ def sweep(
     share = duration_s / sum(len(inputs[path]) for path, _ in settings)
     points, model = [], ""
     for path, count in settings:
-        with load(path, threads=count, cache_dir=cache_dir, delegate=delegate) as session:
+        with load(path, threads=count, cache_dir=cache_dir, delegate=delegate, isolate=isolate) as session:
             model = model or session.manifest.model
             for batch, feeds in inputs[path].items():
                 turn = cycle(feeds)
