@@ -74,6 +74,16 @@ def upload(registry: Registry, file: io.BytesIO, **more: Any) -> Any:
     return registry.upload(file, now=NOW, actor="ann", **more)
 
 
+def test_the_report_of_a_whole_build_is_read_at_its_artifact(registry: Registry, tmp_path: Path) -> None:
+    build = {"edgec": "0.1.0", "artifacts": [{"target": "cpu", **GOOD}]}
+    assert upload(registry, artifact(tmp_path, "1", report=build)).report == build
+    failed = {"target": "cpu", "parity": {"passed": False}}
+    with pytest.raises(FleetError, match="parity failed"):
+        upload(registry, artifact(tmp_path, "2", report={"artifacts": [failed]}))
+    with pytest.raises(FleetError, match="parity was not run"):
+        upload(registry, artifact(tmp_path, "2", report={"artifacts": [{"target": "other", **GOOD}, 7]}))
+
+
 def test_a_release_has_artifacts_for_several_targets(
     registry: Registry, tmp_path: Path, store: Store
 ) -> None:

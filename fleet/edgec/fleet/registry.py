@@ -280,6 +280,7 @@ def failures(manifest: Manifest, report: Mapping[str, Any] | None, size: int) ->
     """
     if report is None:
         return ["it has no report: nothing says that it computes what its source does"]
+    report = figures_of(report, manifest.target)
     parity, accuracy = (_mapping(report.get(key)) for key in ("parity", "accuracy"))
     problems = []
     if parity.get("passed") is not True:
@@ -298,6 +299,18 @@ def failures(manifest: Manifest, report: Mapping[str, Any] | None, size: int) ->
         if budget is not None and measured is not None and measured > budget:
             problems.append(f"{name} is {measured:g}, above the budget of {budget:g}")
     return problems
+
+
+def figures_of(report: Mapping[str, Any], target: str) -> Mapping[str, Any]:
+    """Return what a report says of the artifact for a target.
+
+    The compiler's report is that of a whole build, with an entry for each artifact; a report may also be that
+    entry alone.
+    """
+    entries = report.get("artifacts")
+    if not isinstance(entries, list):
+        return report
+    return next((e for e in entries if isinstance(e, Mapping) and e.get("target") == target), {})
 
 
 def _winner_memory(report: Mapping[str, Any]) -> float | None:
