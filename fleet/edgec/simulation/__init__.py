@@ -1,0 +1,55 @@
+"""Simulated devices: real agents, whose hardware and calls are drawn; a demonstration, load for a fleet."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgec.simulation._behaviour import HEALTHY, POISONED, POISONS, Behaviour, BehaviourError
+    from edgec.simulation._device import DeviceNews, SimulatedDevice
+    from edgec.simulation._releases import LABELS, MODEL, make_release
+    from edgec.simulation._settings import Poison, SimulationError, SimulationSettings
+    from edgec.simulation._simulation import Counts, Simulation
+
+__all__ = [
+    "HEALTHY",
+    "LABELS",
+    "MODEL",
+    "POISONED",
+    "POISONS",
+    "Behaviour",
+    "BehaviourError",
+    "Counts",
+    "DeviceNews",
+    "Poison",
+    "SimulatedDevice",
+    "Simulation",
+    "SimulationError",
+    "SimulationSettings",
+    "make_release",
+]
+
+# Imported when asked for: the command line names poisons without the extras that agents need.
+_LATER = {
+    "HEALTHY": "_behaviour",
+    "LABELS": "_releases",
+    "MODEL": "_releases",
+    "POISONED": "_behaviour",
+    "POISONS": "_behaviour",
+    "Behaviour": "_behaviour",
+    "BehaviourError": "_behaviour",
+    "Counts": "_simulation",
+    "DeviceNews": "_device",
+    "Poison": "_settings",
+    "SimulatedDevice": "_device",
+    "Simulation": "_simulation",
+    "SimulationError": "_settings",
+    "SimulationSettings": "_settings",
+    "make_release": "_releases",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
