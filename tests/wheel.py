@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What compiling workstations and servers have, and no device imports.
-ELSEWHERE = ("edgec/compiler/", "edgec/fleet/", "edgec/gateway/")
+ELSEWHERE = ("edgec/compiler/", "edgec/fleet/", "edgec/gateway/", "edgec/simulation/")
 
 
 def wheel_sizes(folder: Path) -> tuple[int, int]:
