@@ -193,7 +193,7 @@ def main() -> None:
         "machine": {**asdict(machine), "load_average_after": this_machine().load_average},
         "versions": {
             p: version(p)
-            for p in ("edgec", "numpy", "onnxruntime", "uvicorn", "httptools", "uvloop", "aiohttp")
+            for p in ("edgec", "numpy", "onnxruntime", "uvicorn", "httptools", "uvloop")
         },
         "rows": rows,
         **kept,

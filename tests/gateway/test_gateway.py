@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
-pytest.importorskip("aiohttp", reason="needs the extra gateway")
 
 from tests.oip_conformance.oip import Client, Model, Reply, assert_refused
 from tests.serving.test_server import SlowSession, address

@@ -76,7 +76,8 @@ class Guard:
         if parts == ["openapi.json"] and scope["method"] == "GET":
             return self._described(await captured(self._app, scope, receive))
         if self._upstream is not None and self._goes_up(parts):
-            return await self._upstream.forward(scope, receive, send)
+            await self._upstream.forward(scope, receive, send)
+            return None
         await self._app(scope, receive, send)
         return None
 

@@ -41,7 +41,6 @@ COMMANDS = {
 # Libraries that a command may find missing, and the extra that brings each.
 _EXTRAS = {
     "ai_edge_litert": "litert",
-    "aiohttp": "gateway",
     "alembic": "fleet",
     "cbor2": "agent",
     "cryptography": "agent",

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 LARGEST_HEAD = 2**16
+# Up to this size a body is handed on whole: each piece would be a turn of the loop, and a pause of reading.
+_GATHERED_BYTES = 2**20
 
 
 def bounded_protocol(receive_timeout_s: float) -> type[asyncio.Protocol]:
@@ -52,6 +54,14 @@ def bounded_protocol(receive_timeout_s: float) -> type[asyncio.Protocol]:
         def on_header(self, name: bytes, value: bytes) -> None:
             self._count(len(name) + len(value))
             super().on_header(name, value)
+
+        def on_body(self, body: bytes) -> None:
+            if self.cycle.response_complete:
+                return
+            self.cycle.body += body
+            if len(self.cycle.body) > _GATHERED_BYTES:
+                self.flow.pause_reading()
+                self.cycle.message_event.set()
 
         def on_message_complete(self) -> None:
             self._disarm()
