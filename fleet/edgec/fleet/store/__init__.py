@@ -6,6 +6,7 @@ from edgec.fleet.store._database import Database
 from edgec.fleet.store._devices import DeviceRecord, Devices
 from edgec.fleet.store._hours import HourOf
 from edgec.fleet.store._labels import Term, matches, parse_query
+from edgec.fleet.store._orders import DueOrder, Orders, ToldOrder
 from edgec.fleet.store._rollouts import Incident, LoggedDecision, RolloutStore
 from edgec.fleet.store._store import Store
 from edgec.fleet.store._telemetry import StoredRecord, TelemetryStore
@@ -19,14 +20,17 @@ __all__ = [
     "Database",
     "DeviceRecord",
     "Devices",
+    "DueOrder",
     "HourOf",
     "Incident",
     "LoggedDecision",
+    "Orders",
     "RolloutStore",
     "Store",
     "StoredRecord",
     "TelemetryStore",
     "Term",
+    "ToldOrder",
     "matches",
     "parse_query",
 ]

@@ -68,6 +68,11 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def add(self, at: float, actor: str, action: str, subject: str, body: Mapping[str, Any]) -> None:
+        """Add an entry about something that leaves no other trace in the database."""
+        with self._database.write() as connection:
+            add_entry(connection, at, actor, action, subject, body)
+
     def entries(self, *, after: int = 0, limit: int = 100) -> list[AuditEntry]:
         """Return entries in order, those after number `after`."""
         query = select(audit).where(audit.c.seq > after).order_by(audit.c.seq).limit(limit)

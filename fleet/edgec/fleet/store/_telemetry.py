@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Table, delete, select, tuple_
+from sqlalchemy import Connection, Table, delete, select, tuple_, update
 
 from edgec.errors import ProtocolError
 from edgec.fleet.store._database import Database, clean, upsert
+from edgec.fleet.store._hearing import pieces
 from edgec.fleet.store._hours import HOUR_S, HourOf, hour
 from edgec.fleet.store._schema import device_hours, devices, fleet_hours, ledgers, records
 from edgec.fleet.store._views import view_from_dict
@@ -19,6 +20,8 @@ from edgec.protocol._ledgers import Received
 DIGEST_CHARS = 16
 CRASHES = ("crash", "crashed", "crash_loop")
 SHADOW = "shadow"
+# That a device lives need not be written down more often.
+_SEEN_S = 30.0
 Told: TypeAlias = Telemetry | DeviceEvent
 _Key: TypeAlias = tuple[str, ...]
 
@@ -69,28 +72,7 @@ class TelemetryStore:
             Device and acknowledgement; to be sent now that it is true.
         """
         with self._database.write() as connection:
-            known = _known(connection, {device for device, _ in messages})
-            boots = sorted({(device, m.boot_id) for device, m in messages if device in known})
-            held = _ledgers(connection, boots)
-            batch = _Batch()
-            for device, message in messages:
-                if device in known:
-                    key = (device, message.boot_id)
-                    held[key] = _take(batch, device, message, held[key], known[device], now)
-            rows = [
-                {
-                    "device": d,
-                    "boot_id": b,
-                    "up_to": r.up_to,
-                    "ranges": [list(x) for x in r.ranges],
-                    "at": now,
-                }
-                for (d, b), r in sorted(held.items())
-            ]
-            upsert(connection, ledgers, rows)
-            upsert(connection, records, batch.rows, update=False)
-            _add_hours(connection, batch, {device: row[0] for device, row in known.items()})
-        return [(device, held[device, boot].ack()) for device, boot in boots]
+            return keep(connection, messages, now)
 
     def fleet(
         self, model: str, *, since: float, until: float, hardware: str | None = None
@@ -162,10 +144,42 @@ class TelemetryStore:
             return sum(connection.execute(statement).rowcount for statement in old)
 
 
-def _known(connection: Connection, ids: set[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    query = select(devices.c.id, devices.c.hardware, devices.c.view)
-    query = query.where(devices.c.id.in_(sorted(ids)), devices.c.revoked_at.is_(None))
-    return {row.id: (row.hardware, row.view) for row in connection.execute(query)}
+def keep(
+    connection: Connection, messages: Sequence[tuple[str, Told]], now: float
+) -> list[tuple[str, TelemetryAck]]:
+    """Do what `TelemetryStore.ingest` does, in a transaction; acknowledgements are true when it commits."""
+    known = _known(connection, sorted({device for device, _ in messages}), now)
+    boots = sorted({(device, m.boot_id) for device, m in messages if device in known})
+    held = _ledgers(connection, boots)
+    batch = _Batch()
+    for device, message in messages:
+        if device in known:
+            key = (device, message.boot_id)
+            held[key] = _take(batch, device, message, held[key], known[device], now)
+    rows = [
+        {"device": d, "boot_id": b, "up_to": r.up_to, "ranges": [list(x) for x in r.ranges], "at": now}
+        for (d, b), r in sorted(held.items())
+    ]
+    upsert(connection, ledgers, rows)
+    upsert(connection, records, batch.rows, update=False)
+    _add_hours(connection, batch, {device: row[0] for device, row in known.items()})
+    return [(device, held[device, boot].ack()) for device, boot in boots]
+
+
+def _known(connection: Connection, ids: Sequence[str], now: float) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return class of hardware and view of those that are in the fleet, and note that they were heard."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    silent = []
+    for piece in pieces(ids):
+        query = select(devices.c.id, devices.c.hardware, devices.c.view, devices.c.seen_at)
+        query = query.where(devices.c.id.in_(piece), devices.c.revoked_at.is_(None))
+        for row in connection.execute(query):
+            found[row.id] = (row.hardware, row.view)
+            if row.seen_at < now - _SEEN_S:
+                silent.append(row.id)
+    for piece in pieces(sorted(silent)):
+        connection.execute(update(devices).where(devices.c.id.in_(piece)).values(seen_at=now))
+    return found
 
 
 def _ledgers(connection: Connection, keys: list[tuple[str, str]]) -> dict[tuple[str, str], Received]:
