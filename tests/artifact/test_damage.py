@@ -65,7 +65,7 @@ def damage(draw: st.DrawFn, size: int) -> Damage:
     return draw(st.sampled_from(KINDS))(draw, size)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bytes_flipped_cut_and_inserted_anywhere(data: st.DataObject, tiny: Tiny, tmp_path: Path) -> None:
     whole = tiny.pack(tmp_path / "a.edgec").read_bytes()

@@ -56,7 +56,7 @@ def calibration(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("target", ["cpu-x86_64", "intel-cpu"])
+@pytest.mark.parametrize("target", ["cpu-x86_64", pytest.param("intel-cpu", marks=pytest.mark.slow)])
 def test_an_artifact_is_proven_and_runs(model: Path, calibration: Path, tmp_path: Path, target: str) -> None:
     options = CompileOptions(measure_s=0.05)
     result = compile_model(model, [target], tmp_path / "out", calibration=calibration, options=options)
@@ -104,6 +104,7 @@ def test_the_same_inputs_give_the_same_bytes_but_for_figures(
         artifact.close()
 
 
+@pytest.mark.slow
 def test_int8_payload_is_deterministic(model: Path, calibration: Path, tmp_path: Path) -> None:
     digests = set()
     for out in ("a", "b"):

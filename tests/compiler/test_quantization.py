@@ -156,6 +156,7 @@ for scheme in SCHEMES.values():
 """
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bytes_in_every_process() -> None:
     seen = set()
     for seed in ("0", "1"):  # sets of strings have another order in each

@@ -154,6 +154,7 @@ def test_an_artifact_names_no_code_to_import(built: Path, tmp_path: Path) -> Non
         rebuild(path, tmp_path / "new", source=built / "cnn.onnx", workers=0)
 
 
+@pytest.mark.slow
 def test_files_of_the_pipeline_come_from_the_artifact(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "hot": 1, "cold": 2}, unk_token="?"))

@@ -210,6 +210,7 @@ def test_without_repair_nothing_is_repaired(tmp_path: Path) -> None:
     assert not any("repair" in d for d in artifact(build)["decisions"])
 
 
+@pytest.mark.slow
 def test_what_passes_the_gate_is_not_repaired(tmp_path: Path) -> None:
     build = compiled(tmp_path, max_drop=None)
     names = [c["name"] for c in artifact(build)["candidates"]]

@@ -173,16 +173,18 @@ def test_messages_that_the_guide_explains_exist() -> None:
     ]
     assert len(phrases) > 20
     roots = ("compiler", "runtime", "device_agent", "fleet", "targets")
-    said = "\n".join(text for root in roots for text in _texts(ROOT / root))
-    assert [p for p in phrases if p not in said] == []
+    files = [path.read_text(encoding="utf-8") for root in roots for path in (ROOT / root).rglob("*.py")]
+    left = [phrase for phrase in phrases if not any(phrase in file for file in files)]
+    # Where a message is in several lines of the code, those that have its beginning are parsed.
+    said = "\n".join(text for file in files if any(p[:9] in file for p in left) for text in _texts(file))
+    assert [p for p in left if p not in said] == []
 
 
-def _texts(root: Path) -> Iterator[str]:
-    """Yield every string constant of the code below `root`, the pieces of f-strings included."""
-    for path in sorted(root.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+def _texts(code: str) -> Iterator[str]:
+    """Yield every string constant of code, the pieces of f-strings included."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def _run(command: str, folder: Path, block: Block) -> None:

@@ -72,6 +72,7 @@ def test_plots_are_one_file_that_refers_to_nothing(
         assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_a_png_is_one(swept: SweepResult, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra plots")
     write_plots(tmp_path / "plot.png", swept)

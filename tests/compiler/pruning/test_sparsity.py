@@ -122,7 +122,9 @@ def test_unstructured_zeros_leave_small_layers() -> None:
         assert (weights[name] == 0).mean() == pytest.approx(0.75, abs=0.01)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "mixed"])
+@pytest.mark.parametrize(
+    "precision", ["fp16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "mixed"))]
+)
 def test_tensorrt_forms_keep_the_zeros_and_the_recipe_asks_for_sparse_kernels(
     precision: str, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_what_no_layer_can_have_is_refused() -> None:
         sparsify(network(), TWO_OF_FOUR, [])
 
 
+@pytest.mark.slow
 def test_dead_inputs_are_no_problem() -> None:
     silent = [{"x": np.zeros((1, 4, 6, 6), np.float32)}] * 4
     made = sparsify(network(), TWO_OF_FOUR, silent)
