@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from onnx import helper
 from tests.compiler.networks import cnn, model_of
 from tests.compiler.pruning.test_sparsity import network
 from tests.fakes.jetson import Jetson
 
 from edgec.artifact import Artifact
+from edgec.cli import main_group
 from edgec.compiler import CompileOptions, compile_model, rebuild
 from edgec.compiler.lock import read_lock
 from edgec.compiler.pruned import refuse_slower
@@ -226,3 +228,10 @@ def test_only_what_is_measurably_faster_stays() -> None:
     refuse_slower([(unmeasured, contender("a", None))], "latency", "no host stands in")
     assert unmeasured.problem is not None
     assert "no host stands in" in unmeasured.problem
+
+
+@pytest.mark.parametrize("wrong", ["3:4", "unstructured:2", "1.5", "much"])
+def test_a_wrong_way_to_prune_is_wrong_usage(wrong: str) -> None:
+    result = CliRunner().invoke(main_group, ["compile", "m.onnx", "-t", "cpu", "--prune", wrong])
+    assert result.exit_code == 2
+    assert "unstructured" in result.output

@@ -58,8 +58,10 @@ def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> flo
     if value is None:
         return None
     text = value.strip().lower()
-    if text == "auto" or ":" in text:
-        return text  # CompileOptions says what is wrong with a pattern
+    if text == "auto":
+        return text
+    if ":" in text:
+        return _checked_pattern(text)
     try:
         ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -69,6 +71,17 @@ def parse_prune(_: click.Context, __: click.Parameter, value: str | None) -> flo
             f"expected auto, a share between 0 and 1 such as 30%, 2:4, or unstructured:50%; got {value!r}"
         )
     return ratio
+
+
+def _checked_pattern(text: str) -> str:
+    from edgec.compiler.pruning.patterns import parse_pattern
+    from edgec.errors import CompileError
+
+    try:
+        parse_pattern(text)
+    except CompileError as e:
+        raise click.BadParameter(str(e)) from e
+    return text
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
