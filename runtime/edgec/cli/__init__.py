@@ -49,6 +49,7 @@ _EXTRAS = {
     "fastapi": "fleet",
     "flatbuffers": "compiler",
     "google": "compiler",
+    "httpx2": "fleet",
     "jinja2": "compiler",
     "matplotlib": "plots",
     "ml_dtypes": "compiler",

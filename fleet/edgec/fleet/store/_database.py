@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ class Database:
             MissingExtraError: PostgreSQL needs the extra ``postgres``.
         """
         self.engine = _engine(url)
+        self._joint = threading.local()
         try:
             with self.engine.connect() as connection:
                 config = Config()
@@ -50,16 +52,47 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """Give a transaction that is committed at the end, or not at all where the block raises.
 
-        On SQLite, writers come one after the other, from the beginning of their transactions.
+        On SQLite, writers come one after the other, from the beginning of their transactions. Within
+        `together`, it is that transaction.
         """
+        if (joint := self._together) is not None:
+            yield joint
+            return
         with self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a transaction that only reads; on SQLite, it waits for no writer."""
+        """Give a transaction that only reads; on SQLite, it waits for no writer.
+
+        Within `together`, it is that transaction, which sees what it has written.
+        """
+        if (joint := self._together) is not None:
+            yield joint
+            return
         with self.engine.connect().execution_options(edgec_readonly=True) as connection:
             yield connection
+
+    @contextmanager
+    def together(self) -> Iterator[Connection]:
+        """Make one transaction of all that this thread reads and writes in the block: all of it, or nothing.
+
+        It belongs to the thread. What raises must leave the block.
+        """
+        if (joint := self._together) is not None:
+            yield joint
+            return
+        with self.engine.begin() as connection:
+            self._joint.connection = connection
+            try:
+                yield connection
+            finally:
+                self._joint.connection = None
+
+    @property
+    def _together(self) -> Connection | None:
+        found: Connection | None = getattr(self._joint, "connection", None)
+        return found
 
     def close(self) -> None:
         """Close all connections."""

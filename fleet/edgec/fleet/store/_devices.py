@@ -129,6 +129,17 @@ class Devices:
             upsert(connection, groups, [{"name": name, "query": query}])
             add_entry(connection, now, actor, "group.set", name, {"query": query})
 
+    def drop_group(self, name: str, *, now: float, actor: str) -> None:
+        """Forget the name of a query.
+
+        Raises:
+            FleetError: There is no such group (``reason`` ``not_found``).
+        """
+        with self._database.write() as connection:
+            if not connection.execute(delete(groups).where(groups.c.name == name)).rowcount:
+                raise FleetError(f"there is no group {name!r}", "not_found")
+            add_entry(connection, now, actor, "group.drop", name, {})
+
     def groups(self) -> dict[str, str]:
         """Return all queries by name."""
         with self._database.read() as connection:

@@ -1,0 +1,160 @@
+"""Devices come with a claim, and get an identity; claims are made for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import PlainTextResponse
+
+from edgec.fleet.api._access import Admin, FleetOf, Operator
+from edgec.fleet.api._once import OnceOf
+from edgec.fleet.api._problems import ApiError
+from edgec.fleet.enrolment import Asked, Enrolment
+from edgec.fleet.store import Claim
+
+router = APIRouter(tags=["enrolment"])
+_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+Id = Annotated[str, Field(pattern=_ID)]
+
+
+class EnrolWanted(BaseModel):
+    """What a device sends that comes with a claim: a request for a certificate, or a token of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim: str = Field(max_length=128, description="That the device was given.")
+    hardware: list[Id] = Field(
+        min_length=1, max_length=16, description="Classes of hardware that it is, the best first."
+    )
+    device: Id | None = Field(default=None, description="The id that it wants; any if null.")
+    request: str | None = Field(
+        default=None,
+        max_length=16_384,
+        description="For a certificate (CSR, PEM), with a key on P-256 or P-384.",
+    )
+    token: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z0-9_-]{43,72}$",
+        description="Made by the device of 32 random bytes, base64url.",
+    )
+
+
+class EnrolView(BaseModel):
+    """What a device is given: all that it needs besides its own secret."""
+
+    device: str
+    tenant: str
+    hardware: str
+    kind: str = Field(description="`certificate` or `token`.")
+    certificate: str | None = Field(description="PEM; null with a token.")
+    authority: str = Field(description="Who vouches for server and broker, PEM.")
+    broker: str = Field(description="`mqtts://host:port`")
+    image_root: str = Field(description="First root of the image repository, JSON as text.")
+    director_root: str = Field(description="The same of the director.")
+    sources: list[str] = Field(description="Base URLs of the repository.")
+    labels: dict[str, str]
+
+
+class ClaimWanted(BaseModel):
+    """Which devices a new claim lets in, and what they are given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    uses: int = Field(default=1, ge=1, le=100_000, description="How many devices may come with it.")
+    expires_in_s: float | None = Field(
+        default=7 * 86400.0, gt=0, le=10 * 366 * 86400.0, description="Null for never."
+    )
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+    hardware: Id | None = Field(default=None, description="That each of them must be.")
+    device: Id | None = Field(
+        default=None, description="The only one, also one that is in the fleet and has a new key."
+    )
+
+
+class ClaimView(BaseModel):
+    """What is known of a claim."""
+
+    id: str
+    created_at: float
+    created_by: str
+    expires_at: float | None
+    withdrawn_at: float | None
+    uses_left: int
+    labels: dict[str, str]
+    hardware: str | None
+    device: str | None
+
+
+class NewClaim(ClaimView):
+    """A claim, which is told only here."""
+
+    claim: str
+    fingerprint: str | None = Field(
+        description="SHA-256 of the authority's certificate, for `edgec agent enrol --fingerprint`."
+    )
+
+
+def enrolment_of(request: Request) -> Enrolment:
+    """Return what lets devices in."""
+    enrolment = getattr(request.app.state, "enrolment", None)
+    if not isinstance(enrolment, Enrolment):
+        raise ApiError(503, "unavailable", "this server lets no devices in: it has no authority")
+    return enrolment
+
+
+EnrolmentOf = Annotated[Enrolment, Depends(enrolment_of)]
+
+
+@router.get("/authority", response_class=PlainTextResponse)
+def get_authority(enrolment: EnrolmentOf) -> str:
+    """Return the certificate (PEM) of who vouches for this server: to be compared with its fingerprint."""
+    return enrolment.authority
+
+
+@router.post("/enrol", response_model=EnrolView)
+def enrol_device(request: Request, enrolment: EnrolmentOf, body: EnrolWanted) -> Any:
+    """Take a device in that comes with a claim. The same question again gets the same answer."""
+    asked = Asked(
+        claim=body.claim, hardware=body.hardware, device=body.device, request=body.request, token=body.token
+    )
+    return vars(enrolment.enrol(asked, host=request.url.hostname))
+
+
+@router.get("/claims")
+def list_claims(who: Operator, fleet: FleetOf) -> list[ClaimView]:
+    """List all claims; what they are is not kept."""
+    return [ClaimView.model_validate(vars(claim)) for claim in fleet.claims.all()]
+
+
+@router.post("/claims", status_code=201, response_model=NewClaim)
+def make_claim(who: Admin, fleet: FleetOf, request: Request, body: ClaimWanted, once: OnceOf) -> Response:
+    """Make a claim that lets devices in."""
+
+    def deed() -> NewClaim:
+        now = fleet.clock()
+        claim, secret = fleet.claims.create(
+            now=now,
+            actor=who.name,
+            uses=body.uses,
+            expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
+            labels=body.labels,
+            hardware=body.hardware,
+            device=body.device,
+        )
+        enrolment = getattr(request.app.state, "enrolment", None)
+        fingerprint = enrolment.fingerprint if isinstance(enrolment, Enrolment) else None
+        return NewClaim(**_known(claim), claim=secret, fingerprint=fingerprint)
+
+    return once.carry_out(deed, 201)
+
+
+@router.post("/claims/{claim}/withdraw", status_code=204, response_class=Response)
+def withdraw_claim(who: Admin, fleet: FleetOf, claim: str, once: OnceOf) -> Response:
+    """Take a claim back; devices that came with it stay."""
+    return once.carry_out(lambda: fleet.claims.withdraw(claim, now=fleet.clock(), actor=who.name))
+
+
+def _known(claim: Claim) -> dict[str, Any]:
+    return {name: getattr(claim, name) for name in ClaimView.model_fields}

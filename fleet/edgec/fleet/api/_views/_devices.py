@@ -1,0 +1,213 @@
+"""Devices as they are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from edgec.errors import ProtocolError
+from edgec.fleet.api._views._base import Json, Seconds, View, Wanted
+from edgec.fleet.service import Fleet
+from edgec.fleet.store import DeviceRecord, StoredRecord
+from edgec.fleet.store._pages import Pages
+from edgec.protocol import DeviceEvent
+
+
+class ModelView(View):
+    """One model on a device."""
+
+    state: str = Field(examples=["committed"], description="Of the update.")
+    version: str | None = Field(
+        examples=["2"], description="That serves; null where the registry does not have it."
+    )
+    active: str | None = Field(description="Digest of the artifact that serves.")
+    wanted: str | None = Field(description="Digest that it is told to have.")
+    candidate: str | None = Field(description="Digest that an update is about.")
+    reason: str | None = Field(description="Why it is in this state, for programs.")
+    detail: str = Field(description="The same for people.")
+    since: Seconds
+
+
+class DeviceView(View):
+    """A device."""
+
+    id: str = Field(examples=["cam-1"])
+    hardware: str = Field(examples=["cpu-x86_64"], description="Class of hardware.")
+    labels: dict[str, str] = Field(examples=[{"site": "lab"}])
+    online: bool
+    fenced: bool = Field(description="Several machines have its identity; see `clones`.")
+    enrolled_at: Seconds
+    revoked_at: Seconds | None
+    seen_at: float = Field(description="When it was last heard of, seconds since 1970; 0 for never.")
+    epoch: int = Field(description="Of the newest order.")
+    acknowledged: bool = Field(description="Whether it has taken notice of the newest order.")
+    models: dict[str, ModelView]
+
+
+class BootView(View):
+    """A start of a device's agent."""
+
+    id: str
+    epoch: int
+    first_heard: Seconds
+
+
+class AlertOfDevice(View):
+    """Something about a device that a person should know."""
+
+    reason: str
+    detail: str
+
+
+class DeviceDetail(DeviceView):
+    """A device, with all that is believed of it."""
+
+    agent: str = Field(description="Name and version of its software.", examples=["edgec 0.1.0"])
+    boots: list[BootView]
+    clones: list[str] = Field(description="Boots that cannot all be this device.")
+    alerts: list[AlertOfDevice]
+
+
+class RecordView(View):
+    """Something that a device said, other than its figures."""
+
+    boot_id: str
+    seq: int
+    kind: str = Field(examples=["crash"])
+    at: Seconds
+    severity: str
+    reason: str
+    event: Json | None = Field(description="What it said; null where that is no event.")
+
+
+class WhyView(View):
+    """What keeps a device from the newest version."""
+
+    device: str
+    model: str
+    has: str | None = Field(description="Version that serves.")
+    newest: str | None = Field(description="Newest version for its hardware.")
+    reason: str = Field(examples=["later_stage"], description="For programs.")
+    detail: str
+    rollout: str | None
+
+
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:@/ -]{1,256}$")]
+
+
+class LabelsWanted(Wanted):
+    """Labels in place of all that a device had."""
+
+    labels: dict[LabelKey, LabelValue] = Field(max_length=64, examples=[{"site": "lab", "ring": "canary"}])
+
+
+class ReasonWanted(Wanted):
+    """Why, for the audit log."""
+
+    reason: str = Field(default="", max_length=500, examples=["stolen"])
+
+
+class SettleWanted(Wanted):
+    """Which of several machines is the device."""
+
+    boot_id: str = Field(
+        min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", examples=["b7f2"]
+    )
+
+
+class CommandWanted(Wanted):
+    """A command for a device."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", examples=["logs"])
+    args: Json = Field(default={}, examples=[{"lines": 100}])
+    timeout_s: float = Field(default=30.0, gt=0, le=60, description="How long to wait for the answer.")
+
+
+class CommandAnswer(View):
+    """What became of a command."""
+
+    id: str
+    name: str
+    state: str = Field(examples=["done"], description="accepted, done, failed, refused or expired.")
+    reason: str | None
+    detail: str
+    result: Any = Field(description="What the command returned.")
+
+
+def view_devices(fleet: Fleet, records: Sequence[DeviceRecord]) -> list[DeviceView]:
+    """Return devices as they are shown."""
+    versions = _versions(fleet, records)
+    return [DeviceView(**_facts(record, versions)) for record in records]
+
+
+def view_device(fleet: Fleet, record: DeviceRecord) -> DeviceDetail:
+    """Return one device as it is shown."""
+    view = record.view
+    return DeviceDetail(
+        **_facts(record, _versions(fleet, [record])),
+        agent=view.presence.agent if view.presence else "",
+        boots=[BootView(id=b.id, epoch=b.epoch, first_heard=b.first_heard) for b in view.boots],
+        clones=list(view.clones),
+        alerts=[
+            AlertOfDevice.model_validate(alert) for alert in (view.reported.alerts if view.reported else ())
+        ],
+    )
+
+
+def view_record(record: StoredRecord) -> RecordView:
+    """Return what a device said as it is shown."""
+    try:
+        event: Json | None = json.loads(DeviceEvent.from_bytes(record.payload).to_bytes())
+    except ProtocolError:
+        # Samples and damaged records are no events.
+        event = None
+    return RecordView(
+        boot_id=record.boot_id, seq=record.seq, kind=record.kind, at=record.at, severity=record.severity,
+        reason=record.word, event=event,
+    )  # fmt: skip
+
+
+def _versions(fleet: Fleet, records: Sequence[DeviceRecord]) -> dict[str, str]:
+    reported = (r.view.reported for r in records)
+    active = {m.active for r in reported if r for m in r.models.values() if m.active}
+    return Pages(fleet.store.database).versions(active)
+
+
+def _facts(record: DeviceRecord, versions: dict[str, str]) -> dict[str, Any]:
+    reported = record.view.reported
+    models = {
+        name: ModelView(
+            state=m.state,
+            version=versions.get(m.active or ""),
+            active=m.active,
+            wanted=record.wanted.get(name),
+            candidate=m.candidate,
+            reason=m.reason,
+            detail=m.detail,
+            since=m.since,
+        )
+        for name, m in (reported.models.items() if reported else ())
+    }
+    for name, digest in record.wanted.items():
+        if name not in models:
+            models[name] = ModelView(
+                state="not_reported", version=None, active=None, wanted=digest, candidate=None, reason=None,
+                detail="", since=0.0,
+            )  # fmt: skip
+    return {
+        "id": record.id,
+        "hardware": record.hardware,
+        "labels": dict(record.labels),
+        "online": record.online,
+        "fenced": record.fenced,
+        "enrolled_at": record.enrolled_at,
+        "revoked_at": record.revoked_at,
+        "seen_at": record.seen_at,
+        "epoch": record.epoch,
+        "acknowledged": record.view.acknowledges(record.epoch),
+        "models": models,
+    }

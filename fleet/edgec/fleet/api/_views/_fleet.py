@@ -1,0 +1,137 @@
+"""Incidents, telemetry, groups, the audit log and tokens as they are shown."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from edgec.fleet.api._views._base import Json, Seconds, View, Wanted
+from edgec.fleet.store import HourOf
+from edgec.fleet.store._hours import HOUR_S
+
+_QUANTILES = (0.5, 0.9, 0.95, 0.99)
+Role = Literal["viewer", "operator", "releaser", "admin"]
+
+
+class FleetView(View):
+    """The fleet at a glance."""
+
+    devices: int = Field(description="That were not revoked.")
+    online: int
+    fenced: int
+    revoked: int
+    incidents: int = Field(description="Open ones, up to 1000.")
+    rollouts: int = Field(description="Under way.")
+
+
+class IncidentView(View):
+    """Something that a person must know."""
+
+    id: int
+    rollout: str | None
+    device: str | None
+    reason: str = Field(examples=["latency_p95"])
+    detail: str
+    evidence: Json = Field(description="What it was decided by.")
+    opened_at: Seconds
+    closed_at: Seconds | None
+    closed_by: str | None
+
+
+class GroupView(View):
+    """A query that has a name."""
+
+    name: str = Field(examples=["lab"])
+    query: str = Field(examples=["site=lab"])
+
+
+class GroupWanted(Wanted):
+    """A query to be named."""
+
+    query: str = Field(max_length=2000, examples=["site=lab|hall, ring!=prod"])
+
+
+class BehaviourView(View):
+    """What one artifact did over some time: figures and percentiles of all its calls."""
+
+    digest: str = Field(description="The first 16 digits of the artifact's.")
+    version: str | None = Field(description="Null where the registry does not have it.")
+    hour: Seconds | None = Field(description="Its beginning; null where it is all hours.")
+    seconds: float = Field(description="That windows of telemetry cover.")
+    calls: int
+    errors: int
+    sampled: int
+    non_finite: int
+    crashes: int
+    compared: int
+    disagreed: int
+    latency_ms: dict[str, float] = Field(examples=[{"p50": 4.2, "p95": 7.9}], description="Percentiles.")
+    classes: dict[str, int] = Field(description="Calls by class; -1 is all others.")
+
+
+class AuditView(View):
+    """One change."""
+
+    seq: int
+    at: Seconds
+    actor: str = Field(examples=["ann"])
+    action: str = Field(examples=["rollout.create"])
+    subject: str
+    body: Json
+    hash: str = Field(description="SHA-256 of it and of the entry before.")
+
+
+class AuditCheck(View):
+    """Whether the audit log is whole."""
+
+    intact: bool
+    entries: int = Field(description="That were checked; 0 where it is not intact.")
+    hash: str = Field(
+        description="Of the last one: keep it elsewhere, and give it as `expected_hash` next time."
+    )
+    problem: str = Field(description="What is wrong; empty where nothing is.")
+
+
+class TokenView(View):
+    """What is known of a token."""
+
+    id: str
+    name: str = Field(description="The actor in the audit log.", examples=["ann"])
+    role: Role
+    created_at: Seconds
+    created_by: str
+    expires_at: Seconds | None
+    used_at: Seconds | None
+    revoked_at: Seconds | None
+
+
+class TokenMade(TokenView):
+    """A new token."""
+
+    token: str = Field(description="It is told only here.")
+
+
+class TokenWanted(Wanted):
+    """A token to be made."""
+
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[ -~]*[!-~][ -~]*$", examples=["ann"])
+    role: Role = Field(examples=["operator"])
+    valid_s: float | None = Field(
+        default=None, gt=0, le=10 * 366 * 86400, description="When it ends, from now; never if left out."
+    )
+
+
+def view_behaviour(digest: str, version: str | None, said: HourOf, hour: int | None = None) -> BehaviourView:
+    """Return what an artifact did as it is shown."""
+    figures: Json = {name: value if name == "seconds" else int(value) for name, value in said.figures.items()}
+    quantiles = {f"p{q * 100:g}": said.latency.quantile(q) for q in _QUANTILES} if said.latency.count else {}
+    return BehaviourView(
+        digest=digest,
+        version=version,
+        hour=None if hour is None else float(hour * HOUR_S),
+        latency_ms={name: value for name, value in quantiles.items() if math.isfinite(value)},
+        classes={str(number): count for number, count in sorted(said.classes.items())},
+        **figures,
+    )
