@@ -6,8 +6,9 @@ if TYPE_CHECKING:
     from edgec.simulation._behaviour import HEALTHY, POISONED, POISONS, Behaviour, BehaviourError
     from edgec.simulation._device import DeviceNews, SimulatedDevice
     from edgec.simulation._releases import LABELS, MODEL, make_release
-    from edgec.simulation._settings import Poison, SimulationError, SimulationSettings
+    from edgec.simulation._settings import TELEMETRY, Poison, SimulationError, SimulationSettings
     from edgec.simulation._simulation import Counts, Simulation
+    from edgec.simulation._swarm import Swarm
 
 __all__ = [
     "HEALTHY",
@@ -15,6 +16,7 @@ __all__ = [
     "MODEL",
     "POISONED",
     "POISONS",
+    "TELEMETRY",
     "Behaviour",
     "BehaviourError",
     "Counts",
@@ -24,6 +26,7 @@ __all__ = [
     "Simulation",
     "SimulationError",
     "SimulationSettings",
+    "Swarm",
     "make_release",
 ]
 
@@ -34,6 +37,7 @@ _LATER = {
     "MODEL": "_releases",
     "POISONED": "_behaviour",
     "POISONS": "_behaviour",
+    "TELEMETRY": "_settings",
     "Behaviour": "_behaviour",
     "BehaviourError": "_behaviour",
     "Counts": "_simulation",
@@ -43,6 +47,7 @@ _LATER = {
     "Simulation": "_simulation",
     "SimulationError": "_settings",
     "SimulationSettings": "_settings",
+    "Swarm": "_swarm",
     "make_release": "_releases",
 }
 

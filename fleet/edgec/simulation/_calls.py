@@ -78,8 +78,10 @@ class DeclaredCalls:
     # -- of `Applications`
 
     def start(self, agent: Agent) -> None:
-        """Begin; models that are there are called from their first `take` on."""
+        """Begin, with the models that are there."""
         self._agent = agent
+        for link in sorted(agent.config.models_dir.glob("*/current.edgec")):
+            self._find(link.parent.name)
 
     def stop(self) -> None:
         """End."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgec.device_agent import TelemetryPolicy, UpdateSettings
 from edgec.errors import EdgecError
@@ -54,7 +54,7 @@ class Poison:
     @property
     def behaviour(self) -> Behaviour:
         """How calls are where it strikes; those of a release that cannot be installed are as ever."""
-        return POISONED.get(self.kind, HEALTHY)
+        return replace(POISONED.get(self.kind, HEALTHY), afflicted=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
