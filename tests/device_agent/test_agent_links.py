@@ -86,7 +86,7 @@ def test_an_application_takes_part_in_an_update(
     shop: Publisher,
     mosquitto: Broker,  # noqa: F811
 ) -> None:
-    updates = UpdateSettings(shadow_s=1.0, probation_s=1.0, refresh_s=0, health_timeout_s=60)
+    updates = UpdateSettings(shadow_s=30.0, probation_s=1.0, refresh_s=0, health_timeout_s=60)
     with (
         Server(mosquitto) as server,
         device(shop, mosquitto, updates=updates) as (agent, served, here),
@@ -97,6 +97,11 @@ def test_an_application_takes_part_in_an_update(
         eventually(lambda: served.connected("digits"))
         event = server.ended(server.want(shop, {"digits": PATHS["2"]}))
         assert event.kind == "update_committed", event
+        heard = server.wait(lambda h: any(e.kind == "shadow" for e in h.events.values()))
+        (seen,) = [e for e in heard.events.values() if e.kind == "shadow"]
+        assert seen.data["digest"] == event.data["digest"]
+        assert int(seen.data["compared"]) > 0
+        assert (seen.data["disagreed"], seen.data["failed"], seen.reason) == ("0", "0", None)
         path = agent.serving("digits")
         assert path is not None
         assert served.held("digits") == {json.loads((path.parent / "slot.json").read_text())["digest"]}
@@ -132,6 +137,14 @@ def test_row_23_an_application_that_dies_of_a_model_again_and_again_gets_the_old
         (event,) = [e for e in heard.events.values() if e.kind == "update_rolled_back"]
         assert event.reason == "crash_loop"
         assert "without a goodbye" in event.detail
+        # The fleet counts deaths by the artifact that died, and the loop once.
+        heard = server.wait(lambda h: any(e.kind == "crash_loop" for e in h.events.values()))
+        bad = shop.open()[0].targets()[PATHS["2"]].sha256
+        crashes = [e for e in heard.events.values() if e.kind == "crash"]
+        assert len(crashes) >= 3
+        assert {(e.model, e.reason, e.data["digest"]) for e in crashes} == {("digits", "crashed", bad)}
+        (loop,) = [e for e in heard.events.values() if e.kind == "crash_loop"]
+        assert (loop.model, loop.data["digest"], loop.severity) == ("digits", bad, "error")
 
 
 def test_orders_are_carried_out_and_the_audit_tells_of_all(

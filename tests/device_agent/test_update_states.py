@@ -43,6 +43,7 @@ def events(state: State) -> Iterator[Event]:
     for digest in (V1, V2, ""):
         yield Desired(now=NOW, wanted=want(state.epoch + 1, digest, shadow_s=5.0 if digest == V2 else 0.0))
     yield Desired(now=NOW, wanted=want(state.epoch + 1, V2, retry=True))
+    yield Desired(now=NOW, wanted=want(state.epoch + 1, V2, prepare=True))
     yield Desired(now=NOW, wanted=want(state.epoch, V3))
     if state.work:
         yield Done(now=NOW, work=state.work)
@@ -74,13 +75,19 @@ def key(state: State) -> State:
         reports_lost=0,
         reason="",
         detail="",
-        verdict=None,
+        verdict="prepared" if state.verdict == "prepared" else None,
         quarantine=tuple(replace(q, epoch=0, reason="") for q in state.quarantine),
-        candidate=state.candidate and replace(state.candidate, epoch=0, retry=False),
+        candidate=state.candidate and replace(state.candidate, epoch=0, retry=0),
         pending=state.pending and replace(state.pending, epoch=shift - state.pending.epoch),
         deadline_s=None if state.deadline_s is None else 0.0,
     )
     return replace(bare, reports=tuple(replace(r, reason="", detail="") for r in bare.reports))
+
+
+def waits(state: State) -> bool:
+    """Whether an update was fetched ahead, and waits for the fleet's word; the fleet knows that it does."""
+    ahead = state.candidate is not None and state.candidate.prepare
+    return state.phase == "deferred" and ahead and state.verdict == "prepared"
 
 
 def check(state: State) -> None:
@@ -104,7 +111,7 @@ def check(state: State) -> None:
     if state.phase in WORK:
         assert state.work or state.deadline_s is not None, "nothing would ever happen again"
     elif state.phase == "deferred":
-        assert state.deadline_s is not None
+        assert state.deadline_s is not None or waits(state)
     else:
         assert state.work == 0
         assert state.pending is None or state.unsettled
@@ -168,7 +175,7 @@ def ends(state: State, *, passing: bool) -> None:
     """Whatever fails, and with time passing, an update ends."""
     path: set[tuple[State, bool]] = set()
     for _ in range(120):
-        if state.phase in ("idle", "cleaned") or (key(state), passing) in ENDING:
+        if state.phase in ("idle", "cleaned") or waits(state) or (key(state), passing) in ENDING:
             ENDING.update(path)
             return
         path.add((key(state), passing))

@@ -20,9 +20,19 @@ def at(mono_s: float, wall_s: float = 1_700_000_000.0) -> Moment:
 NOW = at(0.0)
 
 
-def want(epoch: int, digest: str = V1, *, retry: bool = False, shadow_s: float = 0.0) -> Wanted:
+def want(
+    epoch: int, digest: str = V1, *, retry: bool = False, prepare: bool = False, shadow_s: float = 0.0
+) -> Wanted:
     """Return a wish; with an empty digest, for removal."""
-    return Wanted(epoch=epoch, digest=digest, length=100, target="m", retry=retry, shadow_s=shadow_s)
+    return Wanted(
+        epoch=epoch,
+        digest=digest,
+        length=100,
+        target="m",
+        retry=epoch if retry else 0,
+        prepare=prepare,
+        shadow_s=shadow_s,
+    )
 
 
 def follow(state: State, *events: Event, limits: Limits = QUICK) -> tuple[State, list[Effect]]:

@@ -36,7 +36,7 @@ def wanted(epoch: int, name: str | None, *, retry: bool = False) -> Wanted:
     if name is None:
         return Wanted(epoch=epoch)
     digest, length = DIGEST[name], len(CONTENT[name])
-    return Wanted(epoch=epoch, digest=digest, length=length, target=name, retry=retry)
+    return Wanted(epoch=epoch, digest=digest, length=length, target=name, retry=epoch if retry else 0)
 
 
 class World(SlotWork):

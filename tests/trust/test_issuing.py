@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, versions
@@ -11,7 +12,7 @@ from edgec.errors import TrustError
 from edgec.trust import KeyRing, SignedWish, Wish, issue, open_repositories
 
 
-def wish(device: str, epoch: int, version: str, **more: int) -> Wish:
+def wish(device: str, epoch: int, version: str, **more: Any) -> Wish:
     return Wish(
         device=device, epoch=epoch, models={"tiny": path_of(version)}, hardware=("cpu-x86_64",), **more
     )

@@ -26,6 +26,14 @@ def condemn(turn: Turn, reason: str) -> None:
         turn.quarantine(turn.state.candidate.digest, reason)
 
 
+def prepared(turn: Turn) -> None:
+    """What was to be fetched ahead is here; it waits for the word to install it."""
+    if turn.state.verdict != "prepared":
+        turn.tell("prepared", turn.state.candidate)
+    detail = "it is here and verified, and waits for the word to install it"
+    turn.enter("deferred", verdict="prepared", attempts=0, **turn.because("prepared", detail))
+
+
 def fail(turn: Turn, result: Result, reason: str, detail: str) -> None:
     """End an update; what serves is what did before."""
     if result in ("failed", "rolled_back") and turn.state.candidate is not None:
@@ -91,16 +99,17 @@ def begin(turn: Turn, wanted: Wanted) -> None:
         turn.enter("removing", candidate=wanted)
     elif state.active is not None and state.active.digest == wanted.digest:
         refuse(turn, "unchanged", wanted, "already_active", "it serves already")
-    elif (bad := state.quarantined(wanted.digest)) and not (wanted.retry and wanted.epoch > bad.epoch):
+    elif (bad := state.quarantined(wanted.digest)) and wanted.retry <= bad.epoch:
         detail = f"it was found bad here in epoch {bad.epoch} ({bad.reason}); order a retry to try it again"
         refuse(turn, "refused", wanted, "quarantined", detail)
-    elif turn.tried(wanted.digest) >= turn.limits.tries and not wanted.retry:
+    elif turn.tried(wanted.digest, wanted.retry) >= turn.limits.tries:
         detail = (
             f"{turn.tried(wanted.digest)} updates to it did not succeed here; order a retry to try it again"
         )
         refuse(turn, "refused", wanted, "too_many_tries", detail)
     else:
-        if wanted.retry:
+        turn.release(wanted.digest)
+        if wanted.retry and not turn.tried(wanted.digest, wanted.retry):
             turn.forgive(wanted.digest)
         reuse = state.previous is not None and state.previous.digest == wanted.digest
         turn.enter("notified", candidate=wanted, reuse=reuse, attempts=0, verdict=None)

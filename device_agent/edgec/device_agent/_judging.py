@@ -109,6 +109,7 @@ def judge_shadow(report: ShadowReport, seconds: float, *, criteria: ShadowCriter
     figures = {
         "seconds": seconds,
         "compared": float(report.compared),
+        "disagreed": float(report.disagreed),
         "failed": float(report.failed),
         "bad": float(bad),
         "agreement": agreed / report.compared if report.compared else math.nan,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edgec.device_agent._plain import from_plain
 from edgec.errors import AgentError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 # A phase is written before its work begins: in `switched`, the switch is decided and under way.
 Phase = Literal[
@@ -45,6 +45,7 @@ Result = Literal[
     "superseded",
     "abort_accepted",
     "abort_refused",
+    "prepared",
     "degraded",
     "recovered",
 ]
@@ -73,7 +74,9 @@ class Wanted:
         digest: SHA-256 of the artifact in hex; empty where the model is to be removed.
         length: Of the artifact, in bytes.
         target: Its path in the image repository.
-        retry: Try it although this device refused it before.
+        retry: Epoch of the last order to try it although this device has found it bad; 0 for none. What was
+            found before that epoch is forgiven.
+        prepare: Fetch and verify it, and wait until it is wanted without this.
         shadow_s: How long it runs beside the active one before the switch; 0 for not at all.
         probation_s: How long it must hold after the switch.
         probation_calls: How many calls in probation prove it earlier; 0: only time does.
@@ -83,7 +86,8 @@ class Wanted:
     digest: str = ""
     length: int = 0
     target: str = ""
-    retry: bool = False
+    retry: int = 0
+    prepare: bool = False
     shadow_s: float = 0.0
     probation_s: float = 600.0
     probation_calls: int = 0
@@ -109,7 +113,7 @@ class Quarantined:
     """A digest that this device found bad, and will not install again unasked.
 
     Attributes:
-        epoch: In which it was found bad; only a later one, with `Wanted.retry`, lets it in again.
+        epoch: In which it was found bad; only a later `Wanted.retry` lets it in again.
     """
 
     digest: str
@@ -120,10 +124,15 @@ class Quarantined:
 
 @dataclass(frozen=True, kw_only=True)
 class Tries:
-    """How many updates to a digest have failed since one of them last succeeded."""
+    """How many updates to a digest have failed since one of them last succeeded.
+
+    Attributes:
+        epoch: Of the last of them.
+    """
 
     digest: str
     count: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,5 +269,15 @@ def _from_0(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "done": 0, "work": 0, "work_seq": 0}
 
 
+def _from_1(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had no number in an order to retry, only whether there was one, of that epoch."""
+    wishes = {name: plain[name] for name in ("candidate", "pending") if isinstance(plain.get(name), dict)}
+    numbered = {
+        name: {**wish, "retry": wish.get("epoch", 0) if wish.get("retry") is True else 0}
+        for name, wish in wishes.items()
+    }
+    return {**plain, **numbered}
+
+
 # The entry at n turns a state of version n into one of version n + 1.
-_MIGRATIONS = (_from_0,)
+_MIGRATIONS = (_from_0, _from_1)

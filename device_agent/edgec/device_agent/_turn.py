@@ -69,7 +69,7 @@ class Limits:
 
     Attributes:
         attempts: Passing failures of one update before it is given up.
-        tries: Updates to one digest that may fail before only `Wanted.retry` begins another.
+        tries: Updates to one digest that may fail before only a later `Wanted.retry` begins another.
         retries: Failures of a rollback, commit, removal or cleaning before it is left as it is.
         interruptions: Deaths of the agent in one phase that blame the candidate.
         crashes: Deaths of application, model or agent in probation, within `calm_s`, that end it.
@@ -205,20 +205,24 @@ class Turn:
 
     def count_try(self, digest: str) -> None:
         """Count another update to this digest that has failed."""
-        entry = Tries(digest=digest, count=self.tried(digest) + 1)
+        candidate = self.state.candidate
+        epoch = self.state.epoch if candidate is None else candidate.epoch
+        entry = Tries(digest=digest, count=self.tried(digest) + 1, epoch=epoch)
         others = [t for t in self.state.tries if t.digest != digest]
         self.set(tries=(*others, entry)[-MAX_TRIES:])
 
-    def tried(self, digest: str) -> int:
-        """Return how many updates to this digest have failed since one succeeded."""
-        return next((t.count for t in self.state.tries if t.digest == digest), 0)
+    def tried(self, digest: str, since: int = 0) -> int:
+        """Return how many updates to this digest have failed since one succeeded; 0 if none since `since`."""
+        return next((t.count for t in self.state.tries if t.digest == digest and t.epoch >= since), 0)
 
     def forgive(self, digest: str) -> None:
         """Forget what was held against a digest."""
-        self.set(
-            tries=tuple(t for t in self.state.tries if t.digest != digest),
-            quarantine=tuple(q for q in self.state.quarantine if q.digest != digest),
-        )
+        self.release(digest)
+        self.set(tries=tuple(t for t in self.state.tries if t.digest != digest))
+
+    def release(self, digest: str) -> None:
+        """Let a digest out of quarantine; how often it was tried is remembered."""
+        self.set(quarantine=tuple(q for q in self.state.quarantine if q.digest != digest))
 
     def installed_candidate(self) -> Installed | None:
         """Return the candidate as something that lies in its slot."""

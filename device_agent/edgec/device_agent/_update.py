@@ -19,6 +19,7 @@ from edgec.device_agent._courses import (
     fail,
     finish,
     make_way,
+    prepared,
     rest,
     roll_back,
     rolled_back,
@@ -101,6 +102,8 @@ _PATIENT = frozenset(("admit", "reserve", "fetch", "commit", "clean", "roll_back
 # Work that condemns a digest when it fails for good, or the agent dies of it time after time.
 _JUDGES = frozenset(("verify", "self_test", "shadow", "switch"))
 _MUST_SUCCEED = frozenset(("commit", "clean", "roll_back", "remove"))
+# Phases from which what is fetched ahead can still wait.
+_MAY_WAIT: frozenset[Phase] = frozenset(("notified", "deferred", "admitted", "downloading"))
 # Work whose hanging says nothing about the candidate.
 _EXTERNAL = frozenset(("admit", "reserve", "fetch", "stage", "confirm"))
 
@@ -157,7 +160,10 @@ def _result(turn: Turn, event: Done | Failed | Postponed) -> None:
 
 def _phase_done(turn: Turn) -> None:
     state = turn.state
-    if state.phase == "notified":
+    waits = state.candidate is not None and state.candidate.prepare
+    if waits and (state.phase == "downloading" or (state.phase == "notified" and state.reuse)):
+        prepared(turn)
+    elif state.phase == "notified":
         turn.enter("verified" if state.reuse else "admitted")
     elif state.phase == "admitted":
         turn.enter("downloading")
@@ -238,11 +244,32 @@ def _desired(turn: Turn, wanted: Wanted) -> None:
         state.phase in BEFORE_SWITCH or state.phase in ("switched", "probation")
     ):
         drop_pending(turn, wanted)
-        turn.set(candidate=replace(state.candidate, epoch=wanted.epoch) if state.candidate else None)
+        _go_on_with(turn, wanted)
     else:
         drop_pending(turn, wanted)
         turn.set(pending=wanted)
         make_way(turn, wanted)
+
+
+def _go_on_with(turn: Turn, wanted: Wanted) -> None:
+    """Take note of a newer word about the candidate; its length of trial is that of the first, once begun."""
+    candidate = turn.state.candidate
+    if candidate is None:
+        return
+    prepare = wanted.prepare and turn.state.phase in _MAY_WAIT
+    changed = replace(candidate, epoch=wanted.epoch, retry=wanted.retry, prepare=prepare)
+    if turn.state.phase in BEFORE_SWITCH and turn.state.phase != "shadow":
+        changed = replace(
+            changed,
+            shadow_s=wanted.shadow_s,
+            probation_s=wanted.probation_s,
+            probation_calls=wanted.probation_calls,
+        )
+    turn.set(candidate=changed)
+    if turn.state.verdict == "prepared" and prepare:
+        turn.tell("prepared", changed)
+    elif turn.state.verdict == "prepared":
+        turn.enter("notified", verdict=None)
 
 
 def _is_candidate(state: State, wanted: Wanted) -> bool:

@@ -18,6 +18,7 @@ from edgec.device_agent._slot_work import SlotWork
 from edgec.errors import ArtifactError, EdgecError, TransferError, TrustError
 
 if TYPE_CHECKING:
+    from edgec.device_agent._findings import Verdict
     from edgec.device_agent._seams import Applications, Clock, Trial
     from edgec.device_agent._sources import Source
     from edgec.device_agent._state import Installed, Report
@@ -64,6 +65,7 @@ class AgentActions(SlotWork):
         applications: Who uses the models.
         tap: Returns what was observed of a model.
         report: Puts a report where it is not lost.
+        shadowed: Hears what the candidate of a model, by its digest, answered beside what serves.
         cache_dir: Where engines keep what they compile.
         trial: Tries a model before it may serve; None for `check_health`.
     """
@@ -82,6 +84,7 @@ class AgentActions(SlotWork):
         applications: Sequence[Applications],
         tap: Callable[[str], WindowTap],
         report: Callable[[str, Report], None],
+        shadowed: Callable[[str, str, Sequence[Verdict]], None] = lambda model, digest, verdicts: None,
         cache_dir: Path | None = None,
         trial: Trial | None = None,
     ) -> None:
@@ -96,6 +99,7 @@ class AgentActions(SlotWork):
         self._applications = applications
         self._tap = tap
         self._put_report = report
+        self._shadowed = shadowed
         self._cache_dir = cache_dir
         self._trial = trial
 
@@ -215,14 +219,21 @@ class AgentActions(SlotWork):
     def shadow(self, work: Work, context: Context) -> None:
         """Let it see live inputs, wherever the model is used; too few of them stop nobody."""
         seconds = 0.0 if work.wanted is None else work.wanted.shadow_s
+        digest = "" if work.wanted is None else work.wanted.digest
         candidate = self.slots(work.model).artifact(work.slot)
-        for application in self._applications:
-            verdict = application.shadow(work.model, candidate, seconds, lambda: not context.cancelled)
-            context.check()
-            if verdict is not None and verdict.outcome == FAIL:
-                raise WorkFailedError(
-                    verdict.findings[0].word, "; ".join(f"{f.word}: {f.message}" for f in verdict.findings)
-                )
+        verdicts: list[Verdict] = []
+        try:
+            for application in self._applications:
+                verdict = application.shadow(work.model, candidate, seconds, lambda: not context.cancelled)
+                context.check()
+                if verdict is None:
+                    continue
+                verdicts.append(verdict)
+                if verdict.outcome == FAIL:
+                    words = "; ".join(f"{f.word}: {f.message}" for f in verdict.findings)
+                    raise WorkFailedError(verdict.findings[0].word, words)
+        finally:
+            self._shadowed(work.model, digest, verdicts)
 
     def switch(self, work: Work, context: Context) -> None:
         """Make it current, and let all follow; what it does is counted from here on."""

@@ -10,16 +10,28 @@ from edgec.protocol._control import Desired, DesiredModel, DeviceEvent, ModelRep
 from edgec.protocol._views import DeviceView
 
 Outcome: TypeAlias = Literal[
-    "waiting", "noticed", "working", "committed", "refused", "failed", "rolled_back", "ahead", "superseded"
+    "waiting",
+    "noticed",
+    "working",
+    "committed",
+    "prepared",
+    "refused",
+    "failed",
+    "rolled_back",
+    "ahead",
+    "superseded",
 ]
 # After these nothing more comes of it.
-ENDS: frozenset[Outcome] = frozenset(("committed", "refused", "failed", "rolled_back", "ahead", "superseded"))
+ENDS: frozenset[Outcome] = frozenset(
+    ("committed", "prepared", "refused", "failed", "rolled_back", "ahead", "superseded")
+)
 # Of an update that is over, as `ModelReport.state` says it.
 _RESTING = frozenset(("idle", "cleaned", "committed"))
 # What the end of an update means, by the kind of its event.
 _RESULTS: Mapping[str, Outcome] = {
     "update_committed": "committed",
     "update_unchanged": "committed",
+    "update_prepared": "prepared",
     "update_refused": "refused",
     "update_failed": "failed",
     "update_aborted": "failed",
@@ -36,9 +48,9 @@ class Answer:
         device: Its id.
         model: Name of the model.
         outcome: ``waiting`` until it takes notice, ``noticed``, ``working``, then one of `ENDS`:
-            ``committed``, ``refused`` before anything was tried, ``failed`` before the switch,
-            ``rolled_back`` after it, ``superseded`` by a newer one, ``ahead`` where the device follows a
-            greater epoch than it was told, of another server.
+            ``committed``, ``prepared`` where it was to be fetched ahead, ``refused`` before anything was
+            tried, ``failed`` before the switch, ``rolled_back`` after it, ``superseded`` by a newer one,
+            ``ahead`` where the device follows a greater epoch than it was told, of another server.
         state: Of the update, as the device calls it; "" before it took notice.
         reason: Why, for programs; "" where all is well.
         detail: The same for people.

@@ -36,6 +36,7 @@ from edgec.trust._publishing import assign_also, chosen_target, previous_target,
 from edgec.trust._repository import Lifetimes, Signatures
 from edgec.trust._source import DirectorySource, HttpSource, MetadataSource, Source
 from edgec.trust._status import Due, RepositoryStatus, RoleStatus, repository_status
+from edgec.trust._terms import Terms
 
 __all__ = [
     "MAX_BUNDLE_BYTES",
@@ -65,6 +66,7 @@ __all__ = [
     "SignedCommand",
     "SignedWish",
     "Source",
+    "Terms",
     "Wish",
     "assign_also",
     "bundle_files",

@@ -9,6 +9,7 @@ from typing import Any
 from edgec.artifact._fields import Fields, matching, natural, sequence, text
 from edgec.errors import ManifestError, TrustError
 from edgec.trust._metadata import DIRECTOR, IMAGE, name
+from edgec.trust._terms import Terms
 
 _SHA256 = matching(r"[0-9a-f]{64}", "a SHA-256 in hex")
 _DIGEST = matching(r"sha256:[0-9a-f]{64}", "sha256: and a digest in hex")
@@ -117,6 +118,7 @@ class AssignedTarget:
         length: In bytes.
         sha256: Of the file, in hex.
         custom: What the image repository says of it.
+        terms: On which the director has it taken up.
     """
 
     model: str
@@ -124,6 +126,7 @@ class AssignedTarget:
     length: int
     sha256: str
     custom: ImageTarget
+    terms: Terms = field(default_factory=Terms)
 
     @property
     def location(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgec.artifact._fields import Fields
 from edgec.errors import TrustError
 from edgec.trust._assignment import DeviceBundle, ImageTarget
 from edgec.trust._image import ImageRepository
@@ -21,6 +23,7 @@ from edgec.trust._metadata import (
     parse,
 )
 from edgec.trust._repository import Clock, Lifetimes, RootRoles, SignedRepository
+from edgec.trust._terms import Terms, terms_of
 from edgec.trust._tuf import Metadata, Snapshot, TargetFile, Targets, Timestamp
 
 # A message over MQTT has 128 KiB; the metadata is text in JSON in it, with quotes escaped.
@@ -87,8 +90,19 @@ class DirectorRepository(SignedRepository):
         current = self._current(device)
         return 0 if current is None else current["timestamp"].signed.expires.timestamp()
 
+    def terms(self, device: str) -> dict[str, Terms]:
+        """Return on which terms `device` is assigned what it is, by name of the model."""
+        current = self._current(device)
+        return {} if current is None else _terms(current["targets"].signed)
+
     def assign(
-        self, device: str, models: Mapping[str, str], *, hardware: Iterable[str] | None = None
+        self,
+        device: str,
+        models: Mapping[str, str],
+        *,
+        hardware: Iterable[str] | None = None,
+        terms: Mapping[str, Terms] | None = None,
+        retry: Collection[str] = (),
     ) -> DeviceBundle:
         """Say what `device` shall run from now on, in place of all before.
 
@@ -98,6 +112,8 @@ class DirectorRepository(SignedRepository):
             device: Its id.
             models: Path of an artifact in the image repository, by name of the model.
             hardware: Targets that the device can run, if known: others are refused here already.
+            terms: By name of the model; one that is not named keeps the terms of the artifact that it had.
+            retry: Models whose artifact is to be tried although the device has found it bad; a new epoch.
 
         Returns:
             What to send it.
@@ -110,12 +126,20 @@ class DirectorRepository(SignedRepository):
         targets = self.checked(models, None if hardware is None else set(hardware), self.image.targets())
         epoch, before = self.assigned(device)
         current = self._current(device)
+        signed = None if current is None else current["targets"].signed
+        known = {} if signed is None else _terms(signed)
+        same = {model for model, target in targets.items() if before.get(model) == target.path}
+        agreed = {model: _kept(known.get(model), (terms or {}).get(model)) for model in same}
+        agreed |= {model: terms[model] for model in targets if terms and model in terms and model not in same}
         unchanged = before == {model: target.path for model, target in targets.items()} and epoch > 0
-        if unchanged and current is not None and _same_files(current["targets"].signed, targets):
+        if unchanged and not retry and known == agreed and _same_files(signed, targets):
             return self.bundle(device)
         if epoch >= MAX_INTEGER:
             raise TrustError(f"the epochs of {device} are used up: rotate the director's key", "rollback")
-        self._write_device(device, epoch + 1, targets)
+        agreed |= {
+            model: replace(agreed.get(model, Terms()), retry=epoch + 1) for model in targets if model in retry
+        }
+        self._write_device(device, epoch + 1, targets, terms=agreed)
         return self.bundle(device)
 
     def renew(self, device: str) -> DeviceBundle:
@@ -227,12 +251,16 @@ class DirectorRepository(SignedRepository):
         epoch: int,
         targets: Mapping[str, ImageTarget] | None,
         entries: Mapping[str, Any] | None = None,
+        terms: Mapping[str, Terms] | None = None,
     ) -> None:
         now, folder = self.clock(), f"{DIRECTOR}/{device}"
         expires = expiry(now, self.lifetimes.director)
         own = field(self.kind, now, device=device)
         if entries is None:
-            entries = {target.path: entry(model, target) for model, target in (targets or {}).items()}
+            entries = {
+                target.path: entry(model, target, (terms or {}).get(model))
+                for model, target in (targets or {}).items()
+            }
         past = self._current(device)
         # One number for all three; nothing says that they must differ.
         version = past["timestamp"].signed.version + 1 if past else 1
@@ -285,9 +313,26 @@ def open_repositories(
     return image, DirectorRepository(image, keys)
 
 
-def entry(model: str, target: ImageTarget) -> Any:
+def entry(model: str, target: ImageTarget, terms: Terms | None = None) -> Any:
     """Return the entry of an artifact in a device's targets."""
-    return TargetFile(target.length, {"sha256": target.sha256}, target.path, {"custom": {"model": model}})
+    said = {} if terms is None else terms.custom()
+    custom = {"model": model} | ({"terms": said} if said else {})
+    return TargetFile(target.length, {"sha256": target.sha256}, target.path, {"custom": custom})
+
+
+def _kept(before: Terms | None, said: Terms | None) -> Terms:
+    """Return the terms of an artifact that stays: as they were, or as is said; an order to retry holds on."""
+    if before is None or said is None:
+        return said or before or Terms()
+    return replace(said, retry=max(said.retry, before.retry))
+
+
+def _terms(signed: Any) -> dict[str, Terms]:
+    found = {}
+    for target in signed.targets.values():
+        custom = Fields(target.unrecognized_fields["custom"], "custom")
+        found[target.unrecognized_fields["custom"]["model"]] = terms_of(custom)
+    return found
 
 
 def _same_files(signed: Any, targets: Mapping[str, ImageTarget]) -> bool:

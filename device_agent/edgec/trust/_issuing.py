@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Any
 
 from edgec.artifact import atomic_write
@@ -14,6 +15,7 @@ from edgec.trust._assignment import DeviceBundle, ImageTarget
 from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, entry
 from edgec.trust._metadata import DIRECTOR, MAX_INTEGER, checked_name, expiry, field, meta_file, parse
 from edgec.trust._repository import KEPT_VERSIONS
+from edgec.trust._terms import Terms
 from edgec.trust._tuf import Metadata, Snapshot, Targets, Timestamp
 
 _ROLES = ("targets", "snapshot", "timestamp")
@@ -29,6 +31,7 @@ class Wish:
         models: Path in the image repository, by name of the model.
         after: Version of the metadata that it was told last, as far as is known; 0 for none.
         hardware: Targets that it can run; others are refused. Empty for unknown.
+        terms: On which they are taken up, by name of the model; where there are none, on the device owner's.
     """
 
     device: str
@@ -36,6 +39,7 @@ class Wish:
     models: Mapping[str, str]
     after: int = 0
     hardware: tuple[str, ...] = ()
+    terms: Mapping[str, Terms] = attribute(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,9 @@ class _Issuing:
     ) -> dict[str, bytes]:
         own = field(DIRECTOR, self._now, device=wish.device)
         same: dict[str, Any] = {"version": version, "expires": self._expires}
-        entries = {target.path: entry(model, target) for model, target in targets.items()}
+        entries = {
+            target.path: entry(model, target, wish.terms.get(model)) for model, target in targets.items()
+        }
         about = field(DIRECTOR, self._now, device=wish.device, epoch=wish.epoch)
         signed = self._signed(Targets(**same, targets=entries, unrecognized_fields=about))
         pins = {"targets.json": meta_file(version, signed)}

@@ -11,6 +11,7 @@ from edgec.trust._assignment import PATH, AssignedTarget, Assignment, ImageTarge
 from edgec.trust._metadata import PREFIX, Extra, key_digest, name
 from edgec.trust._refresh import Refreshed, translated
 from edgec.trust._state import Floor, Floors
+from edgec.trust._terms import Terms, terms_of
 
 MAX_MODELS = 64
 
@@ -39,14 +40,19 @@ def match(
     releases = dict(floors.releases)
     for path, entry in sorted(entries.items()):
         try:
-            model = _model(path, entry)
+            model, terms = _told(path, entry)
             if model in found:
                 raise TrustError(f"model {model} is assigned twice", "malformed")
             target = _agreed(image, path, entry, model)
             releases[model] = _raised_floor(image, model, releases.get(model, Floor()))
             _check_allowed(target, hardware, releases[model].value)
             found[model] = AssignedTarget(
-                model=model, path=path, length=target.length, sha256=target.sha256, custom=target
+                model=model,
+                path=path,
+                length=target.length,
+                sha256=target.sha256,
+                custom=target,
+                terms=terms,
             )
         except TrustError as e:  # noqa: PERF203
             problems.append(e)
@@ -66,12 +72,12 @@ def _role_expiries(image: Refreshed, models: Collection[str]) -> list[float]:
     return [image.expires(), *(image.role(PREFIX + model).expires.timestamp() for model in models)]
 
 
-def _model(path: str, entry: Any) -> str:
+def _told(path: str, entry: Any) -> tuple[str, Terms]:
+    """Return for which model an entry is, and on which terms."""
     try:
         PATH(path, "the path of an assigned target")
-        return Fields(entry.unrecognized_fields.get("custom"), f"assigned {path:.80}, custom").need(
-            "model", name
-        )
+        custom = Fields(entry.unrecognized_fields.get("custom"), f"assigned {path:.80}, custom")
+        return custom.need("model", name), terms_of(custom)
     except ManifestError as e:
         raise TrustError(str(e), "malformed") from e
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from edgec.errors import TrustError
 from edgec.trust._assignment import DeviceBundle, ImageTarget
 from edgec.trust._director import DirectorRepository
 from edgec.trust._image import DeltaFile, ImageRepository
+from edgec.trust._terms import Terms
 
 # Smaller artifacts have one chunk, or few: fetched again as a whole they cost less than a map.
 _LEAST_MAPPED = 2**20
@@ -126,7 +127,13 @@ def previous_target(
 
 
 def assign_also(
-    director: DirectorRepository, device: str, models: Mapping[str, str], *, hardware: set[str] | None = None
+    director: DirectorRepository,
+    device: str,
+    models: Mapping[str, str],
+    *,
+    hardware: set[str] | None = None,
+    terms: Mapping[str, Terms] | None = None,
+    retry: Collection[str] = (),
 ) -> DeviceBundle:
     """Assign artifacts to a device beside what it is assigned of other models.
 
@@ -135,8 +142,11 @@ def assign_also(
         device: Its id.
         models: Path of an artifact, by name of the model.
         hardware: Targets that it can run, if known.
+        terms: By name of the model, as of `DirectorRepository.assign`.
+        retry: Names of models, likewise.
 
     Raises:
         TrustError: As `DirectorRepository.assign` raises it.
     """
-    return director.assign(device, {**director.assigned(device)[1], **models}, hardware=hardware)
+    whole = {**director.assigned(device)[1], **models}
+    return director.assign(device, whole, hardware=hardware, terms=terms, retry=retry)
