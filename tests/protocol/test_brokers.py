@@ -116,7 +116,8 @@ def _allow(broker: Broker, access: Access) -> None:
     words = "Reloading config" if broker.name == "mosquitto" else "Reloaded server configuration"
     before = broker.log.count(words)
     broker.allow(access)
-    until(lambda: broker.log.count(words) > before)
+    if broker.name == "nats" or access.refused or access.hashes or broker.password_port:
+        until(lambda: broker.log.count(words) > before)
 
 
 def _with_password(broker: Broker, device: str, password: str) -> MqttLink:
@@ -158,7 +159,8 @@ def test_a_request_is_signed_for_the_identity_that_the_server_says(tmp_path: Pat
     crl = tmp_path / "revoked.crl"
     for revoked in ([], [serial]):
         authority.write_revoked(crl, revoked)
-        command = ["openssl", "verify", "-crl_check", "-CAfile", authority.root, "-CRLfile", crl]
+        command: list[str | Path] = ["openssl", "verify", "-crl_check", "-CAfile", authority.root]
+        command += ["-CRLfile", crl]
         done = subprocess.run([*command, tmp_path / "one.crt"], capture_output=True, text=True, check=False)
         assert (done.returncode == 0) == (not revoked), done.stderr
 

@@ -148,8 +148,13 @@ class Broker(ABC):
 
         Who may no longer is refused at the next attempt; nats-server ends the connection that there is, too.
         """
-        self._access = access
-        self._reload()
+        before, self._access = self._access, access
+        if self._concerns(before, access):
+            self._reload()
+
+    def _concerns(self, before: Access, after: Access) -> bool:
+        """Return whether the broker must read anew who may connect."""
+        return before != after
 
     @property
     def pid(self) -> int | None:
@@ -206,8 +211,14 @@ class Broker(ABC):
     def _spawn(self) -> None:
         command = self._write_configuration()
         with open(self.directory / "log", "wb") as log:
+            # In a session of its own: who interrupts this process at a terminal does not mean the broker.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,
             )
         deadline = time.monotonic() + _START_S
         while self._ready not in self.log:

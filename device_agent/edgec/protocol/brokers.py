@@ -13,6 +13,7 @@ import os
 import pwd
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from edgec.errors import LinkError, MissingExtraError
@@ -62,6 +63,10 @@ class Mosquitto(Broker):
         hashes |= self._access.hashes
         self._write("passwords", "".join(f"{name}:{kept}\n" for name, kept in sorted(hashes.items())))
         return [_program(find_mosquitto(), "mosquitto", "apt-get install mosquitto"), "-c", "mosquitto.conf"]
+
+    def _concerns(self, before: Access, after: Access) -> bool:
+        # Whoever has a certificate comes in, unless it is revoked.
+        return replace(before, devices=frozenset()) != replace(after, devices=frozenset())
 
     def _rights(self) -> str:
         root = f"{ROOT}/{self.tenant}"

@@ -207,6 +207,14 @@ class Claims:
         with self._database.read() as connection:
             return [_credential(row) for row in connection.execute(query)]
 
+    def standing(self) -> list[tuple[Credential, bool]]:
+        """Return every credential, and whether its device may use it now; oldest first."""
+        query = select(credentials, devices.c.revoked_at).join(devices, devices.c.id == credentials.c.device)
+        query = query.order_by(credentials.c.issued_at, credentials.c.fingerprint)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [(_credential(row), row.replaced_at is None and row.revoked_at is None) for row in rows]
+
     def in_force(self, fingerprint: str) -> Credential | None:
         """Return the credential of a fingerprint if its device may use it now; else None."""
         query = (

@@ -1,0 +1,196 @@
+"""What a device asks for that comes with a claim, and what it is given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgec.errors import FleetError, ProtocolError
+from edgec.fleet.service import Fleet
+from edgec.fleet.store._claims import Request, digest
+from edgec.protocol.brokers import hash_password
+from edgec.protocol.certificates import CertificateAuthority, read_request
+
+# Base64url of 32 random bytes and more; NATS takes up to 72 bytes.
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43,72}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# Devices cannot have the name that the fleet itself has at the broker.
+_RESERVED = ("fleet",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whereabouts:
+    """What devices are told of the server.
+
+    Attributes:
+        broker: ``mqtts://{host}:8883``, for certificates; ``{host}`` is the name that a device used.
+        password_broker: Of those with tokens; None where there are none.
+        sources: Base URLs of the repository; ``{host}`` as above.
+        names: That the server is known under: the only ones that take the place of ``{host}``.
+        kinds: Of identities that the broker takes: ``certificate``, ``token``.
+        brokers: Names of the brokers that keep hashes of tokens: ``mosquitto``, ``nats``.
+    """
+
+    broker: str
+    password_broker: str | None = None
+    sources: Sequence[str] = ()
+    names: Sequence[str] = ("127.0.0.1",)
+    kinds: Sequence[str] = ("certificate",)
+    brokers: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a device sends.
+
+    Attributes:
+        claim: That it was given.
+        hardware: Classes of hardware that it is, the best first.
+        device: The id that it wants; None for any.
+        request: For its certificate, PEM (CSR); the private key stays on the device.
+        token: Or its token, made by itself of 32 random bytes or more, base64url.
+    """
+
+    claim: str
+    hardware: Sequence[str]
+    device: str | None = None
+    request: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolled:
+    """What a device is given: all that it needs besides its own secret.
+
+    Attributes:
+        device: Its id.
+        tenant: Whose topics it uses.
+        hardware: Class of hardware that the fleet takes it for.
+        kind: ``certificate`` or ``token``.
+        certificate: PEM; None with a token.
+        authority: Who vouches for the server and the broker, PEM.
+        broker: ``mqtts://host:port``.
+        image_root: First root of the image repository.
+        director_root: The same of the director.
+        sources: Base URLs of the repository.
+        labels: That it was given.
+    """
+
+    device: str
+    tenant: str
+    hardware: str
+    kind: str
+    certificate: str | None
+    authority: str
+    broker: str
+    image_root: str
+    director_root: str
+    sources: tuple[str, ...]
+    labels: dict[str, str]
+
+
+class Enrolment:
+    """Lets devices in."""
+
+    def __init__(
+        self, fleet: Fleet, authority: CertificateAuthority, where: Whereabouts, *, days: int = 3650
+    ) -> None:
+        """Let devices into a fleet.
+
+        Args:
+            fleet: With the claims.
+            authority: Signs certificates of devices, and vouches for server and broker.
+            where: What devices are told.
+            days: How long their certificates hold.
+        """
+        self._fleet, self._authority, self._where, self._days = fleet, authority, where, days
+
+    @property
+    def authority(self) -> str:
+        """The certificate that devices are to trust, PEM."""
+        return self._authority.root.read_text("ascii")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of that certificate, in hex."""
+        return self._authority.fingerprint
+
+    def enrol(self, asked: Asked, *, host: str | None = None) -> Enrolled:
+        """Take a device in; the same question again gets the same answer.
+
+        Args:
+            asked: By the device.
+            host: Name under which it has reached the server, as it says.
+
+        Raises:
+            FleetError: What it asks for cannot be (``reason`` ``invalid``), or as `Claims.redeem` has it.
+        """
+        kind, fingerprint = self._proof(asked)
+        device = asked.device or f"device-{fingerprint[:12]}"
+        problems = self._problems(asked, device, kind)
+        if problems:
+            raise FleetError("; ".join(problems), "invalid")
+        request = Request(device=device, hardware=tuple(asked.hardware), kind=kind, fingerprint=fingerprint)
+        given = self._fleet.claims.redeem(
+            asked.claim, request, lambda name: self._issue(name, asked), now=self._fleet.clock()
+        )
+        # Before the device hears of it, the broker is to know it.
+        self._fleet.wake()
+        record = self._fleet.store.devices.get(device)
+        named = host if host is not None and host in self._where.names else self._where.names[0]
+        broker = self._where.broker if kind == "certificate" else self._where.password_broker
+        assert broker is not None
+        return Enrolled(
+            device=device,
+            tenant=self._fleet.tenant,
+            hardware=record.hardware,
+            kind=kind,
+            certificate=given.document if kind == "certificate" else None,
+            authority=self.authority,
+            broker=broker.replace("{host}", _in_url(named)),
+            image_root=self._root("image"),
+            director_root=self._root("director"),
+            sources=tuple(source.replace("{host}", _in_url(named)) for source in self._where.sources),
+            labels=dict(record.labels),
+        )
+
+    def _proof(self, asked: Asked) -> tuple[str, str]:
+        """Return the kind of identity that is asked for, and the fingerprint of its secret."""
+        if (asked.request is None) == (asked.token is None):
+            raise FleetError("expected a request for a certificate, or a token", "invalid")
+        if asked.request is None:
+            token = asked.token or ""
+            if not _TOKEN.fullmatch(token):
+                raise FleetError("expected a token of 43 to 72 letters, digits, '_' and '-'", "invalid")
+            return "token", digest(token)
+        try:
+            return "certificate", read_request(asked.request.encode())[1]
+        except ProtocolError as e:
+            raise FleetError(str(e), "invalid") from e
+
+    def _problems(self, asked: Asked, device: str, kind: str) -> list[str]:
+        found = []
+        if not _ID.fullmatch(device) or device in _RESERVED:
+            found.append(f"{device!r:.80} cannot be the id of a device")
+        bad = [name for name in asked.hardware if not _ID.fullmatch(name)]
+        if bad or not 1 <= len(asked.hardware) <= 16:
+            found.append(f"expected 1 to 16 names of hardware, got {list(asked.hardware)!r:.200}")
+        if kind not in self._where.kinds:
+            found.append(f"this fleet's broker takes {' and '.join(self._where.kinds)}s, not {kind}s")
+        return found
+
+    def _issue(self, device: str, asked: Asked) -> tuple[str, str]:
+        if asked.request is not None:
+            return self._authority.sign(asked.request.encode(), device, days=self._days)
+        kept = {name: hash_password(asked.token or "", name) for name in self._where.brokers}
+        return "", json.dumps(kept)
+
+    def _root(self, kind: str) -> str:
+        repository = self._fleet.image if kind == "image" else self._fleet.director
+        return repository.root_files()[1].decode()
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
