@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
@@ -19,8 +22,11 @@ from tests.oip_conformance.oip import Client, Model, Reply, assert_refused
 from tests.serving.test_server import SlowSession, address
 
 from edgec.artifact import Artifact
+from edgec.errors import DeadlineError
+from edgec.runtime._interrupt import interrupt_here
 from edgec.runtime.testing import tiny_artifact
 from edgec.serving import Server, ServerOptions
+from edgec.serving._margin import Margin
 
 INFER = "/v2/models/tiny/infer"
 
@@ -128,12 +134,72 @@ def test_what_runs_for_a_client_that_hung_up_is_counted(artifact: Path) -> None:
                 head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
                 leaving.sendall(head.encode() + body)
                 until(lambda: session.runs == before + 1)
-            time.sleep(0.05)  # the server hears of it
+            until(lambda: value(watcher, "edgec_requests_stopped_total") == 1)
             session.go.set()
             until(lambda: value(watcher, "edgec_inference_seconds_total") > 0)
             assert value(watcher, "edgec_inference_unheard_seconds_total") == value(
                 watcher, "edgec_inference_seconds_total"
             )
+
+
+class WaitingSession(SlowSession):
+    """Runs when it is told to stop, to see whether the engine does."""
+
+    stopped = 0
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], /) -> Mapping[str, NDArray[Any]]:
+        """Wait, run."""
+        interrupt, told = interrupt_here(), threading.Event()
+        if interrupt is None:  # it is measured
+            return super().run(inputs)
+        interrupt.attach(told.set)
+        assert told.wait(60)
+        try:
+            return self._session.run(inputs)
+        except DeadlineError:
+            self.stopped += 1
+            raise
+
+
+@pytest.mark.parametrize("why", ["gone", "late"])
+def test_an_inference_is_stopped_when_nobody_waits_for_it(artifact: Path, why: str) -> None:
+    sessions: list[WaitingSession] = []
+
+    def loader(path: Path) -> WaitingSession:
+        sessions.append(WaitingSession(path))
+        return sessions[0]
+
+    with Server([artifact], ServerOptions(port=0), loader=loader) as server:
+        with closing(Client(server.url)) as watcher:
+            if why == "late":
+                assert infer(server, Edgec_Deadline_Ms="500").status == 503
+            else:
+                body = json.dumps(Model(watcher, "tiny").json_request()).encode()
+                with socket.create_connection(address(server)) as leaving:
+                    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+                    leaving.sendall(head.encode() + body)
+                    until(lambda: value(watcher, "edgec_in_flight") == 1, 60)
+            until(lambda: value(watcher, "edgec_in_flight") == 0, 60)
+            assert value(watcher, "edgec_requests_stopped_total") == 1
+            spent = value(watcher, "edgec_inference_seconds_total")
+            assert value(watcher, "edgec_inference_unheard_seconds_total") == spent
+        assert sessions[0].stopped == 1
+
+
+def test_a_margin_grows_where_answers_are_not_heard_and_goes_by_itself() -> None:
+    now = [0.0]
+    margin = Margin(lambda: now[0])
+    margin.learn(True, 0.01)
+    assert margin.seconds() == 0
+    margin.learn(False, 0.01)
+    assert margin.seconds() == pytest.approx(0.005)
+    margin.learn(True, 0.01)
+    assert 0.0049 < margin.seconds() < 0.005
+    for _ in range(100):
+        margin.learn(False, 0.01)
+    assert margin.seconds() == pytest.approx(0.08)
+    now[0] += 10
+    assert margin.seconds() == pytest.approx(0.04)
 
 
 def until(holds: object, seconds: float = 10.0) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgec.errors import DeadlineError, InferenceError, OverloadedError
 from edgec.runtime._batches import Outputs, join, rows, shape_key, split, why_not_batched
 from edgec.runtime._inputs import check_inputs
+from edgec.runtime._interrupt import Interrupt, interrupt_here
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -94,6 +95,8 @@ class Batcher:
         self._queue: deque[_Call] = deque()
         self._closed = False
         self._thread: Thread | None = None
+        self._running: list[_Call] = []
+        self._interrupt = Interrupt()
         self.gain = float("nan")
         self.batches = self.calls = 0
         self.reason = why_not_batched(session.manifest, session.promised.precision)
@@ -140,9 +143,38 @@ class Batcher:
             self._changed.notify_all()
         return call.future
 
+    def abandon(self, future: Future[Outputs]) -> bool:
+        """Give up a call that was queued: it makes room for others, or stops with the last one of its batch.
+
+        Returns:
+            Whether it had not begun.
+        """
+        with self._changed:
+            waiting = next((call for call in self._queue if call.future is future), None)
+            if waiting is not None:
+                self._queue.remove(waiting)
+            elif any(call.future is future for call in self._running):
+                _settle(future, error=DeadlineError("nobody waits for the call any more; it was given up"))
+                if all(call.future.done() for call in self._running):
+                    self._interrupt.ask()
+        if waiting is not None:
+            future.cancel()
+        return waiting is not None
+
     def run(self, inputs: Arrays, *, deadline_ms: float | None = None) -> Outputs:
         """Run one inference with others, and wait for it; see `submit`."""
-        return self.submit(inputs, deadline_ms=deadline_ms).result()
+        future = self.submit(inputs, deadline_ms=deadline_ms)
+        interrupt = interrupt_here()
+        if interrupt is None:
+            return future.result()
+        from concurrent.futures import CancelledError  # here, because its import takes 5 ms
+
+        interrupt.attach(lambda: self.abandon(future))
+        try:
+            return future.result()
+        except CancelledError as e:
+            interrupt.was_begun = False
+            raise DeadlineError("nobody waits for the call any more; it was not run") from e
 
     def predict(self, sample: object, *, deadline_ms: float | None = None) -> dict[str, Any]:
         """Run the whole pipeline on a sample; only the inference is joined with others.
@@ -185,7 +217,12 @@ class Batcher:
         while calls := self._next():
             begun = [call for call in calls if self._begins(call)]
             if begun:
-                self._answer(begun)
+                with self._changed:
+                    self._running, self._interrupt = begun, Interrupt()
+                with self._interrupt:
+                    self._answer(begun)
+                with self._changed:
+                    self._running = []
             del calls, begun  # what they hold must not live until the next ones
 
     def _next(self) -> list[_Call]:
@@ -230,18 +267,21 @@ class Batcher:
                 self.batches += 1
                 self.calls += len(calls)
                 for call, part in zip(calls, parts, strict=True):
-                    call.future.set_result(part)
+                    _settle(call.future, part)
                 return
         for call in calls:
-            self._answer_one(call)
+            if not call.future.done():
+                self._answer_one(call)
 
     def _answer_one(self, call: _Call) -> None:
         self.batches += 1
         self.calls += 1
         try:
-            call.future.set_result(self._run(call.inputs))
+            outputs = self._run(call.inputs)
         except BaseException as e:  # noqa: BLE001 - whatever it is, it belongs to who waits
-            call.future.set_exception(e)
+            _settle(call.future, error=e)
+        else:
+            _settle(call.future, outputs)
 
     def _begins(self, call: _Call) -> bool:
         if not call.future.set_running_or_notify_cancel():
@@ -262,6 +302,21 @@ class Batcher:
         # Through the pool where there is one of the caller's: it knows what else the device has to do.
         session = self._session
         return session.run(inputs) if session.pool is None else session.submit(inputs).result()
+
+
+def _settle(
+    future: Future[Outputs], outputs: Outputs | None = None, error: BaseException | None = None
+) -> None:
+    """Answer a call, unless it was given up."""
+    from concurrent.futures import InvalidStateError  # here, because its import takes 5 ms
+
+    try:
+        if outputs is None:
+            future.set_exception(error)
+        else:
+            future.set_result(outputs)
+    except InvalidStateError:
+        pass
 
 
 def _measured_gain(session: Session, sample: Arrays, count: int) -> float:

@@ -403,7 +403,7 @@ def _latest_begin(entry: Entry, plan: Plan, call: _Call) -> float | None:
     if plan.queue_timeout_s is not None:
         limits.append(time.monotonic() + plan.queue_timeout_s)
     if call.deadline is not None:
-        limits.append(call.deadline - entry.lane.service_s)
+        limits.append(call.deadline - entry.lane.reserve_s())
     return min(limits, default=None)
 
 

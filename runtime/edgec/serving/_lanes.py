@@ -17,6 +17,8 @@ from statistics import median
 from typing import Any, TypeVar
 
 from edgec.errors import RequestError
+from edgec.runtime._interrupt import Interrupt
+from edgec.serving._margin import Margin
 from edgec.serving._metrics import ModelMetrics
 
 T = TypeVar("T")
@@ -24,6 +26,8 @@ T = TypeVar("T")
 Gone = Callable[[], Coroutine[Any, Any, object]]
 RETRY_AFTER_S = 1
 _LONGEST_RETRY_S = 60
+# Calls that take less are not watched while they run: that takes a while itself.
+_WATCHED_S = 0.001
 _WEIGHT = 0.1  # of the latest inference in what one is expected to take
 
 
@@ -65,14 +69,21 @@ class Lane:
         self._queue = queue
         self._metrics = metrics
         self.service_s = service_s
-        self._spread_s = 0.0  # how far calls are from that, in the mean
+        self._spread_s = service_s / 2  # how far calls are from that, in the mean; at first as in RFC 6298
+        self._margin = Margin(time.monotonic)
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def expected_s(self) -> float:
         """Return how long a call that comes now would take, its wait included; rarely is it longer."""
+        if not self._metrics.in_flight:  # else nothing would run, and teach better, where that seems too long
+            return self.reserve_s()
         if self._metrics.in_flight < self._width:
             return self._likely_s()
         return self._likely_s() + self.service_s * (len(self._waiting) + 1) / self._width
+
+    def reserve_s(self) -> float:
+        """Return how long before its deadline a call has to begin."""
+        return self.service_s + self._margin.seconds()
 
     def admit(self, deadline: float | None) -> None:
         """Do nothing if a call that comes now can be answered in time.
@@ -105,13 +116,14 @@ class Lane:
 
         Args:
             call: What to run.
-            gone: Returns when the client went away; asked until the call begins, and once when it has ended.
+            gone: Returns when the client went away; asked until the call begins, while it runs where that
+                takes long enough, and once when it has ended.
             timeout_s: Longest wait; None for as long as it takes.
             deadline: Of the answer, on the clock `time.monotonic`; None for whenever.
 
         Raises:
             BusyError: The queue is full, the wait was too long, or the deadline cannot be kept.
-            ClientGoneError: The client went away before its turn; nothing was run.
+            ClientGoneError: The client went away.
         """
         self.admit(deadline)
         if _ends_at_once(gone()):
@@ -122,25 +134,61 @@ class Lane:
         else:
             self._metrics.in_flight += 1
         took: list[float] = []
-        running = asyncio.get_running_loop().run_in_executor(self._executor, _timed, call, took)
+        interrupt = Interrupt() if self.service_s >= _WATCHED_S else None
+        running = asyncio.get_running_loop().run_in_executor(self._executor, _timed, call, took, interrupt)
         try:
+            if interrupt is not None:
+                await self._watch(running, gone, deadline, interrupt)
             # Shielded: a thread cannot be stopped, and its place is taken until it is done.
             return await asyncio.shield(running)
         finally:
             heard = running.done() and not _ends_at_once(gone())
+            if deadline is not None:
+                self._learn(heard, deadline)
             if running.done():
                 self._leave(took, heard, running)
             else:
-                running.add_done_callback(partial(self._leave, took, heard))
+                running.add_done_callback(partial(self._leave, took, False))
 
     async def drained(self) -> None:
         """Return when nothing runs and nothing waits."""
         while self._metrics.in_flight or self._waiting:
             await asyncio.sleep(0.005)
 
+    async def _watch(
+        self, running: asyncio.Future[T], gone: Gone, deadline: float | None, interrupt: Interrupt
+    ) -> None:
+        """Return when a call has ended; when nobody waits for it, it is stopped, where the engine can.
+
+        Raises:
+            ClientGoneError: The client went away.
+            BusyError: The deadline has passed.
+        """
+        leaving = asyncio.ensure_future(gone())
+        both: set[asyncio.Future[Any]] = {running, leaving}
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return
+            interrupt.ask()
+            self._metrics.stopped += 1
+            if leaving.done():
+                raise ClientGoneError
+            raise _overloaded("the inference took longer than its deadline allows")
+        finally:
+            if not running.done():
+                interrupt.ask()
+            leaving.cancel()
+
+    def _learn(self, heard: bool, deadline: float) -> None:
+        # Clients that went away long before their deadline did so for another reason.
+        if heard or time.monotonic() > deadline - self._likely_s():
+            self._margin.learn(heard, self.service_s)
+
     def _likely_s(self) -> float:
         """Return what a call rarely exceeds, as TCP has it for round trips (RFC 6298, with a factor of 2)."""
-        return self.service_s + 2 * self._spread_s
+        return self.service_s + 2 * self._spread_s + self._margin.seconds()
 
     def _patience(self, timeout_s: float | None, deadline: float | None) -> float | None:
         """Return how long a call may wait; what it takes itself has to be left then."""
@@ -210,12 +258,17 @@ def _nothing() -> None:
     pass
 
 
-def _timed(call: Callable[[], T], took: list[float]) -> T:
+def _timed(call: Callable[[], T], took: list[float], interrupt: Interrupt | None) -> T:
+    """Run a call; append what it took, unless it was given up before it had begun."""
     start = time.perf_counter()
     try:
-        return call()
+        if interrupt is None:
+            return call()
+        with interrupt:
+            return call()
     finally:
-        took.append(time.perf_counter() - start)
+        if interrupt is None or interrupt.was_begun:
+            took.append(time.perf_counter() - start)
 
 
 def _ends_at_once(asked: Coroutine[Any, Any, object]) -> bool:

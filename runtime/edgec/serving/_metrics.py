@@ -24,6 +24,7 @@ class ModelMetrics:
         queued: Requests that wait for their turn.
         refused: Requests refused because the queue was full, or their own limit of waiting was over.
         abandoned: Requests whose client went away before their turn.
+        stopped: Inferences that were given up while they ran: their client went away, or their deadline came.
         run_s: Time that inferences in threads took, in seconds.
         unheard_s: Of it, that of inferences whose client was gone when they ended.
         batching: Whether calls are joined; None where nobody asked.
@@ -35,6 +36,7 @@ class ModelMetrics:
         self.queued = 0
         self.refused = 0
         self.abandoned = 0
+        self.stopped = 0
         self.run_s = 0.0
         self.unheard_s = 0.0
         self.batching: Batching | None = None
@@ -62,6 +64,7 @@ class ModelMetrics:
             ("edgec_request_errors_total", errors),
             ("edgec_requests_refused_total", self.refused),
             ("edgec_requests_abandoned_total", self.abandoned),
+            ("edgec_requests_stopped_total", self.stopped),
             ("edgec_queue_depth", self.queued),
             ("edgec_in_flight", self.in_flight),
             ("edgec_inference_seconds_total", self.run_s),
@@ -97,6 +100,7 @@ _HELP = {
     "edgec_request_errors_total": ("counter", "Inference requests answered with an error."),
     "edgec_requests_refused_total": ("counter", "Requests refused because the queue was full or too slow."),
     "edgec_requests_abandoned_total": ("counter", "Requests whose client went away while they waited."),
+    "edgec_requests_stopped_total": ("counter", "Requests whose client, or deadline, went while they ran."),
     "edgec_queue_depth": ("gauge", "Requests that wait for their turn."),
     "edgec_in_flight": ("gauge", "Inferences that run now."),
     "edgec_inference_seconds_total": ("counter", "Time that inferences took in threads."),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from logging import getLogger
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from edgec.artifact import Manifest, TensorSpec
-from edgec.errors import ServingError
+from edgec.errors import DeadlineError, ServingError
 from edgec.runtime import Batcher, Pool, Session
 from edgec.runtime._batcher import LEAST_GAIN
+from edgec.runtime._interrupt import interrupt_here
 from edgec.serving._models import ServedModel
 
+T = TypeVar("T")
 # A model that is faster than this runs on the event loop, where waiting for others would be the slowest part.
 _LEAST_BATCHED_S = 0.0005
 # What `max_batch` inferences may take one by one: measuring does that at least twice.
@@ -175,7 +178,7 @@ class ScheduledModel:
         if self.batching.batcher is not None:
             return self.batching.batcher.run(inputs, deadline_ms=left)
         if self._pool is not None:
-            return self.session.submit(inputs, deadline_ms=left).result()
+            return _result(self.session.submit(inputs, deadline_ms=left))
         return self.session.run(inputs)
 
     def predict(self, sample: object, /) -> Mapping[str, Any]:
@@ -183,7 +186,7 @@ class ScheduledModel:
         if self.batching.batcher is not None:
             return self.batching.batcher.predict(sample)
         if self._pool is not None:
-            return self._pool.submit(self.session.predict, sample, priority=self._priority).result()
+            return _result(self._pool.submit(self.session.predict, sample, priority=self._priority))
         return self.session.predict(sample)
 
     def close(self) -> None:
@@ -191,6 +194,23 @@ class ScheduledModel:
         if self.batching.batcher is not None:
             self.batching.batcher.close()
         self.session.close()
+
+
+def _result(future: Future[T]) -> T:
+    """Return what a call in a queue gives; it is taken out of it where nobody waits for it any more.
+
+    Raises:
+        DeadlineError: Nobody does.
+    """
+    interrupt = interrupt_here()
+    if interrupt is not None:
+        interrupt.attach(future.cancel)
+    try:
+        return future.result()
+    except CancelledError as e:
+        if interrupt is not None:
+            interrupt.was_begun = False
+        raise DeadlineError("nobody waits for the call any more; it was not run") from e
 
 
 def session_of(model: ServedModel) -> Session | None:

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
 from edgec.artifact.onnx_reader import ExternalTensor, read_facts
-from edgec.errors import ArtifactError, BackendUnavailableError, InferenceError
+from edgec.errors import ArtifactError, BackendUnavailableError, DeadlineError, InferenceError
 from edgec.runtime._buffers import deliver
+from edgec.runtime._interrupt import interrupt_here
 from edgec.runtime.backends import LoadOptions, Payload
 from edgec.runtime.backends._failures import engine_failure
 from edgec.runtime.backends._precision import effective_precision
@@ -268,7 +269,7 @@ class OnnxRuntimeProgram:
         try:
             # ONNX Runtime 1.23 takes no other mapping.
             feeds = inputs if isinstance(inputs, dict) else dict(inputs)
-            values: Any = session.run(names, feeds)
+            values: Any = session.run(names, feeds, _run_options())
         except _FAILURES as e:
             raise _failure(e) from e
         return {names[0]: values[0]} if len(names) == 1 else dict(zip(names, values))  # noqa: B905 - see _names
@@ -287,7 +288,7 @@ class OnnxRuntimeProgram:
         }
         try:
             bound = self._binding(session, held, outputs)
-            session.run_with_iobinding(bound)
+            session.run_with_iobinding(bound, _run_options())
             if len(outputs) == len(self._names):
                 return {name: outputs[name] for name in self._names}
             values = bound.copy_outputs_to_cpu()
@@ -383,7 +384,7 @@ class _BoundProgram(OnnxRuntimeProgram):
         try:
             for name, buffer in lane.buffers:
                 buffer[...] = inputs[name]
-            session.run_with_iobinding(lane.binding)
+            session.run_with_iobinding(lane.binding, _run_options())
             values = lane.binding.copy_outputs_to_cpu()
         except _FAILURES as e:  # the lane is left behind, for nobody knows its state
             raise _failure(e) from e
@@ -492,7 +493,20 @@ def _zeros(spec: TensorSpec) -> NDArray[Any]:
     return np.zeros([n if isinstance(n, int) else 1 for n in spec.shape], spec.dtype)
 
 
+def _run_options() -> ort.RunOptions | None:
+    """Return what lets a call be stopped between two nodes of its model, where somebody may want that."""
+    interrupt = interrupt_here()
+    if interrupt is None:
+        return None
+    options = ort.RunOptions()
+    interrupt.attach(partial(setattr, options, "terminate", True))
+    return options
+
+
 def _failure(e: BaseException) -> InferenceError:
+    interrupt = interrupt_here()
+    if interrupt is not None and interrupt.asked:
+        return DeadlineError("the call was stopped, since nobody waits for it any more")
     return engine_failure("ONNX Runtime", _first_line(e), e)
 
 
