@@ -1,0 +1,44 @@
+"""Where simulated devices keep their state: in memory, where there is room, for nothing of it is to last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_MEMORY = Path("/dev/shm")
+# Databases, slots and logs of a device, and what an update keeps free while it downloads.
+_DEVICE_BYTES = 8 * 2**20
+
+
+@contextmanager
+def state_directory(devices: int, given: Path | None = None) -> Iterator[Path]:
+    """Give a directory for the state of devices: a given one, which stays, or one that ends with the block.
+
+    Agents wait for the disk at each step of an update, as they must. Hundreds on one disk would measure
+    that disk: in memory they wait for nothing, and the settings of the agents are those of real ones.
+
+    Args:
+        devices: How many.
+        given: Where to keep it.
+    """
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given.absolute()
+        return
+    parent = _MEMORY if _has_room(devices) else None
+    folder = Path(tempfile.mkdtemp(prefix="edgec-sim-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_room(devices: int) -> bool:
+    try:
+        return os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > devices * _DEVICE_BYTES
+    except OSError:
+        return False
