@@ -151,10 +151,10 @@ class Server:
         return self.devices.setdefault(device, Heard())
 
     def want(self, publisher: Publisher, models: dict[str, str], device: str = DEVICE, **more: Any) -> int:
-        """Assign, and tell the device; return the epoch."""
+        """Assign, and tell the device; return the epoch. `more` is for ``DirectorRepository.assign``."""
         _, director = publisher.open()
-        bundle = director.assign(device, models)
-        self.tell(desired_of(bundle, **more).to_bytes(), device)
+        bundle = director.assign(device, models, **more)
+        self.tell(desired_of(bundle).to_bytes(), device)
         return bundle.epoch
 
     def tell(self, payload: bytes, device: str = DEVICE) -> None:
@@ -181,7 +181,7 @@ class Server:
     ) -> DeviceEvent:
         """Wait for the event that an update has ended; return it."""
         ends = {f"update_{r}" for r in ("committed", "failed", "rolled_back", "refused", "aborted", "removed",
-                                        "unchanged", "superseded")}  # fmt: skip
+                                        "unchanged", "superseded", "prepared")}  # fmt: skip
 
         def found(heard: Heard) -> list[DeviceEvent]:
             return [

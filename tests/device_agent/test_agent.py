@@ -23,10 +23,12 @@ from tests.brokers import broker, mosquitto  # noqa: F401
 from tests.device_agent import poison
 from tests.device_agent.fleet_side import DEVICE, Publisher, Server, config, quick_link
 
-from edgec.device_agent import Agent, AgentConfig, UpdateSettings, read_status
+from edgec.artifact import Artifact
+from edgec.device_agent import Agent, AgentConfig, Finding, HealthReport, UpdateSettings, read_status
 from edgec.protocol import desired_of
 from edgec.protocol.brokers import Broker
 from edgec.runtime import ObserveOptions
+from edgec.trust import Terms
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 BLACK = {"pixels": np.zeros((1, 8, 8, 1), np.uint8)}
@@ -420,3 +422,45 @@ def test_row_23_an_agent_that_dies_in_probation_again_and_again_falls_back(
         found = read_status(process.state)
         assert found.models[0].target == PATHS["1"]
         assert list(found.models[0].quarantined.values()) == ["crash_loop"]
+
+
+def test_what_is_fetched_ahead_waits_and_what_was_found_bad_is_tried_again_by_order_alone(
+    tmp_path: Path,
+    shop: Publisher,
+    mosquitto: Broker,  # noqa: F811
+) -> None:
+    """The trial of version 2 fails once, as on a day on which a device was too warm."""
+    tried: list[str] = []
+
+    def trial(artifact: Path, /, **more: Any) -> HealthReport:
+        with Artifact.open(artifact) as opened:
+            tried.append(opened.manifest.model_version)
+        found = Finding(word="latency", message="it was a hot day")
+        bad = tried.count("2") == 1 and tried[-1] == "2"
+        return HealthReport(passed=not bad, findings=(found,) if bad else ())
+
+    settings = config(tmp_path, shop, mosquitto)
+    with Server(mosquitto) as server, running(settings, trial=trial) as agent:
+        server.ended(server.want(shop, {"digits": PATHS["1"]}))
+        serving = agent.serving("digits")
+        ahead = server.want(shop, {"digits": PATHS["2"]}, terms={"digits": Terms(prepare=True)})
+        assert server.ended(ahead).kind == "update_prepared"
+        assert (tried, agent.serving("digits")) == (["1"], serving)
+        (model,) = agent.status().models
+        assert (model.phase, model.reason) == ("deferred", "prepared")
+        # It is here: its file may be away now.
+        file = shop.file(PATHS["2"])
+        aside = file.rename(file.with_suffix(".aside"))
+        try:
+            bad = server.want(shop, {"digits": PATHS["2"]}, terms={"digits": Terms()})
+            assert (server.ended(bad).kind, server.ended(bad).reason) == ("update_failed", "latency")
+        finally:
+            aside.rename(file)
+        server.want(shop, {"digits": PATHS["1"]})
+        again = server.want(shop, {"digits": PATHS["2"]})
+        assert (server.ended(again).kind, server.ended(again).reason) == ("update_refused", "quarantined")
+        terms = {"digits": Terms(probation_s=1, shadow_s=0)}
+        ordered = server.want(shop, {"digits": PATHS["2"]}, terms=terms, retry=["digits"])
+        assert server.ended(ordered).kind == "update_committed"
+        assert tried == ["1", "2", "2"]
+        assert agent.status().models[0].quarantined == {}

@@ -65,18 +65,21 @@ def terms_of(custom: Fields) -> Terms:
 
     Raises:
         ManifestError: They are malformed.
-        TrustError: They are out of bounds.
+        TrustError: They are out of bounds (``reason`` ``malformed``).
     """
     given = custom.may("terms", Fields, None)
     if given is None:
         return Terms()
-    return Terms(
-        shadow_s=given.may("shadow_s", natural, None),
-        probation_s=given.may("probation_s", natural, None),
-        probation_calls=given.may("probation_calls", natural, None),
-        retry=given.may("retry", natural, 0),
-        prepare=given.may("prepare", _flag, False),
-    )
+    try:
+        return Terms(
+            shadow_s=given.may("shadow_s", natural, None),
+            probation_s=given.may("probation_s", natural, None),
+            probation_calls=given.may("probation_calls", natural, None),
+            retry=given.may("retry", natural, 0),
+            prepare=given.may("prepare", _flag, False),
+        )
+    except TrustError as e:
+        raise TrustError(f"the terms of an assigned target: {e}", "malformed") from e
 
 
 def _flag(value: object, where: str) -> bool:

@@ -17,6 +17,7 @@ COMMANDS = {
     "agent": "Keep this device's models as the fleet wants them, and say how that goes.",
     "benchmark": "Measure an artifact's latency, throughput, load time and memory.",
     "check": "Say, before any work, whether a model can be compiled for a target.",
+    "command": "Have a device do something: a signed order over a broker, and its reply.",
     "compare": "Compare what two artifacts or models compute.",
     "compile": "Compile an ONNX model to a proven artifact per target.",
     "doctor": "Say what is installed, and what each target still needs here.",

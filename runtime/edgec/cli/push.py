@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli._broker import BrokerAccess, broker_access, broker_options
+from edgec.cli._terms import read_terms, terms_options
 from edgec.cli._text import columns, printable
 from edgec.cli._trust import json_option, key_ring, keys_option, opened, passphrase_option, waiting_facts
 from edgec.cli.repo import published
@@ -21,7 +22,7 @@ from edgec.errors import TrustError
 
 if TYPE_CHECKING:
     from edgec.protocol import Answer
-    from edgec.trust import DeviceBundle, DirectorRepository, ImageRepository, ImageTarget
+    from edgec.trust import DeviceBundle, DirectorRepository, ImageRepository, ImageTarget, Terms
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _MAX_FILE_BYTES = 64 * 2**20
@@ -58,6 +59,7 @@ _MAX_FILE_BYTES = 64 * 2**20
     show_default=True,
     help="Patches from so many versions.",
 )
+@terms_options
 @broker_options(required=False)
 @click.option(
     "--url",
@@ -84,10 +86,11 @@ def command(
     passphrase_file: Path | None,
     rollback: str | None,
     deltas: int,
+    retry: bool,
     urls: tuple[str, ...],
     wait_s: float,
     as_json: bool,
-    **broker: Any,
+    **more: Any,
 ) -> None:
     """Bring an artifact to devices: verify, sign, publish, assign, tell, and say what each one answers.
 
@@ -100,22 +103,26 @@ def command(
     \b
     edgec push digits.edgec --devices fleet.txt --keys keys --broker mqtts://broker.example --ca ca.crt
     edgec push --rollback digits --devices fleet.txt --keys keys --broker mqtts://broker.example
+    edgec push digits=2.1 --prepare --devices fleet.txt --keys keys --broker mqtts://broker.example
+    edgec push digits=2.1 --retry --probation 3600 --devices fleet.txt --keys keys
     """
     if bool(artifacts) == (rollback is not None):
         raise click.UsageError("name artifacts, or --rollback and no artifact")
-    access = broker_access(broker) if broker["broker_url"] else None
+    terms = read_terms(more)
+    access = broker_access(more) if more["broker_url"] else None
     devices = read_devices(devices_file)
     image, director = opened(repository, key_ring(key_folders, passphrase_file))
     with image.locked():
         targets = _put_in_force(image, director, [Path(a) for a in artifacts if not _is_name(a)], deltas)
         targets += [target for a in artifacts if _is_name(a) for target in _named(image, a)]
-        bundles, models = _assigned(image, director, devices, targets, rollback)
+        plans = _plans(image, director, devices, targets, rollback)
+        bundles, models = _assigned(director, devices, plans, terms, retry=retry)
     answers: Sequence[Answer] = ()
     if access is not None:
         answers = _announced(access, repository, bundles, models, urls, wait_s, quiet=as_json)
     facts = _facts(targets, bundles, models, answers)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_told(facts)))
-    if wait_s and any(answer.outcome != "committed" for answer in answers):
+    if wait_s and any(answer.outcome != ("prepared" if terms.prepare else "committed") for answer in answers):
         sys.exit(1)
 
 
@@ -183,15 +190,15 @@ def _put_in_force(
     return targets
 
 
-def _assigned(
+def _plans(
     image: ImageRepository,
     director: DirectorRepository,
     devices: dict[str, set[str]],
     targets: Sequence[ImageTarget],
     rollback: str | None,
-) -> tuple[list[DeviceBundle], list[str]]:
-    """Sign what each device shall run; return that, and the names of the models it is about."""
-    from edgec.trust import assign_also, chosen_target, previous_target
+) -> dict[str, dict[str, str]]:
+    """Return the path of what each device shall run, by name of the model."""
+    from edgec.trust import chosen_target, previous_target
 
     plans: dict[str, dict[str, str]] = {}
     for device, hardware in devices.items():
@@ -202,8 +209,29 @@ def _assigned(
         else:
             chosen = [previous_target(image, director, device, rollback, hardware)]
         plans[device] = {target.model: target.path for target in chosen}
+    return plans
+
+
+def _assigned(
+    director: DirectorRepository,
+    devices: dict[str, set[str]],
+    plans: dict[str, dict[str, str]],
+    terms: Terms,
+    *,
+    retry: bool,
+) -> tuple[list[DeviceBundle], list[str]]:
+    """Sign what each device shall run; return that, and the names of the models it is about."""
+    from edgec.trust import assign_also
+
     bundles = [
-        assign_also(director, device, plan, hardware=devices[device] or None)
+        assign_also(
+            director,
+            device,
+            plan,
+            hardware=devices[device] or None,
+            terms=dict.fromkeys(plan, terms),
+            retry=plan if retry else (),
+        )
         for device, plan in plans.items()
     ]
     return bundles, sorted({model for plan in plans.values() for model in plan})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._terms import read_terms, terms_options
 from edgec.cli._text import columns, size
 from edgec.cli._trust import (
     day,
@@ -178,6 +179,7 @@ def publish(
     metavar="TARGET",
     help="Targets that the device can run: chooses among the artifacts of a version.",
 )
+@terms_options
 @click.option(
     "--bundle",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -191,8 +193,10 @@ def assign(
     key_folders: tuple[Path, ...],
     passphrase_file: Path | None,
     hardware: tuple[str, ...],
+    retry: bool,
     bundle: Path | None,
     as_json: bool,
+    **more: Any,
 ) -> None:
     """Say what DEVICE shall run, in place of all that it was told before.
 
@@ -203,16 +207,24 @@ def assign(
     \b
     edgec repo assign repo camera-7 digits --keys keys
     edgec repo assign repo camera-7 digits=1.0 wake-word=3 --hardware rpi5 --keys keys
+    edgec repo assign repo camera-7 digits=2.1 --shadow 3600 --keys keys
     """
     from edgec.trust import chosen_target
 
+    terms = read_terms(more)
     image, director = opened(repository, key_ring(key_folders, passphrase_file))
     with image.locked():
         wanted = [chosen_target(image, model, set(hardware)) for model in models]
         paths = {target.model: target.path for target in wanted}
         if len(paths) < len(wanted):
             raise click.UsageError("each model can be named once")
-        made = director.assign(device, paths, hardware=set(hardware) or None)
+        made = director.assign(
+            device,
+            paths,
+            hardware=set(hardware) or None,
+            terms=dict.fromkeys(paths, terms),
+            retry=paths if retry else (),
+        )
     if bundle is not None:
         _write_bundle(bundle, made)
     tell(as_json, _bundle_facts(made), lambda: _bundle_told(made))
