@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -50,14 +51,13 @@ def _image_of(step: Detection, facts: Facts) -> str:
 
 
 def _to_source(boxes: Array, frame: Frame, fraction: bool) -> Array:
-    """Turn corners in the image that the model saw into float32[n, 4] in pixels of the source image."""
-    size = np.array(frame.size if fraction else (1.0, 1.0), np.float32)
-    scale, offset = np.array(frame.scale, np.float32), np.array(frame.offset, np.float32)
-    points = boxes.reshape(-1, 2, 2).astype(np.float32)
-    points *= size
-    points -= offset
-    points /= scale
-    return points.reshape(-1, 4)
+    """Turn corners in the image that the model saw, a new array, into pixels of the source: float32[n, 4]."""
+    corners = boxes.astype(np.float32, copy=False)
+    if fraction:
+        corners *= np.array(frame.size * 2, np.float32)
+    corners -= np.array(frame.offset * 2, np.float32)
+    corners /= np.array(frame.scale * 2, np.float32)
+    return corners
 
 
 def finish(work: Work) -> None:
@@ -242,17 +242,19 @@ def suppress(boxes: Array, scores: Array, classes: Array, iou: float, min_score:
         iou: Intersection over union above which the lower score is dropped.
         min_score: Boxes that score less are dropped.
     """
-    enough = np.nonzero(scores >= min_score)[0]
-    if not enough.size:
-        return enough
-    cv2 = opencv()
-    rectangles = boxes[enough].astype(np.float64)
+    passing = scores >= min_score
+    enough = None if passing.all() else np.nonzero(passing)[0]
+    if enough is not None:
+        boxes, scores, classes = boxes[enough], scores[enough], classes[enough]
+    if not scores.size:
+        return np.zeros(0, np.int64)
+    rectangles = boxes.astype(np.float64)
     rectangles[:, 2:] -= rectangles[:, :2]
     # Its own threshold is exclusive, and would drop what scores exactly `min_score`.
-    kept = cv2.dnn.NMSBoxesBatched(
-        rectangles, scores[enough].astype(np.float32), classes[enough].astype(np.int32), -1.0, iou
-    )
-    return enough[np.asarray(kept, np.int64).reshape(-1)]
+    suppressed: Any = opencv().dnn.NMSBoxesBatched
+    scores, classes = scores.astype(np.float32, copy=False), classes.astype(np.int32)
+    kept = np.asarray(suppressed(rectangles, scores, classes, -1.0, iou), np.int64).reshape(-1)
+    return kept if enough is None else enough[kept]
 
 
 _FORMATS: dict[str, Callable[[Detection, Facts], Callable[[Work], _Decoded]]] = {
