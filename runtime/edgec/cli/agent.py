@@ -7,9 +7,6 @@ import json
 import logging
 import os
 import pwd
-import select
-import signal
-import socket
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +16,7 @@ import click
 
 from edgec.cli._agent_settings import DEFAULT_CONFIG, DEFAULT_STATE, config_option, read_settings, set_option
 from edgec.cli._agent_unit import Notifier, unit_text
+from edgec.cli._signals import Signals
 from edgec.cli._text import columns, printable
 from edgec.errors import AgentError
 
@@ -69,7 +67,7 @@ def run(config_file: Path, assignments: tuple[str, ...], log_level: str) -> None
         applications=[_applications(config)],
         operations=[operations],
     )
-    with _Signals() as signals:
+    with Signals() as signals:
         agent.start()
         notifier.tell("READY=1")
         click.echo(f"edgec agent of {config.device} runs on {config.state_dir}", err=True)
@@ -102,29 +100,6 @@ def _applications(config: AgentConfig) -> SocketApplications:
     # Where only some users may connect, who it is decides, not the mode.
     mode = 0o660 if group is not None else 0o666 if users else 0o600
     return SocketApplications(config.socket, config.models_dir, users=users, mode=mode, group=group)
-
-
-class _Signals:
-    """Notices SIGTERM and SIGINT without being called in the middle of anything."""
-
-    def __enter__(self) -> _Signals:
-        self._read, self._write = socket.socketpair()
-        self._write.setblocking(False)
-        self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        # What Python calls is nothing; that there was a signal is in the socket.
-        self._handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def wait(self, timeout_s: float) -> bool:
-        """Return whether there was a signal; wait for one at most so long."""
-        return bool(select.select([self._read], [], [], timeout_s)[0])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._before)
-        self._read.close()
-        self._write.close()
 
 
 @command.command()

@@ -10,7 +10,9 @@ import click
 from edgec.cli._lazy import LazyGroup
 
 # By name: module:attribute of the click command, and its line of help.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("edgec.cli._fleet_up:command", "Run the server of a fleet: broker, API and dashboard."),
+}
 
 
 @click.group(cls=LazyGroup, table=SUBCOMMANDS)

@@ -95,6 +95,11 @@ class FleetServer:
         """Stop: requests in hand are answered, what was taken is kept, then all parts end."""
         self._stack.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._http.alive
+
     def problems(self) -> list[str]:
         """Return what does not work now, for people; nothing where all does."""
         found = [check() for check in self._checks().values()]

@@ -1,0 +1,30 @@
+"""Commands that run until they are told to end."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+
+
+class Signals:
+    """Notices SIGTERM and SIGINT without being called in the middle of anything."""
+
+    def __enter__(self) -> Signals:
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        # What Python calls is nothing; that there was a signal is in the socket.
+        self._handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether there was a signal; wait for one at most so long."""
+        return bool(select.select([self._read], [], [], timeout_s)[0])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        self._read.close()
+        self._write.close()
