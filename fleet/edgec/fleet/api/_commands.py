@@ -13,7 +13,7 @@ from edgec.errors import FleetError, TrustError
 from edgec.fleet.api._access import FleetOf, LimitsOf, Operator
 from edgec.fleet.api._once import Once, OnceOf, as_reply, to_response
 from edgec.fleet.api._params import DeviceId
-from edgec.fleet.api._views import CommandAnswer, CommandWanted
+from edgec.fleet.views import CommandAnswer, CommandWanted
 from edgec.protocol import CommandReply
 
 router = APIRouter(tags=["devices"])

@@ -17,7 +17,9 @@ from edgec.fleet.api._params import (
     Limit,
     ModelQuery,
 )
-from edgec.fleet.api._views import (
+from edgec.fleet.api._views import view_behaviour, view_device, view_devices, view_record
+from edgec.fleet.store._telemetry import DIGEST_CHARS
+from edgec.fleet.views import (
     BehaviourView,
     DeviceDetail,
     DeviceView,
@@ -29,12 +31,7 @@ from edgec.fleet.api._views import (
     RecordView,
     SettleWanted,
     WhyView,
-    view_behaviour,
-    view_device,
-    view_devices,
-    view_record,
 )
-from edgec.fleet.store._telemetry import DIGEST_CHARS
 from edgec.fleet.why import why
 
 router = APIRouter(tags=["devices"])

@@ -12,13 +12,14 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
-_PARTS = ("image", "director")
+_METADATA = ("image", "director")
+_PARTS = (*_METADATA, "targets")
 # Metadata is replaced while it is read; it is small enough to be read at once.
 _MOST_METADATA = 16 * 2**20
 
 
 class RepositoryFiles(StaticFiles):
-    """Files below ``image/`` and ``director/`` but those that begin with a dot; with ranges and ETags."""
+    """Files of metadata and of artifacts but those that begin with a dot; with ranges and ETags."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory=directory, check_dir=False)
@@ -40,7 +41,7 @@ class RepositoryFiles(StaticFiles):
         """Return a file; metadata whole, and as one file is, whatever replaces it meanwhile."""
         asked = Headers(scope=scope)
         reply: Response
-        if Path(full_path).suffix == ".json" and stat_result.st_size <= _MOST_METADATA:
+        if self._is_metadata(full_path) and stat_result.st_size <= _MOST_METADATA:
             try:
                 data = Path(full_path).read_bytes()
             except OSError as e:
@@ -54,3 +55,6 @@ class RepositoryFiles(StaticFiles):
                 full_path, status_code, headers, "application/octet-stream", stat_result=stat_result
             )
         return NotModifiedResponse(reply.headers) if self.is_not_modified(reply.headers, asked) else reply
+
+    def _is_metadata(self, path: str | os.PathLike[str]) -> bool:
+        return Path(path).relative_to(Path(str(self.directory)).resolve()).parts[0] in _METADATA

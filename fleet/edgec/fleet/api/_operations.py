@@ -10,7 +10,8 @@ from edgec.errors import FleetError
 from edgec.fleet.api._access import Admin, FleetOf, Operator, Viewer
 from edgec.fleet.api._once import OnceOf
 from edgec.fleet.api._params import Limit, Number, NumberCursor, TokenId
-from edgec.fleet.api._views import (
+from edgec.fleet.store._pages import Pages
+from edgec.fleet.views import (
     AuditCheck,
     AuditView,
     FleetView,
@@ -21,7 +22,6 @@ from edgec.fleet.api._views import (
     TokenView,
     TokenWanted,
 )
-from edgec.fleet.store._pages import Pages
 
 router = APIRouter()
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 
 from edgec.errors import (
@@ -163,6 +163,10 @@ def install_problems(app: FastAPI) -> None:
     @app.exception_handler(OperationalError)
     def database(request: Request, error: OperationalError) -> Response:
         return problem_reply(request, 503, "database", f"the database cannot be used now: {error.orig}")
+
+    @app.exception_handler(DataError)
+    def data(request: Request, error: DataError) -> Response:
+        return problem_reply(request, 422, "invalid", f"the database cannot keep this: {error.orig}")
 
     # Whatever is raised otherwise is a bug: it is in the log, with its traceback, by starlette's own handler.
     @app.exception_handler(500)

@@ -12,7 +12,8 @@ from edgec.fleet.api._access import FleetOf, LimitsOf, Releaser, Viewer
 from edgec.fleet.api._once import IdempotencyKey, OnceOf
 from edgec.fleet.api._params import Cursor, Digest, Limit, MaybeModel, ModelPath, VersionPath
 from edgec.fleet.api._uploads import ContentDigest, receive_artifact
-from edgec.fleet.api._views import (
+from edgec.fleet.store._pages import Pages
+from edgec.fleet.views import (
     ArtifactDetail,
     ArtifactView,
     Page,
@@ -21,7 +22,6 @@ from edgec.fleet.api._views import (
     ReleaseDetail,
     ReleaseView,
 )
-from edgec.fleet.store._pages import Pages
 
 router = APIRouter(tags=["releases"])
 _OCTETS = "application/octet-stream"

@@ -12,8 +12,13 @@ from edgec.errors import FleetError
 from edgec.fleet.api._access import FleetOf, Operator, Releaser, Viewer
 from edgec.fleet.api._once import Once, OnceOf
 from edgec.fleet.api._params import Cursor, Limit, MaybeModel, NumberCursor, RolloutId
-from edgec.fleet.api._views import (
-    STAGE_KINDS,
+from edgec.fleet.api._views import STAGE_KINDS, summarise, view_decision, view_rollout
+from edgec.fleet.rollouts import ORDERS, Plan, Stage, refusal
+from edgec.fleet.service import Fleet
+from edgec.fleet.store._pages import Pages
+from edgec.fleet.store._tokens import Token
+from edgec.fleet.verdicts import Limits
+from edgec.fleet.views import (
     AssignedView,
     DecisionView,
     OrderWanted,
@@ -23,15 +28,7 @@ from edgec.fleet.api._views import (
     RolloutWanted,
     State,
     Word,
-    summarise,
-    view_decision,
-    view_rollout,
 )
-from edgec.fleet.rollouts import ORDERS, Plan, Stage, refusal
-from edgec.fleet.service import Fleet
-from edgec.fleet.store._pages import Pages
-from edgec.fleet.store._tokens import Token
-from edgec.fleet.verdicts import Limits
 
 router = APIRouter(prefix="/rollouts", tags=["rollouts"])
 Kind = Literal[

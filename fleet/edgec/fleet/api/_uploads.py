@@ -13,15 +13,16 @@ import anyio.from_thread
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Header, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from edgec.errors import FleetError
+from edgec.errors import EdgecError, FleetError
 from edgec.fleet.api._limits import ApiLimits
 from edgec.fleet.api._once import Once, as_reply, once_of, to_response
 from edgec.fleet.api._problems import ApiError
-from edgec.fleet.api._views import ArtifactDetail
 from edgec.fleet.service import Fleet
 from edgec.fleet.store._tokens import Token
+from edgec.fleet.views import ArtifactDetail
 
 # The one path whose bodies are large.
 UPLOADS = "/api/v1/artifacts"
@@ -113,14 +114,18 @@ def _take(
     if kept is not None:
         _drain(body, limits.artifact_bytes)
         return to_response(kept)
-    record = fleet.registry.upload(
-        cast(BinaryIO, io.BufferedReader(body, 2**20)),
-        now=fleet.clock(),
-        actor=who.name,
-        hardware_names=hardware,
-        override=override,
-        max_bytes=limits.artifact_bytes,
-    )
+    try:
+        record = fleet.registry.upload(
+            cast(BinaryIO, io.BufferedReader(body, 2**20)),
+            now=fleet.clock(),
+            actor=who.name,
+            hardware_names=hardware,
+            override=override,
+            max_bytes=limits.artifact_bytes,
+        )
+    except (EdgecError, HTTPException):
+        once.forget()
+        raise
     reply = as_reply(ArtifactDetail.model_validate(record), 201)
     # The same upload again does nothing and has the same reply: nothing is lost between the two.
     once.ended(reply)

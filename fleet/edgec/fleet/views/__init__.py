@@ -1,7 +1,8 @@
-"""What the API takes and shows, as values; the client returns them, too."""
+"""What the API takes and shows, as values: server, client and pages have the same."""
 
-from edgec.fleet.api._views._base import Page, View, Wanted
-from edgec.fleet.api._views._devices import (
+from edgec.fleet.views._base import Json, Page, View, Wanted
+from edgec.fleet.views._devices import (
+    AlertOfDevice,
     BootView,
     CommandAnswer,
     CommandWanted,
@@ -13,11 +14,8 @@ from edgec.fleet.api._views._devices import (
     RecordView,
     SettleWanted,
     WhyView,
-    view_device,
-    view_devices,
-    view_record,
 )
-from edgec.fleet.api._views._fleet import (
+from edgec.fleet.views._fleet import (
     AuditCheck,
     AuditView,
     BehaviourView,
@@ -29,9 +27,8 @@ from edgec.fleet.api._views._fleet import (
     TokenMade,
     TokenView,
     TokenWanted,
-    view_behaviour,
 )
-from edgec.fleet.api._views._releases import (
+from edgec.fleet.views._releases import (
     ArtifactDetail,
     ArtifactView,
     QuarantinedView,
@@ -39,8 +36,7 @@ from edgec.fleet.api._views._releases import (
     ReleaseDetail,
     ReleaseView,
 )
-from edgec.fleet.api._views._rollouts import (
-    STAGE_KINDS,
+from edgec.fleet.views._rollouts import (
     AssignedView,
     DecisionView,
     FindingView,
@@ -54,14 +50,10 @@ from edgec.fleet.api._views._rollouts import (
     StageWanted,
     State,
     Word,
-    summarise,
-    view_decision,
-    view_rollout,
-    view_stages,
 )
 
 __all__ = [
-    "STAGE_KINDS",
+    "AlertOfDevice",
     "ArtifactDetail",
     "ArtifactView",
     "AssignedView",
@@ -79,6 +71,7 @@ __all__ = [
     "GroupView",
     "GroupWanted",
     "IncidentView",
+    "Json",
     "LabelsWanted",
     "LimitsWanted",
     "LookView",
@@ -106,12 +99,4 @@ __all__ = [
     "Wanted",
     "WhyView",
     "Word",
-    "summarise",
-    "view_behaviour",
-    "view_decision",
-    "view_device",
-    "view_devices",
-    "view_record",
-    "view_rollout",
-    "view_stages",
 ]

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from edgec.errors import ProtocolError
-from edgec.fleet.api._views._base import Json, Seconds, View, Wanted
-from edgec.fleet.service import Fleet
-from edgec.fleet.store import DeviceRecord, StoredRecord
-from edgec.fleet.store._pages import Pages
-from edgec.protocol import DeviceEvent
+from edgec.fleet.views._base import Json, Seconds, View, Wanted
 
 
 class ModelView(View):
@@ -136,78 +129,3 @@ class CommandAnswer(View):
     reason: str | None
     detail: str
     result: Any = Field(description="What the command returned.")
-
-
-def view_devices(fleet: Fleet, records: Sequence[DeviceRecord]) -> list[DeviceView]:
-    """Return devices as they are shown."""
-    versions = _versions(fleet, records)
-    return [DeviceView(**_facts(record, versions)) for record in records]
-
-
-def view_device(fleet: Fleet, record: DeviceRecord) -> DeviceDetail:
-    """Return one device as it is shown."""
-    view = record.view
-    return DeviceDetail(
-        **_facts(record, _versions(fleet, [record])),
-        agent=view.presence.agent if view.presence else "",
-        boots=[BootView(id=b.id, epoch=b.epoch, first_heard=b.first_heard) for b in view.boots],
-        clones=list(view.clones),
-        alerts=[
-            AlertOfDevice.model_validate(alert) for alert in (view.reported.alerts if view.reported else ())
-        ],
-    )
-
-
-def view_record(record: StoredRecord) -> RecordView:
-    """Return what a device said as it is shown."""
-    try:
-        event: Json | None = json.loads(DeviceEvent.from_bytes(record.payload).to_bytes())
-    except ProtocolError:
-        # Samples and damaged records are no events.
-        event = None
-    return RecordView(
-        boot_id=record.boot_id, seq=record.seq, kind=record.kind, at=record.at, severity=record.severity,
-        reason=record.word, event=event,
-    )  # fmt: skip
-
-
-def _versions(fleet: Fleet, records: Sequence[DeviceRecord]) -> dict[str, str]:
-    reported = (r.view.reported for r in records)
-    active = {m.active for r in reported if r for m in r.models.values() if m.active}
-    return Pages(fleet.store.database).versions(active)
-
-
-def _facts(record: DeviceRecord, versions: dict[str, str]) -> dict[str, Any]:
-    reported = record.view.reported
-    models = {
-        name: ModelView(
-            state=m.state,
-            version=versions.get(m.active or ""),
-            active=m.active,
-            wanted=record.wanted.get(name),
-            candidate=m.candidate,
-            reason=m.reason,
-            detail=m.detail,
-            since=m.since,
-        )
-        for name, m in (reported.models.items() if reported else ())
-    }
-    for name, digest in record.wanted.items():
-        if name not in models:
-            models[name] = ModelView(
-                state="not_reported", version=None, active=None, wanted=digest, candidate=None, reason=None,
-                detail="", since=0.0,
-            )  # fmt: skip
-    return {
-        "id": record.id,
-        "hardware": record.hardware,
-        "labels": dict(record.labels),
-        "online": record.online,
-        "fenced": record.fenced,
-        "enrolled_at": record.enrolled_at,
-        "revoked_at": record.revoked_at,
-        "seen_at": record.seen_at,
-        "epoch": record.epoch,
-        "acknowledged": record.view.acknowledges(record.epoch),
-        "models": models,
-    }

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import Field
 
-from edgec.fleet.api._views._base import Json, Seconds, View, Wanted
-from edgec.fleet.store import HourOf
-from edgec.fleet.store._hours import HOUR_S
+from edgec.fleet.views._base import Json, Seconds, View, Wanted
 
-_QUANTILES = (0.5, 0.9, 0.95, 0.99)
 Role = Literal["viewer", "operator", "releaser", "admin"]
 
 
@@ -120,18 +116,4 @@ class TokenWanted(Wanted):
     role: Role = Field(examples=["operator"])
     valid_s: float | None = Field(
         default=None, gt=0, le=10 * 366 * 86400, description="When it ends, from now; never if left out."
-    )
-
-
-def view_behaviour(digest: str, version: str | None, said: HourOf, hour: int | None = None) -> BehaviourView:
-    """Return what an artifact did as it is shown."""
-    figures: Json = {name: value if name == "seconds" else int(value) for name, value in said.figures.items()}
-    quantiles = {f"p{q * 100:g}": said.latency.quantile(q) for q in _QUANTILES} if said.latency.count else {}
-    return BehaviourView(
-        digest=digest,
-        version=version,
-        hour=None if hour is None else float(hour * HOUR_S),
-        latency_ms={name: value for name, value in quantiles.items() if math.isfinite(value)},
-        classes={str(number): count for number, count in sorted(said.classes.items())},
-        **figures,
     )

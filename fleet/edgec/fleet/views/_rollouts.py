@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from edgec.fleet.api._views._base import Json, Seconds, View, Wanted
-from edgec.fleet.rollouts import Begin, Hold, Look, Plan, Rollout, Soak
-from edgec.fleet.store import LoggedDecision
+from edgec.fleet.views._base import Json, Seconds, View, Wanted
 
-# What stages are made of: few rows, however many devices there are.
-STAGE_KINDS = ("begin", "soak", "look", "hold", "stop", "finish", "undone")
 State = Literal["draft", "running", "paused", "aborted", "undoing", "undone", "finished"]
 Word = Literal["start", "pause", "resume", "abort", "undo", "retry"]
 
@@ -178,104 +173,3 @@ class AssignedView(View):
     noticed: bool
     undone: bool
     confirmed: bool
-
-
-def summarise(rollout: Rollout, created_at: float) -> RolloutSummary:
-    """Return how far a rollout is."""
-    return RolloutSummary(**_summary(rollout, created_at))
-
-
-def view_rollout(
-    rollout: Rollout,
-    created_at: float,
-    logged: Sequence[LoggedDecision],
-    phases: dict[str, int],
-    orders: Sequence[Word],
-) -> RolloutView:
-    """Return how far a rollout is, stage by stage.
-
-    Args:
-        rollout: Of which.
-        created_at: When it was made.
-        logged: Its decisions of `STAGE_KINDS`, in order.
-        phases: Its devices by phase.
-        orders: That can be given now.
-    """
-    return RolloutView(
-        **_summary(rollout, created_at),
-        plan=rollout.plan.to_dict(),
-        devices=phases,
-        stages=view_stages(rollout, logged),
-        orders=list(orders),
-    )
-
-
-def view_stages(rollout: Rollout, logged: Sequence[LoggedDecision]) -> list[StageView]:
-    """Return the stages of a rollout by its decisions."""
-    stages = [_fresh(rollout.plan, number) for number in range(len(rollout.plan.stages))]
-    now: StageView | None = None
-    for entry in logged:
-        decision = entry.decision
-        if isinstance(decision, Begin):
-            if now is not None:
-                now.state = "passed"
-            now = stages[decision.stage]
-            now.state, now.begun_at = "running", entry.at
-            now.devices, now.eligible = decision.devices, decision.eligible
-        elif now is not None:
-            _tell(now, entry)
-    return stages
-
-
-def view_decision(entry: LoggedDecision) -> DecisionView:
-    """Return a decision as it is shown."""
-    body = entry.decision.to_dict()
-    return DecisionView(id=entry.id, at=entry.at, kind=body.pop("kind"), body=body)
-
-
-def _tell(stage: StageView, entry: LoggedDecision) -> None:
-    decision = entry.decision
-    if isinstance(decision, Soak):
-        stage.soaking_since, stage.state, stage.held = entry.at, "running", ""
-    elif isinstance(decision, Hold):
-        stage.state, stage.held = "holding", decision.detail
-    elif isinstance(decision, Look):
-        findings = [FindingView.model_validate(f) for f in decision.verdict["findings"]]
-        stage.look = LookView(
-            look=decision.look,
-            at=entry.at,
-            outcome=decision.outcome,
-            reason=decision.reason,
-            findings=findings,
-        )
-        if decision.outcome == "pass":
-            stage.state, stage.held = "running", ""
-    elif decision.kind == "stop":
-        stage.state = "stopped"
-    elif decision.kind == "finish":
-        stage.state, stage.held = "passed", ""
-
-
-def _fresh(plan: Plan, number: int) -> StageView:
-    stage = plan.stages[number]
-    return StageView(
-        number=number + 1, percent=stage.percent, soak_s=stage.soak_s, state="waiting", begun_at=None,
-        soaking_since=None, devices=None, eligible=None, held="", look=None,
-    )  # fmt: skip
-
-
-def _summary(rollout: Rollout, created_at: float) -> dict[str, Any]:
-    plan = rollout.plan
-    return {
-        "id": plan.id,
-        "name": plan.name,
-        "model": plan.model,
-        "version": plan.version,
-        "query": plan.query,
-        "state": rollout.state,
-        "stage": rollout.stage + 1 if rollout.cutoff else 0,
-        "of_stages": len(plan.stages),
-        "held": rollout.held,
-        "reason": rollout.reason,
-        "created_at": created_at,
-    }

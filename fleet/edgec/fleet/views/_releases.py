@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from edgec.fleet.api._views._base import Json, Seconds, View, Wanted
+from edgec.fleet.views._base import Json, Seconds, View, Wanted
 
 
 class ArtifactView(View):
@@ -18,7 +18,7 @@ class ArtifactView(View):
     hardware: list[str] = Field(
         description="Classes of hardware that it may run on.", examples=[["cpu-x86_64"]]
     )
-    path: str = Field(description="Below /repo/image/targets, with its digest in its name.")
+    path: str = Field(description="In the repository; its file is /repo/targets/FOLDER/SHA256.NAME.")
     length: int = Field(description="Bytes.")
     content_digest: str
     uploaded_at: Seconds
