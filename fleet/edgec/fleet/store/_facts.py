@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from edgec.fleet.rollouts import DeviceFacts, Rollout, place
+from edgec.fleet.rollouts import OVER, DeviceFacts, Rollout, place
 from edgec.fleet.store._hours import HOUR_S, HourOf
 from edgec.fleet.store._labels import parse_query, where
-from edgec.fleet.store._schema import artifacts, assignments, device_hours, devices, quarantine
+from edgec.fleet.store._schema import artifacts, assignments, device_hours, devices, quarantine, rollouts
 from edgec.fleet.store._telemetry import DIGEST_CHARS
 from edgec.fleet.store._views import view_from_dict
 from edgec.fleet.verdicts import DeviceEvidence, Evidence
@@ -27,16 +27,39 @@ def quarantined(connection: Connection) -> frozenset[str]:
 
 
 def gather_devices(connection: Connection, rollout: Rollout) -> tuple[DeviceFacts, ...]:
-    """Return the devices that the rollout's query names, and those that it has told anything."""
+    """Return the devices that the rollout's query names, and those that it has told anything.
+
+    To a rollout that is over, devices that a newer one of its model has told something are not available.
+    """
     plan = rollout.plan
     mine = select(assignments).where(assignments.c.rollout == plan.id)
     told = {row.device: row for row in connection.execute(mine)}
-    rows = connection.execute(select(devices).where(where(parse_query(plan.query)))).all()
+    rows = [*connection.execute(select(devices).where(where(parse_query(plan.query))))]
     named = {row.id for row in rows}
     others = sorted(set(told) - named)
     for i in range(0, len(others), 500):
-        rows = [*rows, *connection.execute(select(devices).where(devices.c.id.in_(others[i : i + 500])))]
-    return tuple(_facts(row, told.get(row.id), plan.model, row.id in named) for row in rows)
+        rows += connection.execute(select(devices).where(devices.c.id.in_(others[i : i + 500])))
+    taken = _taken(connection, rollout) if rollout.state in OVER else frozenset[str]()
+    # In one order everywhere, so that of two transactions one waits and none dies.
+    rows.sort(key=lambda row: row.id)
+    return tuple(
+        _facts(row, told.get(row.id), plan.model, row.id in named and row.id not in taken) for row in rows
+    )
+
+
+def _taken(connection: Connection, rollout: Rollout) -> frozenset[str]:
+    mine = select(rollouts.c.created_at).where(rollouts.c.id == rollout.plan.id).scalar_subquery()
+    query = (
+        select(assignments.c.device)
+        .join(rollouts, rollouts.c.id == assignments.c.rollout)
+        .where(
+            rollouts.c.model == rollout.plan.model,
+            rollouts.c.id != rollout.plan.id,
+            rollouts.c.created_at >= mine,
+            assignments.c.undone.is_(False),
+        )
+    )
+    return frozenset(connection.execute(query).scalars())
 
 
 def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evidence:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select,
 
 from edgec.fleet.store._database import Database, clean, upsert
 from edgec.fleet.store._hearing import pieces
-from edgec.fleet.store._schema import artifacts, devices, orders
+from edgec.fleet.store._schema import artifacts, assignments, devices, orders, rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class DueOrder:
         version: Of the metadata that it was told last; 0 for none.
         revision: Of the document, the next one of this epoch.
         tries: Times that this epoch was told or tried.
+        retries: Epoch of the last order by name of the model, where an artifact is to be tried once more that
+            the device has found bad.
         acknowledged: Whether it took notice of this epoch: what is new then is the metadata's expiry.
     """
 
@@ -36,6 +38,7 @@ class DueOrder:
     revision: int
     tries: int
     acknowledged: bool
+    retries: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ class Orders:
         )  # fmt: skip
         with self._database.read() as connection:
             rows = connection.execute(query).all()
+            retries = _retries(connection, [row.id for row in rows])
             paths = _paths(connection, sorted({d for row in rows for d in row.wanted.values()}))
         found = []
         for row in rows:
@@ -102,6 +106,11 @@ class Orders:
                     revision=row.revision + 1 if same else 0,
                     tries=row.tries if same else 0,
                     acknowledged=row.acknowledged >= row.epoch,
+                    retries={
+                        model: epoch
+                        for (device, model, digest), epoch in retries.items()
+                        if device == row.id and row.wanted.get(model) == digest
+                    },
                 )
             )
         return found
@@ -179,6 +188,24 @@ def _paths(connection: Connection, digests: Sequence[str]) -> dict[str, str]:
     for piece in pieces(digests):
         query = select(artifacts.c.sha256, artifacts.c.path).where(artifacts.c.sha256.in_(piece))
         found |= {row.sha256: row.path for row in connection.execute(query)}
+    return found
+
+
+def _retries(connection: Connection, ids: Sequence[str]) -> dict[tuple[str, str, str], int]:
+    """Return the epoch of the last order, by device, model and digest, where it was not the first."""
+    found: dict[tuple[str, str, str], int] = {}
+    for piece in pieces(ids):
+        query = (
+            select(assignments.c.device, rollouts.c.model, assignments.c.digest, assignments.c.epoch)
+            .join(rollouts, rollouts.c.id == assignments.c.rollout)
+            .where(
+                assignments.c.device.in_(piece),
+                assignments.c.attempts > 1,
+                assignments.c.undone.is_(False),
+            )
+        )
+        for device, model, digest, epoch in connection.execute(query):
+            found[device, model, digest] = max(epoch, found.get((device, model, digest), 0))
     return found
 
 

@@ -237,10 +237,13 @@ def _take_event(batch: _Batch, device: str, event: DeviceEvent, view: dict[str, 
         return
     part = HourOf()
     if event.kind == SHADOW:
+        # Calls that failed where what serves has answered are answered otherwise, too.
+        failed = _number(event.data.get("failed", ""))
         for name in ("compared", "disagreed"):
-            part.figures[name] = _number(event.data.get(name, ""))
+            part.figures[name] = _number(event.data.get(name, "")) + failed
     else:
-        part.figures["crashes"] = 1
+        # Those that came too fast to be told one by one are in the next one.
+        part.figures["crashes"] = 1 + _number(event.data.get("untold", ""))
     batch.add(event.model, clean(digest), device, hour(event.at, now), part)
 
 

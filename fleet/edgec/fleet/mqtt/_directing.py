@@ -1,0 +1,205 @@
+"""What rollouts decide is signed and told; stopped at any moment, it goes on where the books say."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+
+from sqlalchemy.exc import OperationalError
+
+from edgec.errors import FleetError, LinkError, OutputError, ProtocolError, TrustError
+from edgec.fleet.mqtt._counters import Counters
+from edgec.fleet.mqtt._settings import MqttSettings
+from edgec.fleet.rollouts import Rollout
+from edgec.fleet.service import Fleet
+from edgec.fleet.store import DueOrder, ToldOrder
+from edgec.protocol import MqttLink, Outgoing, Publication, Topics, desired_of
+from edgec.trust import SignedWish, Terms, Wish, issue
+
+_log = logging.getLogger(__name__)
+_ACTIVE, _LATE = ("running", "undoing"), ("finished",)
+_PUBLISH_S = 20.0
+# Between turns there is at least this, and twice what the last one took: others work, too.
+_LEAST_PAUSE_S = 0.1
+_RETRY_S = 5.0
+
+
+class Directing:
+    """Looks at rollouts and tells devices. `run` is a thread's."""
+
+    def __init__(
+        self, fleet: Fleet, link: MqttLink, topics: Topics, counters: Counters, settings: MqttSettings
+    ) -> None:
+        """Direct a fleet over a link."""
+        self._fleet, self._link, self._topics = fleet, link, topics
+        self._counters, self._settings = counters, settings
+        self._random = random.Random()
+        self._changed = threading.Condition()
+        self._poked = self._stopping = False
+        self._connections = 0
+        self._late_at = 0.0
+        self._late_poked = True
+
+    def poke(self, *, late: bool = True) -> None:
+        """Let a turn begin soon; with `late`, rollouts that are over are looked at, too."""
+        with self._changed:
+            self._poked = True
+            self._late_poked |= late
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let `run` return after the step in hand."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Take turns until `stop`."""
+        while not self._stopping:
+            began = time.monotonic()
+            self.turn()
+            spent = time.monotonic() - began
+            self._counters.count("turns")
+            self._counters.spend("turn_seconds", spent)
+            self._pause(max(_LEAST_PAUSE_S, 2 * spent))
+
+    def turn(self) -> None:
+        """Let rollouts decide what they can, and tell devices what they have not been told."""
+        try:
+            self._decide()
+            self._tell()
+        except (OperationalError, TrustError, OutputError) as e:
+            # Nothing is lost: the books say what is still to be done.
+            self._counters.count("orders", "interrupted")
+            _log.error("devices cannot be directed now, and will be: %s", e)
+
+    def _pause(self, least_s: float) -> None:
+        began = time.monotonic()
+        with self._changed:
+            while not self._stopping:
+                passed = time.monotonic() - began
+                due = least_s if self._poked else max(least_s, self._settings.turn_s)
+                if passed >= due:
+                    break
+                self._changed.wait(due - passed)
+            self._poked = False
+
+    def _decide(self) -> None:
+        now = self._fleet.clock()
+        for rollout in self._due_rollouts(now):
+            if self._stopping:
+                return
+            try:
+                self._fleet.store.rollouts.tick(rollout.plan.id, now)
+            except FleetError as e:
+                _log.error("rollout %s cannot go on: %s", rollout.plan.id, e)
+
+    def _due_rollouts(self, now: float) -> list[Rollout]:
+        """Return rollouts to look at, the oldest first: what a newer one says of a device counts."""
+        store = self._fleet.store.rollouts
+        due = store.find(states=_ACTIVE, limit=1000)
+        late, self._late_poked = self._late_poked or now >= self._late_at, False
+        if late:
+            self._late_at = now + self._settings.late_s
+            newest: dict[str, Rollout] = {}
+            for rollout in store.find(states=_LATE, limit=1000):
+                newest.setdefault(rollout.plan.model, rollout)
+            due = [*due, *newest.values()]
+        # A rollout that is over comes before one of the same model that is under way.
+        return sorted(due, key=lambda r: r.state in _ACTIVE)
+
+    def _tell(self) -> None:
+        status = self._link.status
+        if not status.connected:
+            return
+        if status.connections != self._connections:
+            # What the broker kept may be gone with it.
+            self._fleet.store.orders.again()
+            self._connections = status.connections
+        now = self._fleet.clock()
+        renew_s = self._settings.renew_days * 86400
+        while not self._stopping and self._link.status.connected:
+            limit = self._settings.order_messages
+            due = self._fleet.store.orders.due(now, renew_s=renew_s, limit=limit)
+            if due:
+                self._fleet.store.orders.told(self._told(due, now), now)
+            if len(due) < limit:
+                return
+
+    def _told(self, due: Sequence[DueOrder], now: float) -> list[ToldOrder]:
+        """Sign and send orders; return what became of each."""
+        wishes = [_wish(order) for order in due]
+        signed = issue(self._fleet.director, [wish for wish in wishes if isinstance(wish, Wish)])
+        sent: list[tuple[DueOrder, SignedWish, Publication]] = []
+        done: list[ToldOrder] = []
+        for order, wish in zip(due, wishes, strict=True):
+            made = signed[order.device] if isinstance(wish, Wish) else wish
+            publication = self._send(order, made) if isinstance(made, SignedWish) else made
+            if isinstance(made, SignedWish) and isinstance(publication, Publication):
+                sent.append((order, made, publication))
+            else:
+                done.append(self._failed(order, made, publication, now))
+        deadline = time.monotonic() + _PUBLISH_S
+        return done + [self._ended(order, made, p, deadline, now) for order, made, p in sent]
+
+    def _send(self, order: DueOrder, made: SignedWish) -> Publication | LinkError | ProtocolError:
+        desired = desired_of(made.bundle, revision=order.revision, sources=self._settings.sources)
+        try:
+            message = Outgoing(
+                topic=self._topics.desired(order.device),
+                payload=desired.to_bytes(),
+                retain=True,
+                content_type="application/json",
+            )
+            return self._link.publish(message)
+        except (LinkError, ProtocolError) as e:
+            return e
+
+    def _failed(self, order: DueOrder, made: SignedWish | TrustError, error: object, now: float) -> ToldOrder:
+        if isinstance(made, TrustError) or isinstance(error, ProtocolError):
+            self._counters.count("orders", "impossible")
+            _log.error("%s cannot be told epoch %d: %s", order.device, order.epoch, error)
+            return ToldOrder(order=order, next_at=now + self._wait(order), problem=str(error))
+        self._counters.count("orders", "unsent")
+        return ToldOrder(order=order, version=made.version, expires_at=made.expires, next_at=now + _RETRY_S)
+
+    def _ended(
+        self, order: DueOrder, made: SignedWish, publication: Publication, deadline: float, now: float
+    ) -> ToldOrder:
+        try:
+            publication.wait(max(deadline - time.monotonic(), 0.0))
+        except LinkError:
+            delivered = False
+        else:
+            delivered = True
+        self._counters.count("orders", "told" if delivered else "unsent")
+        wait = self._wait(order) if delivered else _RETRY_S
+        return ToldOrder(
+            order=order,
+            version=made.version,
+            expires_at=made.expires,
+            delivered=delivered,
+            next_at=now + wait,
+        )
+
+    def _wait(self, order: DueOrder) -> float:
+        """Return how long a device is given to take notice, in seconds; longer each time, and random."""
+        most = min(self._settings.first_wait_s * 2.0 ** min(order.tries, 30), self._settings.last_wait_s)
+        return most * self._random.uniform(0.5, 1.0)
+
+
+def _wish(order: DueOrder) -> Wish | TrustError:
+    unknown = sorted(model for model, path in order.models.items() if path is None)
+    if unknown:
+        return TrustError(f"{', '.join(unknown)}: the artifact is in no release of this fleet", "not_found")
+    return Wish(
+        device=order.device,
+        epoch=order.epoch,
+        models={model: path for model, path in order.models.items() if path is not None},
+        after=order.version,
+        hardware=(order.hardware,),
+        terms={model: Terms(retry=epoch) for model, epoch in order.retries.items()},
+    )

@@ -1,0 +1,30 @@
+"""A process that is the fleet's side of a broker, to be killed: python -m tests.fleet.mqtt_server ..."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+from tests.fleet.shop import QUICK
+
+from edgec.fleet.mqtt import MqttSide
+from edgec.fleet.service import Fleet
+from edgec.protocol import LinkOptions
+
+
+def main(folder: str, host: str, port: str, authority: str, certificate: str, key: str) -> None:
+    context = ssl.create_default_context(cafile=authority)
+    context.load_cert_chain(certificate, key)
+    options = LinkOptions(
+        host=host, port=int(port), client_id="fleet", tls=context, first_retry_s=0.1, last_retry_s=0.5
+    )
+    with Fleet(Path(folder)) as fleet, MqttSide(fleet, options, settings=QUICK) as side:
+        side.wait_connected(60)
+        print("up", flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
