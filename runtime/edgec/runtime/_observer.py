@@ -32,6 +32,8 @@ Run = Callable[[Arrays], "dict[str, NDArray[Any]]"]
 # Times of calls that are kept before they are put into the sketch, together: that is ten times cheaper.
 _MOST_TIMES = 512
 _FEW = 12
+# What looking into a call costs, beside its own time, the calls after it: their data is not in the cache.
+_DISTURBS = 1.2
 _MOST_NAMES = 64
 _MOST_RECORDERS = 16
 _OTHERS = "others"
@@ -264,10 +266,11 @@ class Recorder:
         self._random = random.Random(0)
         self._cost_s = 0.0  # of looking once, about
         self._gap = 1  # calls between two that are looked into
-        self._left = 1  # calls until the next one is
+        self._turn = 1  # length of the list at which the next one is
         self._due = 1  # length of the list at which there is something to do
         self._overdue = clock()  # when there is, whatever its length
-        self._seen_calls, self._seen_s = 0, 0.0  # since the last one that was looked into
+        self._since_look = 0  # length that the list had when one was looked into
+        self._seen_calls, self._seen_s = 0, 0.0  # since then, without those in the list
         self._boxes = 0
         self._total: Window | None = None
         self._begin()
@@ -394,31 +397,37 @@ class Recorder:
         )
 
     def _see(self, inputs: Arrays, outputs: Arrays) -> None:
-        """Put times into the sketch and, when its turn has come, look into a call."""
+        """Look into a call when its turn has come, and put times into the sketch when there are many."""
         if not self._lock.acquire(blocking=False):
             return  # another thread does it
         try:
-            self._fold()
             if not self._cost_s:  # the first time takes many times as long, and says nothing of the next
                 self._looker.look(self._looker.blank(), inputs, outputs)
             start = self._clock()
-            if self._left <= 0 or start >= self._overdue:
+            if len(self._times) >= self._turn or start >= self._overdue:
                 self._looker.look(self._sight, inputs, outputs)
                 end = self._clock()
                 self._plan(end - start)
                 self._overdue = end + self._options.interval_s
-            self._due = max(1, min(self._left, _MOST_TIMES))
+            if len(self._times) >= _MOST_TIMES:
+                self._fold()
+            self._due = min(self._turn, _MOST_TIMES)
         finally:
             self._lock.release()
 
     def _plan(self, cost_s: float) -> None:
         """Choose the next call to look into, so that looking stays within its share of the time of calls."""
         self._cost_s = 0.5 * (self._cost_s or cost_s) + 0.5 * cost_s
-        allowed = self._options.max_share * max(self._seen_s / max(self._seen_calls, 1), 1e-9)
-        self._gap = max(1, math.ceil(min(self._cost_s / allowed, 1e6)))
-        self._seen_calls, self._seen_s = 0, 0.0
+        length = len(self._times)
+        calls = self._seen_calls + length - self._since_look
+        seconds = self._seen_s + sum(self._times[self._since_look : length])
+        allowed = self._options.max_share * max(seconds / max(calls, 1), 1e-9)
+        self._gap = max(1, math.ceil(min(_DISTURBS * self._cost_s / allowed, 1e6)))
+        self._seen_calls, self._seen_s, self._since_look = 0, 0.0, length
         # Not every n-th: calls may have a rhythm of their own, such as cameras that take turns.
-        self._left = 1 if self._gap == 1 else max(1, round(self._gap * self._random.uniform(0.5, 1.5)))
+        self._turn = length + (
+            1 if self._gap == 1 else max(1, round(self._gap * self._random.uniform(0.5, 1.5)))
+        )
 
     def _fold(self) -> None:
         """Put the times of calls into the sketch."""
@@ -431,9 +440,12 @@ class Recorder:
         else:
             self._latency.add_many(np.multiply(taken, 1e3))
         self._calls += len(taken)
-        self._left -= len(taken)
-        self._seen_calls += len(taken)
-        self._seen_s += sum(taken)
+        unseen = taken[self._since_look :]
+        self._seen_calls += len(unseen)
+        self._seen_s += sum(unseen)
+        self._since_look = 0
+        self._turn = max(1, self._turn - len(taken))
+        self._due = min(self._turn, _MOST_TIMES)
 
 
 def _identity(session: Session) -> tuple[str, str, str]:

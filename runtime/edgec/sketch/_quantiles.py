@@ -78,9 +78,13 @@ class QuantileSketch:
         self.count += len(finite)
         self.zeros += int((finite == 0).sum())
         self.total += float(finite.sum())
-        self.minimum = min(self.minimum, float(finite.min()))
+        least = float(finite.min())
+        self.minimum = min(self.minimum, least)
         self.maximum = max(self.maximum, float(finite.max()))
-        for bins, part in ((self._positive, finite[finite > 0]), (self._negative, -finite[finite < 0])):
+        parts = [(self._positive, finite)]
+        if least <= 0:
+            parts = [(self._positive, finite[finite > 0]), (self._negative, -finite[finite < 0])]
+        for bins, part in parts:
             keys, counts = np.unique(np.ceil(np.log(part) * _PER_LOG).astype(np.int64), return_counts=True)
             bins.update(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
             _collapse(bins)
