@@ -16,11 +16,26 @@ from fastapi import FastAPI
 
 from edgec.artifact import Manifest, TensorSpec, pack
 from edgec.fleet.service import Fleet
-from edgec.protocol import ModelReport, Presence, Reported
+from edgec.protocol import CommandReply, ModelReport, Presence, Reported
 from edgec.runtime.testing import onnxruntime_spec
 
 GOOD: dict[str, Any] = {"parity": {"passed": True, "max_abs_error": 0.0}, "latency_ms": {"p50": 2.0}}
 HARDWARE = "cpu-x86_64"
+
+
+class Sender:
+    """Answers commands, and counts them."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, Any]] = []
+
+    def send_command(
+        self, device: str, name: str, args: Any = None, *, timeout_s: float = 30.0, actor: str = "fleet"
+    ) -> CommandReply:
+        self.sent.append((device, name, args))
+        return CommandReply(
+            id="c1", name=name, state="done", boot_id="b1", sent_at=1.0, result='{"lines": ["hello"]}'
+        )
 
 
 def artifact(folder: Path, version: str, *, model: str = "kws", report: dict[str, Any] | None = GOOD) -> Path:

@@ -16,32 +16,17 @@ pytest.importorskip("scipy", reason="the API needs the extra 'fleet'")
 pytest.importorskip("tuf", reason="the API needs the extra 'fleet'")
 
 from starlette.testclient import TestClient
-from tests.fleet.served import HARDWARE, artifact, enrol, reports, token, upload
+from tests.fleet.served import HARDWARE, Sender, artifact, enrol, reports, token, upload
 
 from edgec.fleet.api import ApiLimits, create_app
 from edgec.fleet.api._once import Once
 from edgec.fleet.rollouts import OpenIncident
 from edgec.fleet.service import Fleet
-from edgec.protocol import CommandReply, ModelWindow, Telemetry, TelemetryRecord
+from edgec.protocol import ModelWindow, Telemetry, TelemetryRecord
 from edgec.sketch import QuantileSketch
 
 pytestmark = pytest.mark.slow
 PROBLEM = "application/problem+json"
-
-
-class Sender:
-    """Answers commands, and counts them."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, str, Any]] = []
-
-    def send_command(
-        self, device: str, name: str, args: Any = None, *, timeout_s: float = 30.0, actor: str = "fleet"
-    ) -> CommandReply:
-        self.sent.append((device, name, args))
-        return CommandReply(
-            id="c1", name=name, state="done", boot_id="b1", sent_at=1.0, result='{"lines": ["hello"]}'
-        )
 
 
 @pytest.fixture(scope="module")
