@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgec.simulation._behaviour import HEALTHY, POISONED, POISONS, Behaviour, BehaviourError
+    from edgec.simulation._demo import DemoOptions, run_demo
     from edgec.simulation._device import DeviceNews, SimulatedDevice
+    from edgec.simulation._load import LoadOptions, run_load
     from edgec.simulation._releases import LABELS, MODEL, make_release
     from edgec.simulation._settings import TELEMETRY, Poison, SimulationError, SimulationSettings
     from edgec.simulation._simulation import Counts, Simulation
@@ -20,7 +22,9 @@ __all__ = [
     "Behaviour",
     "BehaviourError",
     "Counts",
+    "DemoOptions",
     "DeviceNews",
+    "LoadOptions",
     "Poison",
     "SimulatedDevice",
     "Simulation",
@@ -28,6 +32,8 @@ __all__ = [
     "SimulationSettings",
     "Swarm",
     "make_release",
+    "run_demo",
+    "run_load",
 ]
 
 # Imported when asked for: the command line names poisons without the extras that agents need.
@@ -41,7 +47,9 @@ _LATER = {
     "Behaviour": "_behaviour",
     "BehaviourError": "_behaviour",
     "Counts": "_simulation",
+    "DemoOptions": "_demo",
     "DeviceNews": "_device",
+    "LoadOptions": "_load",
     "Poison": "_settings",
     "SimulatedDevice": "_device",
     "Simulation": "_simulation",
@@ -49,6 +57,8 @@ _LATER = {
     "SimulationSettings": "_settings",
     "Swarm": "_swarm",
     "make_release": "_releases",
+    "run_demo": "_demo",
+    "run_load": "_load",
 }
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edgec.artifact import atomic_write
@@ -18,11 +18,26 @@ from edgec.device_agent._enrolment import _certificate_request, _private_key
 from edgec.simulation._plain import config_from_plain, config_to_plain
 from edgec.simulation._settings import TELEMETRY, SimulationError, SimulationSettings
 
+if TYPE_CHECKING:
+    from edgec.fleet.client import FleetClient
+
 _TIMEOUT_S = 60.0
 _MOST_BYTES = 2**20
 _TRIES = 20
 _SETTINGS = "simulated.json"
 _ROOTS = {"image_root": "image-root.json", "director_root": "director-root.json", "authority": "ca.crt"}
+
+
+def make_claim(client: FleetClient, uses: int, labels: Mapping[str, str]) -> str:
+    """Return a claim for some devices, which get these labels.
+
+    Raises:
+        FleetError: The client's token has not the role admin, or the server cannot be reached.
+    """
+    from edgec.fleet.api._enrol import ClaimWanted, NewClaim
+
+    wanted = ClaimWanted(uses=uses, labels=dict(labels))
+    return client.http.change(NewClaim, "POST", "/api/v1/claims", wanted).claim
 
 
 class Enroller:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edgec.simulation._settings import SimulationError
 
 if TYPE_CHECKING:
-    from edgec.fleet.api._views import RolloutView
     from edgec.fleet.client import FleetClient
+    from edgec.fleet.views import RolloutView
 
 _LOOK_S = 0.4
 _OVER = ("finished", "undone", "aborted")
@@ -28,18 +28,18 @@ class Chapter:
         model: That is rolled out.
         version: Of it.
         stages: Percent of the devices, and seconds of soak.
+        query: Which devices; all if empty.
         least_devices: Of a stage.
         first_look_s: When the gate is first looked at.
-        expected: State that it is to end in.
     """
 
     name: str
     model: str
     version: str
     stages: Sequence[tuple[float, float]]
+    query: str = ""
     least_devices: int = 10
     first_look_s: float = 1.0
-    expected: str = "finished"
 
 
 class Story:
@@ -70,12 +70,13 @@ class Story:
             FleetError: The server refuses, or cannot be reached.
             SimulationError: It has not ended in time.
         """
-        from edgec.fleet.api._views import RolloutWanted, StageWanted
+        from edgec.fleet.views import RolloutWanted, StageWanted
 
         wanted = RolloutWanted(
             model=chapter.model,
             version=chapter.version,
             name=chapter.name,
+            query=chapter.query,
             stages=[StageWanted(percent=percent, soak_s=soak_s) for percent, soak_s in chapter.stages],
             least_devices=chapter.least_devices,
             first_look_s=chapter.first_look_s,

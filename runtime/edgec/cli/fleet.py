@@ -11,6 +11,8 @@ from edgec.cli._lazy import LazyGroup
 
 # By name: module:attribute of the click command, and its line of help.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("edgec.cli._fleet_demo:command", "A whole fleet on this machine, to look at."),
+    "simulate": ("edgec.cli._fleet_simulate:command", "Put simulated devices on a fleet, for load."),
     "up": ("edgec.cli._fleet_up:command", "Run the server of a fleet: broker, API and dashboard."),
 }
 
