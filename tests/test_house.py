@@ -162,7 +162,7 @@ def test_every_package_of_an_extra_is_imported_somewhere() -> None:
     modules = {"opencv-python-headless": "cv2", "onnx-ir": "onnx_ir", "ai-edge-litert": "ai_edge_litert"}
     modules["mlcommons-loadgen"] = "mlperf_loadgen"
     modules["prometheus-client"] = "prometheus_client"
-    modules["paho-mqtt"] = "paho"
+    modules["paho-mqtt"], modules["python-multipart"] = "paho", "python_multipart"
     modules["opentelemetry-sdk"] = modules["opentelemetry-exporter-otlp-proto-http"] = "opentelemetry"
     # Run by `edgec.compiler.vela` in a process of its own.
     programs = {"ethos-u-vela": "ethosu.vela"}
