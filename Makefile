@@ -60,6 +60,8 @@ kill-test: $(VENV)/.dev  ## Kill device agents 1000 times in the middle of updat
 	@$(BIN)/python -m tests.device_agent.kill_driver --kills 1000
 	@$(BIN)/python -m tests.device_agent.kill_outbox --kills 1000
 	@$(BIN)/python -m tests.device_agent.power_cut
+	@$(BIN)/python -m tests.device_agent.traced_cuts outbox
+	@$(BIN)/python -m tests.device_agent.traced_cuts trust
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, layout
 	$(BIN)/ruff check .
