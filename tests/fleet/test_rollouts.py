@@ -246,6 +246,23 @@ def test_the_soak_begins_with_the_quorum() -> None:
     assert of(Soak, fleet.step(60)) == [Soak(ended=26, devices=51)]
 
 
+def test_the_quorum_of_a_stage_is_of_the_devices_that_it_has_told() -> None:
+    """Those of the stage before have ended, and would be a quorum as long as few others were heard of."""
+    fleet = Fleet(50, least_devices=10, stages=(Stage(percent=20, soak_s=10), Stage(percent=100, soak_s=10)))
+    first = fleet.ring(10)
+    fleet.slow = set(fleet.ring(50)) - set(first)
+    fleet.offline = set(fleet.ring(50)[13:])
+    fleet.step()
+    for _ in range(20):
+        fleet.step(5)
+    assert fleet.rollout.stage == 1
+    assert (fleet.rollout.held, fleet.rollout.soaking_since) == ("installing", None)
+    fleet.slow, fleet.offline = set(), set()
+    for name in fleet.ring(50)[10:]:
+        fleet.work(name)
+    assert of(Soak, fleet.step(1)) == [Soak(ended=40, devices=40)]
+
+
 @pytest.mark.slow
 def test_looks_come_at_doubling_times_and_at_the_end_of_the_soak() -> None:
     fleet = Fleet(200)

@@ -106,6 +106,8 @@ def _run(rollout: Rollout, facts: Facts, now: float) -> Iterator[Decision]:
     failed = [d for d in ended if d.phase != "installed"]
     # Devices that nothing was heard of since they were told say nothing for or against the release.
     reached = [d for d in told if d.seen_at >= d.assigned_at or d.noticed or d in ended]
+    # Those of the stages before have ended long ago: the soak waits for the ones that this stage has told.
+    fresh = {d.id for d in told if d.assigned_at >= rollout.since} or {d.id for d in told}
     verdict = _installs(rollout, len(ended), len(failed))
     if verdict is not None:
         yield from _stop(rollout, "installs", verdict.detail, verdict.to_dict(), facts)
@@ -114,7 +116,9 @@ def _run(rollout: Rollout, facts: Facts, now: float) -> Iterator[Decision]:
     if new and not told:
         return
     if rollout.soaking_since is None:
-        yield from _gather(rollout, now, figures, bool(reached))
+        parts = {"devices": told, "reached": reached, "ended": ended, "failed": failed}
+        own = {name: sum(d.id in fresh for d in part) for name, part in parts.items()}
+        yield from _gather(rollout, now, own)
         return
     yield from _gate(rollout, facts, now, figures)
 
@@ -162,14 +166,14 @@ def _again(device: DeviceFacts, rollout: Rollout, now: float) -> bool:
     return device.attempts < rollout.plan.attempts or device.assigned_at < rollout.retried_at
 
 
-def _gather(rollout: Rollout, now: float, figures: dict[str, int], heard: bool) -> Iterator[Decision]:
-    """Wait for the quorum of a stage."""
+def _gather(rollout: Rollout, now: float, figures: dict[str, int]) -> Iterator[Decision]:
+    """Wait for the quorum of the devices that a stage has told."""
     numbers = {name: float(value) for name, value in figures.items()}
     ended, reached, devices = figures["ended"], figures["reached"], figures["devices"]
     if not devices:
         # All that are in it have the release already.
         yield Soak(ended=0, devices=0)
-    elif not heard:
+    elif not reached:
         yield from _hold(rollout, now, "unreached", f"none of {devices} devices was heard of since", numbers)
     elif ended < rollout.plan.quorum * reached:
         detail = f"{ended} of {reached} devices that were heard of have ended their update"
