@@ -113,6 +113,7 @@ def artifact(
     plan: Any = None,
     labels: tuple[str, ...] = LABELS,
     every: int = 4,
+    engine_version: str = ">=1.23",
 ) -> Path:
     """Pack a changed model, with golden vectors and quantiles of its own.
 
@@ -123,6 +124,7 @@ def artifact(
         plan: What the engine does and at which call, ``{"what": "crash", "at": 100}``; None for a sound one.
         labels: Of the classes.
         every: Of so many calibration images one is looked at.
+        engine_version: That it needs.
     """
     model = base()
     change(model)
@@ -144,7 +146,7 @@ def artifact(
     poisoned = plan is not None
     spec = EngineSpec(
         name="poison" if poisoned else "onnxruntime",
-        version="" if poisoned else ">=1.23",
+        version="" if poisoned else engine_version,
         device="CPU",
         precision="fp32",
         files=("plan.json", "model.onnx") if poisoned else ("model.onnx",),

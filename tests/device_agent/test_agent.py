@@ -32,12 +32,12 @@ from edgec.trust import Terms
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 BLACK = {"pixels": np.zeros((1, 8, 8, 1), np.uint8)}
-PATHS = {version: f"digits/digits-{version}-cpu-x86_64.edgec" for version in "1234"}
+PATHS = {version: f"digits/digits-{version}-cpu-x86_64.edgec" for version in "12345"}
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
-    """Versions 1 and 2 of a model, sound; 3, whose file is not what was signed; and 4, which is poison."""
+    """Versions 1 and 2, sound; 3, whose file is not what was signed; 4, poison; 5, for a later engine."""
     folder = tmp_path_factory.mktemp("shop")
     publisher = Publisher(folder)
     publisher.publish(poison.artifact(folder / "1.edgec", version="1"))
@@ -48,6 +48,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     publisher.publish(poison.artifact(folder / "4.edgec", poison.nan_sometimes, version="4"))
+    publisher.publish(poison.artifact(folder / "5.edgec", version="5", engine_version=">=99"))
     return publisher
 
 
@@ -98,6 +99,22 @@ def test_models_come_by_the_broker_alone_follow_and_go_back_by_a_new_epoch(
         assert agent.serving("digits") is None
     server_view = heard.view
     assert server_view.clones == ()
+
+
+def test_row_12_an_artifact_for_another_version_of_the_engine_is_refused_before_its_download(
+    tmp_path: Path,
+    shop: Publisher,
+    mosquitto: Broker,  # noqa: F811
+) -> None:
+    settings = config(tmp_path, shop, mosquitto, sources=())
+    with Server(mosquitto, shop.repo) as server, running(settings) as agent:
+        assert server.chunks is not None
+        server.ended(server.want(shop, {"digits": PATHS["1"]}))
+        path, sent = agent.serving("digits"), server.chunks.sent_bytes
+        event = server.ended(server.want(shop, {"digits": PATHS["5"]}))
+        assert (event.kind, event.reason) == ("update_failed", "engine")
+        assert "it needs onnxruntime >=99, and here is" in event.detail
+        assert (agent.serving("digits"), server.chunks.sent_bytes) == (path, sent)
 
 
 def test_what_is_tampered_with_is_refused_and_the_old_one_serves(
@@ -372,7 +389,7 @@ def process(tmp_path: Path, shop: Publisher, mosquitto: Broker) -> Iterator[Proc
         made.process.wait()
 
 
-def test_row_1_an_agent_killed_in_the_middle_of_an_update_goes_on_and_tells(
+def test_row_01_an_agent_killed_in_the_middle_of_an_update_goes_on_and_tells(
     process: Process,
     shop: Publisher,
     mosquitto: Broker,  # noqa: F811

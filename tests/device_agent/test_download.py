@@ -49,7 +49,7 @@ def cut_at(byte: int) -> Callable[[Asked], None]:
 
 
 @pytest.mark.slow
-def test_row_3_a_link_that_is_cut_anywhere_costs_no_byte_twice(tmp_path: Path) -> None:
+def test_row_03_a_link_that_is_cut_anywhere_costs_no_byte_twice(tmp_path: Path) -> None:
     for byte in BOUNDARIES:
         with serving(CONTENT, cut_at(byte)) as server:
             get(server, tmp_path / f"{byte}", mapped=byte % 2 == 0)
@@ -58,7 +58,7 @@ def test_row_3_a_link_that_is_cut_anywhere_costs_no_byte_twice(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_row_3_a_restart_fetches_less_than_one_chunk_again(tmp_path: Path) -> None:
+def test_row_03_a_restart_fetches_less_than_one_chunk_again(tmp_path: Path) -> None:
     for byte in BOUNDARIES:
         path = tmp_path / f"{byte}"
         with serving(CONTENT, cut_at(byte)) as server:
@@ -86,7 +86,7 @@ def test_another_file_of_that_name_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_row_5_only_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:
+def test_row_05_only_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:
     def damages_one(asked: Asked) -> None:
         body = bytearray(asked.part)
         if asked.number == 1:
@@ -99,7 +99,7 @@ def test_row_5_only_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:
     assert [asked.first for asked in server.asked] == [0, 3 * CHUNK]
 
 
-def test_row_5_a_second_corruption_switches_the_mirror(tmp_path: Path) -> None:
+def test_row_05_a_second_corruption_switches_the_mirror(tmp_path: Path) -> None:
     def damages(asked: Asked) -> None:
         asked.answer(bytes(byte ^ 1 for byte in asked.part))
 
@@ -109,7 +109,7 @@ def test_row_5_a_second_corruption_switches_the_mirror(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_row_5_what_the_disk_damaged_is_fetched_again(tmp_path: Path) -> None:
+def test_row_05_what_the_disk_damaged_is_fetched_again(tmp_path: Path) -> None:
     content = CONTENT * 12
     for mapped in (True, False):
         path = tmp_path / f"{mapped}"
@@ -524,7 +524,7 @@ def test_malformed_maps_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1, 2**32, 2**32 + 1])
-def test_row_8_offsets_beyond_31_and_32_bits(tmp_path: Path, size: int) -> None:
+def test_row_08_offsets_beyond_31_and_32_bits(tmp_path: Path, size: int) -> None:
     class Sparse(Disk):
         def reserve(self, descriptor: int, length: int) -> None:
             os.ftruncate(descriptor, length)
@@ -578,7 +578,7 @@ fetch(wanted, [HttpSource(url, allow_http=True)], Path(path), limits=limits, pro
 
 
 @pytest.mark.slow
-def test_row_3_killed_at_random_points_and_resumed(tmp_path: Path) -> None:
+def test_row_03_killed_at_random_points_and_resumed(tmp_path: Path) -> None:
     def steadily(asked: Asked) -> None:
         asked.head(Content_Range=asked.range, Content_Length=len(asked.part), ETag='"v"')
         for at in range(0, len(asked.part), 50_000):

@@ -269,7 +269,7 @@ SLOW = {name for name, (_, reason) in LIES.items() if reason == "too_slow"}
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in LIES]
 )
-def test_server_lies(tmp_path: Path, name: str) -> None:
+def test_row_04_and_06_servers_that_lie_cost_little_and_give_no_wrong_file(tmp_path: Path, name: str) -> None:
     behave, reason = LIES[name]
     spent = Spent()
     with serving(CONTENT, behave) as server:
@@ -286,7 +286,7 @@ def test_server_lies(tmp_path: Path, name: str) -> None:
     assert spent.received <= MOST_BYTES + 65536
 
 
-def test_404_and_410_cost_one_request(tmp_path: Path) -> None:
+def test_row_31_404_and_410_cost_one_request(tmp_path: Path) -> None:
     for line in ("404 Not Found", "410 Gone"):
         with serving(CONTENT, status(line)) as server:
             with pytest.raises(TransferError):
@@ -294,7 +294,7 @@ def test_404_and_410_cost_one_request(tmp_path: Path) -> None:
             assert len(server.asked) == 1
 
 
-def test_without_a_map_a_garbled_file_is_fetched_twice_and_no_more(tmp_path: Path) -> None:
+def test_row_05_without_a_map_a_garbled_file_is_fetched_twice_and_no_more(tmp_path: Path) -> None:
     spent = Spent()
     with serving(CONTENT, garbled) as server, pytest.raises(TransferError) as caught:
         get(server, tmp_path / "file", mapped=False, spent=spent)

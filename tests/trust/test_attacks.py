@@ -54,7 +54,7 @@ def stolen(publisher: Publisher, folder: str, *roles: str) -> dict[str, list[Any
 
 @pytest.mark.parametrize(("folder", "role"), [*itertools.product(FOLDERS, CHAIN)])
 @pytest.mark.parametrize("attack", ["wrong key", "unsigned"])
-def test_row_7_wrong_key_and_unsigned(
+def test_row_07_wrong_key_and_unsigned(
     publisher: Publisher, tmp_path: Path, folder: str, role: str, attack: str
 ) -> None:
     device = publisher.device(tmp_path / "device")
@@ -64,13 +64,13 @@ def test_row_7_wrong_key_and_unsigned(
     assert versions(device.update(publisher.repo)) == ["1"]
 
 
-def test_row_7_under_the_threshold(publisher: Publisher, tmp_path: Path) -> None:
+def test_row_07_under_the_threshold(publisher: Publisher, tmp_path: Path) -> None:
     device = publisher.device(tmp_path / "device")
     signers = {**stolen(publisher, "image"), "targets": publisher.signers("targets-1")}
     refused(device, rechained(publisher.files(), "image", signers, {}), "signature")
 
 
-def test_row_7_one_signature_twice_is_one(publisher: Publisher, tmp_path: Path) -> None:
+def test_row_07_one_signature_twice_is_one(publisher: Publisher, tmp_path: Path) -> None:
     device = publisher.device(tmp_path / "device")
     (signer,) = publisher.signers("targets-1")
 
@@ -86,7 +86,7 @@ def test_row_7_one_signature_twice_is_one(publisher: Publisher, tmp_path: Path) 
     refused(device, files, "digest", "malformed")
 
 
-def test_row_7_one_key_under_two_ids_is_one(publisher: Publisher, tmp_path: Path) -> None:
+def test_row_07_one_key_under_two_ids_is_one(publisher: Publisher, tmp_path: Path) -> None:
     root = publisher.image.root
     key = root.keys[root.roles["targets"].keyids[0]]
     again = type(key)("f" * 64, key.keytype, key.scheme, key.keyval)
@@ -95,7 +95,7 @@ def test_row_7_one_key_under_two_ids_is_one(publisher: Publisher, tmp_path: Path
         publisher.image.stage_root({**plan, "targets": ([key, again], 2)})
 
 
-def test_row_7_a_new_root_needs_the_old_and_the_new_keys(publisher: Publisher, tmp_path: Path) -> None:
+def test_row_07_a_new_root_needs_the_old_and_the_new_keys(publisher: Publisher, tmp_path: Path) -> None:
     device = publisher.device(tmp_path / "device")
     files = publisher.files()
 
@@ -117,7 +117,7 @@ def test_row_7_a_new_root_needs_the_old_and_the_new_keys(publisher: Publisher, t
 
 
 @pytest.mark.parametrize(("folder", "role"), [*itertools.product(FOLDERS, CHAIN), ("image", "model.tiny")])
-def test_row_9_each_role_expires(publisher: Publisher, tmp_path: Path, folder: str, role: str) -> None:
+def test_row_09_each_role_expires(publisher: Publisher, tmp_path: Path, folder: str, role: str) -> None:
     device = publisher.device(tmp_path / "device")
     device.update(publisher.repo)
 
@@ -137,7 +137,7 @@ def test_row_9_each_role_expires(publisher: Publisher, tmp_path: Path, folder: s
 
 
 @pytest.mark.parametrize("kind", ["image", "director"])
-def test_row_9_an_expired_root_refuses_what_is_new(publisher: Publisher, tmp_path: Path, kind: str) -> None:
+def test_row_09_an_expired_root_refuses_what_is_new(publisher: Publisher, tmp_path: Path, kind: str) -> None:
     device = publisher.device(tmp_path / "device")
     publisher.clock.now = START + 366 * DAY
     publisher.image.stage_again("targets")
@@ -151,7 +151,7 @@ def test_row_9_an_expired_root_refuses_what_is_new(publisher: Publisher, tmp_pat
     assert versions(device.update(publisher.repo)) == ["1"]
 
 
-def test_row_9_frozen_for_30_days_and_healed(publisher: Publisher, tmp_path: Path) -> None:
+def test_row_09_frozen_for_30_days_and_healed(publisher: Publisher, tmp_path: Path) -> None:
     device = publisher.device(tmp_path / "device")
     assigned = device.update(publisher.repo).targets[0]
     frozen = publisher.files()

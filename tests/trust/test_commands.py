@@ -52,7 +52,7 @@ def test_row_13_a_command_for_another_device_is_refused(publisher: Publisher, de
     assert reason(device, signed(publisher, device=OTHER)) == "device"
 
 
-def test_row_7_only_the_director_commands(publisher: Publisher, device: DeviceTrust) -> None:
+def test_row_07_only_the_director_commands(publisher: Publisher, device: DeviceTrust) -> None:
     assert reason(device, signed(publisher, signers=[strange_signer()])) == "signature"
     for name in ("online", "targets-1", "root-1"):
         assert reason(device, signed(publisher, signers=publisher.signers(name))) == "signature"

@@ -98,7 +98,7 @@ def test_a_rejected_update_leaves_no_trace(publisher: Publisher, tmp_path: Path)
     ids=["empty", "binary", "object", "list", "types", "other role", "deep", "number", "endless"],
 )
 @pytest.mark.slow
-def test_row_6_garbage_and_endless_data(
+def test_row_06_garbage_and_endless_data(
     publisher: Publisher, tmp_path: Path, name: str, data: bytes, reasons: tuple[str, ...]
 ) -> None:
     device = publisher.device(tmp_path / "device")

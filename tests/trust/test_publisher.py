@@ -79,7 +79,7 @@ def test_a_second_person_signs_later_and_elsewhere(publisher: Publisher, tmp_pat
 
 
 @pytest.mark.slow
-def test_row_1_publishing_can_be_stopped_at_every_write(
+def test_row_01_publishing_can_be_stopped_at_every_write(
     publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = 0
@@ -114,7 +114,7 @@ def test_row_1_publishing_can_be_stopped_at_every_write(
 
 
 @pytest.mark.slow
-def test_row_1_publishing_can_be_killed_at_any_time(publisher: Publisher, tmp_path: Path) -> None:
+def test_row_01_publishing_can_be_killed_at_any_time(publisher: Publisher, tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_metadata_comes_from_any_web_server(publisher: Publisher, tmp_path: Path
     ],
 )
 @pytest.mark.slow
-def test_row_6_and_31_hostile_servers(publisher: Publisher, tmp_path: Path, how: str, reason: str) -> None:
+def test_row_06_and_31_hostile_servers(publisher: Publisher, tmp_path: Path, how: str, reason: str) -> None:
     device = publisher.device(tmp_path / "device")
     _Hostile.requests = 0
     with served(_Hostile, tmp_path) as url:
