@@ -40,35 +40,36 @@ def _csr(common_name: str = "cam-1", curve: str = "SECP256R1") -> tuple[bytes, b
     return request.public_bytes(serialization.Encoding.PEM), private
 
 
-def _signed(authority: CertificateAuthority, device: str, folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the serial of a new certificate of a device, and the settings of TLS with it."""
+def _signed(authority: CertificateAuthority, device: str, folder: Path) -> tuple[str, str, dict[str, Any]]:
+    """Return serial and fingerprint of a new certificate of a device, and the settings of TLS with it."""
     request, private = _csr(device)
     serial, certificate = authority.sign(request, device)
     (folder / f"{device}.crt").write_text(certificate)
     (folder / f"{device}.key").write_bytes(private)
     context = authority.server_trust()
     context.load_cert_chain(str(folder / f"{device}.crt"), str(folder / f"{device}.key"))
-    return serial, {"tls": context}
+    return serial, read_request(request)[1], {"tls": context}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BROKERS)
 def test_devices_come_and_go_and_the_others_stay_connected(name: str, tmp_path: Path) -> None:
     with make_broker(name, tmp_path / "broker", devices=()) as broker:
-        serials, tls = {}, {}
+        serials, keys, tls = {}, {}, {}
         for device in ("one", "two"):
-            serials[device], tls[device] = _signed(broker.authority, device, tmp_path)
-        _allow(broker, Access(devices=frozenset({"one"})))
+            serials[device], keys[device], tls[device] = _signed(broker.authority, device, tmp_path)
+        first = {"one": keys["one"]}
+        _allow(broker, Access(devices=first))
         with MqttLink(options(broker, "one", **tls["one"])) as one:
             one.wait_connected(60)
             connections = one.status.connections
-            _allow(broker, Access(devices=frozenset({"one", "two"})))
+            _allow(broker, Access(devices=keys))
             with MqttLink(options(broker, "two", **tls["two"])) as two:
                 two.wait_connected(60)
                 _allow(
                     broker,
                     Access(
-                        devices=frozenset({"one"}),
+                        devices=first,
                         refused=frozenset({"two"}),
                         revoked=frozenset({serials["two"]}),
                     ),
@@ -152,7 +153,9 @@ def test_a_request_is_signed_for_the_identity_that_the_server_says(tmp_path: Pat
     request, _ = _csr("fleet")
     serial, pem = authority.sign(request, "cam-1", days=10)
     certificate = x509.load_pem_x509_certificate(pem.encode())
-    assert certificate.subject.rfc4514_string() == authority.subject("cam-1")
+    fingerprint = read_request(request)[1]
+    named = certificate.subject.rfc4514_string({x509.NameOID.SERIAL_NUMBER: "SERIALNUMBER"})
+    assert named == authority.subject("cam-1", fingerprint)
     assert int(serial, 16) == certificate.serial_number
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.root.read_bytes()))
     (tmp_path / "one.crt").write_text(pem)

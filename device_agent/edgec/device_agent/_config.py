@@ -110,6 +110,7 @@ class AgentConfig:
         image_root: File with the first root of the image repository.
         director_root: The same of the director.
         sources: Where the repository is: base URLs, directories; the best first.
+        authority: File with certificates that may vouch for sources over https, beside the system's.
         broker: None for a device without one.
         updates: When and how models are updated.
         applications: How programs on the device reach the agent.
@@ -125,6 +126,7 @@ class AgentConfig:
     tenant: str = "default"
     groups: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    authority: Path | None = None
     broker: BrokerSettings | None = None
     updates: UpdateSettings = field(default_factory=UpdateSettings)
     applications: ApplicationSettings = field(default_factory=ApplicationSettings)

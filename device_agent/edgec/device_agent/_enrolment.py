@@ -72,21 +72,43 @@ def enroll(
     if path.exists() and not replace:
         raise AgentError(f"{path} is there already: this device is enrolled; --force writes it anew")
     config = make_config(settings, base=directory)
-    try:
-        make_directory(directory)
-    except OSError as e:
-        raise OutputError(f"{directory} cannot be made: {e.strerror}") from e
+    _prepare(directory)
     for name, content in files.items():
         _write(directory / name, content, 0o644)
     for name, content in (secrets or {}).items():
         _write(directory / name, content, 0o600, group)
     request = None
     if make_key:
+        make_request(directory, config.device, group)
         request = directory / REQUEST
-        key = _private_key(directory / KEY, group)
-        _write(request, _certificate_request(key, config.device), 0o644)
     _write(path, (_COMMENT + to_toml(settings)).encode(), 0o644)
     return Enrolment(config=config, path=path, request=request)
+
+
+def make_request(directory: Path, device: str, group: str | None = None) -> bytes:
+    """Make a private key that never leaves the device, and a request for its certificate (CSR, PEM).
+
+    A key that is there is kept.
+
+    Raises:
+        AgentError: The key that is there cannot be read.
+        OutputError: Something cannot be written.
+        MissingExtraError: The extra ``agent`` is not installed.
+    """
+    _prepare(directory)
+    request = _certificate_request(_private_key(directory / KEY, group), device)
+    _write(directory / REQUEST, request, 0o644)
+    return request
+
+
+def write_secret(path: Path, content: bytes, group: str | None = None) -> None:
+    """Write a file that only the owner and `group` may read.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    _prepare(path.parent)
+    _write(path, content, 0o600, group)
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
@@ -105,6 +127,13 @@ def _literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_literal(v) for v in value)}]"
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+
+
+def _prepare(directory: Path) -> None:
+    try:
+        make_directory(directory)
+    except OSError as e:
+        raise OutputError(f"{directory} cannot be made: {e.strerror}") from e
 
 
 def _write(path: Path, content: bytes, mode: int, group: str | None = None) -> None:

@@ -18,7 +18,7 @@ from edgec.device_agent._outbox import Outbox
 from edgec.device_agent._own_orders import offer_own
 from edgec.device_agent._policy import TelemetryPolicy
 from edgec.device_agent._reports import Reports
-from edgec.device_agent._supply import ChunkRequests, sources_of
+from edgec.device_agent._supply import ChunkRequests, source_context, sources_of
 from edgec.device_agent._telemetry import Telemetry, system_state
 from edgec.device_agent._uplink import Uplink, new_boot_id
 from edgec.device_agent._wishes import Wishes
@@ -27,6 +27,8 @@ from edgec.errors import AgentError
 from edgec.protocol import Topics
 
 if TYPE_CHECKING:
+    import ssl
+
     from edgec.device_agent._agent import Agent
     from edgec.device_agent._config import AgentConfig
     from edgec.device_agent._seams import Applications, Clock, Operations, Trial
@@ -85,7 +87,8 @@ def make_parts(
         clock=clock,
     )
     chunks = None if alone else ChunkRequests(uplink.ask)
-    wishes = _make_wishes(config, trust, clock, spawn)
+    context = source_context(config.authority)
+    wishes = _make_wishes(config, trust, clock, spawn, context)
     models = Models(config, store, clock, limits=limits, spawn=spawn, applications=applications)
     audits = AuditLog(state_dir / "audit.jsonl")
     reports = Reports(uplink, store, audits, models, clock, limits=limits, alone=alone)
@@ -104,7 +107,9 @@ def make_parts(
         clock=clock,
         trust=trust,
         target=lambda model: wishes.targets.get(model),
-        files=lambda place: sources_of(place, wishes.bases(), allow_http=config.updates.allow_http),
+        files=lambda place: sources_of(
+            place, wishes.bases(), allow_http=config.updates.allow_http, context=context
+        ),
         chunks=None if chunks is None else chunks.source,
         metadata=wishes.metadata,
         applications=applications,
@@ -160,7 +165,9 @@ def software() -> str:
     return f"edgec {version('edgec')}"
 
 
-def _make_wishes(config: AgentConfig, trust: DeviceTrust, clock: Clock, spawn: Spawn) -> Wishes:
+def _make_wishes(
+    config: AgentConfig, trust: DeviceTrust, clock: Clock, spawn: Spawn, context: ssl.SSLContext | None
+) -> Wishes:
     return Wishes(
         trust=trust,
         device=config.device,
@@ -170,6 +177,7 @@ def _make_wishes(config: AgentConfig, trust: DeviceTrust, clock: Clock, spawn: S
         path=config.state_dir / "desired.json",
         clock=clock,
         spawn=spawn,
+        context=context,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock
 
 from edgec.device_agent._http import HttpSource
 from edgec.device_agent._sources import ChunkSource, DirectorySource, Source
-from edgec.errors import LinkError, TransferError
+from edgec.errors import AgentError, LinkError, TransferError
 from edgec.protocol import Chunk, ChunkRequest
 
 _ANSWER_S = 30.0
@@ -73,13 +74,32 @@ class ChunkRequests:
         return chunk.data
 
 
-def sources_of(location: str, bases: Sequence[str], *, allow_http: bool) -> list[Source]:
+def source_context(authority: Path | None) -> ssl.SSLContext | None:
+    """Return who may vouch for sources: those of the system, and the ones in a file; None for the system's.
+
+    Raises:
+        AgentError: The file cannot be read, or holds no certificates.
+    """
+    if authority is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=str(authority))
+    except OSError as e:
+        raise AgentError(f"{authority} has no certificates that can be read: {e.strerror or e}") from e
+    return context
+
+
+def sources_of(
+    location: str, bases: Sequence[str], *, allow_http: bool, context: ssl.SSLContext | None = None
+) -> list[Source]:
     """Return the sources of a file, the best first.
 
     Args:
         location: Of the file in the repository.
         bases: URLs and directories where the repository is.
         allow_http: Whether ``http://`` is allowed.
+        context: Of `source_context`.
     """
     found: list[Source] = []
     for base in bases:
@@ -87,7 +107,8 @@ def sources_of(location: str, bases: Sequence[str], *, allow_http: bool) -> list
             found.append(DirectorySource(Path(base), location))
             continue
         try:
-            found.append(HttpSource(f"{base.rstrip('/')}/{location}", allow_http=allow_http))
+            url = f"{base.rstrip('/')}/{location}"
+            found.append(HttpSource(url, context=context, allow_http=allow_http))
         except ValueError:  # no URL of ours; others may be
             continue
     return found

@@ -16,6 +16,8 @@ from edgec.errors import OutputError, ProtocolError, TrustError
 from edgec.protocol import Alert, Desired, DesiredView
 
 if TYPE_CHECKING:
+    import ssl
+
     from edgec.device_agent._seams import Clock
     from edgec.trust import AssignedTarget, Assignment, DeviceTrust
     from edgec.trust import Source as MetadataSource
@@ -52,6 +54,7 @@ class Wishes:
         device: Its id.
         sources: Base URLs and directories of the owner's settings.
         allow_http: Whether ``http://`` is allowed.
+        context: For TLS with sources; None for the system's defaults.
         refresh_s: How often sources are asked; 0 for never.
         path: Where the newest believed message is kept.
         clock: Of the agent.
@@ -69,10 +72,11 @@ class Wishes:
         path: Path,
         clock: Clock,
         spawn: Callable[[Callable[[], None]], None],
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._trust, self._device = trust, device
         self._own = tuple(sources)
-        self._allow_http = allow_http
+        self._allow_http, self._context = allow_http, context
         self._refresh_s = refresh_s
         self._path = path
         self._clock = clock
@@ -128,7 +132,7 @@ class Wishes:
                 found.append(DirectorySource(Path(base)))
             elif base.startswith("https://") or self._allow_http:
                 try:
-                    found.append(HttpSource(base))
+                    found.append(HttpSource(base, context=self._context))
                 except ValueError:  # no URL of ours; others may be
                     continue
         return found

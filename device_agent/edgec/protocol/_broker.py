@@ -28,13 +28,13 @@ class Access:
     """Which devices may connect.
 
     Attributes:
-        devices: Ids, with certificates.
+        devices: Fingerprints of keys with certificates (`CertificateAuthority.sign`), by id.
         hashes: What the broker keeps of a device's password (`hash_password`), by id.
         refused: Ids that may not, although they have certificates.
         revoked: Serial numbers of certificates that count no more, in hex.
     """
 
-    devices: frozenset[str] = frozenset()
+    devices: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     revoked: frozenset[str] = frozenset()

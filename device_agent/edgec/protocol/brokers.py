@@ -66,7 +66,7 @@ class Mosquitto(Broker):
 
     def _concerns(self, before: Access, after: Access) -> bool:
         # Whoever has a certificate comes in, unless it is revoked.
-        return replace(before, devices=frozenset()) != replace(after, devices=frozenset())
+        return replace(before, devices={}) != replace(after, devices={})
 
     def _rights(self) -> str:
         root = f"{ROOT}/{self.tenant}"
@@ -121,7 +121,8 @@ authorization {{ users: [
 
     def _user(self, name: str) -> str:
         # A certificate's user is its subject, as RFC 2253 writes it.
-        identity = name if self._passwords else self.authority.subject(name)
+        key = self._access.devices.get(name, "")
+        identity = name if self._passwords else self.authority.subject(name, key)
         password = self._passwords.get(name) or self._access.hashes.get(name)
         secret = f", password: {json.dumps(password)}" if self._passwords else ""
         # NATS writes the levels of a topic with dots, and a dot within one as two slashes.

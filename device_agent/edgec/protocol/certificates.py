@@ -19,6 +19,8 @@ _ORGANIZATION = "edgec"
 # A certificate of a server or of the fleet that ends sooner is made anew.
 _RENEWED_BEFORE = timedelta(days=30)
 _MAX_REQUEST = 16 * 1024
+# So many digits of a key's fingerprint are in the subject of its certificate.
+_NAMED_KEY = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ class CertificateAuthority:
     def sign(self, request: bytes, identity: str, *, days: int | None = None) -> tuple[str, str]:
         """Vouch for the key of whoever asks; its private half is with them, and stays there.
 
+        The subject names the key, too (`subject`), so that a broker can tell it from one that it replaces.
+
         Args:
             request: A certificate signing request, PEM, as `read_request` accepts it.
             identity: The common name that the certificate has, whatever the request says.
@@ -101,8 +105,9 @@ class CertificateAuthority:
         Raises:
             ProtocolError: The request or the identity cannot be used.
         """
-        key, _ = read_request(request)
-        certificate = self._certify(ID.read(identity, "identity"), key, (), days or self._days)
+        key, fingerprint = read_request(request)
+        name = ID.read(identity, "identity")
+        certificate = self._certify(name, key, (), days or self._days, fingerprint)
         pem = certificate.public_bytes(self._serialization.Encoding.PEM)
         return f"{certificate.serial_number:x}", bytes(pem).decode("ascii")
 
@@ -129,9 +134,15 @@ class CertificateAuthority:
                 builder.sign(signer, self._hashes.SHA256()).public_bytes(self._serialization.Encoding.PEM)
             )
 
-    def subject(self, identity: str) -> str:
-        """Return the subject of an identity's certificate as RFC 2253 writes it."""
-        return f"CN={ID.read(identity, 'identity')},O={_ORGANIZATION}"
+    def subject(self, identity: str, fingerprint: str = "") -> str:
+        """Return the subject of an identity's certificate as RFC 2253 writes it.
+
+        Args:
+            identity: Its common name.
+            fingerprint: Of the key, where the certificate was signed on request.
+        """
+        key = f"SERIALNUMBER={fingerprint[:_NAMED_KEY]}," if fingerprint else ""
+        return f"{key}CN={ID.read(identity, 'identity')},O={_ORGANIZATION}"
 
     def server_trust(self) -> ssl.SSLContext:
         """Return the TLS settings of a client that shows no certificate."""
@@ -164,9 +175,9 @@ class CertificateAuthority:
         names = known.extensions.get_extension_for_class(self._x509.SubjectAlternativeName).value
         return set(names) != {self._host(host) for host in hosts}
 
-    def _certify(self, name: str, key: Any, hosts: Sequence[str], days: int) -> Any:
+    def _certify(self, name: str, key: Any, hosts: Sequence[str], days: int, fingerprint: str = "") -> Any:
         issuer, signer = self._signer()
-        builder = self._builder(name, issuer.subject, key, days).add_extension(
+        builder = self._builder(name, issuer.subject, key, days, fingerprint).add_extension(
             self._x509.BasicConstraints(ca=False, path_length=None), critical=True
         )
         if hosts:
@@ -200,14 +211,12 @@ class CertificateAuthority:
         builder = builder.add_extension(usage, critical=True)
         self._write_certificate(self.root, builder.sign(key, self._hashes.SHA256()))
 
-    def _builder(self, name: str, issuer: Any, key: Any, days: int) -> Any:
+    def _builder(self, name: str, issuer: Any, key: Any, days: int, fingerprint: str = "") -> Any:
         oid = self._x509.NameOID
-        subject = self._x509.Name(
-            [
-                self._x509.NameAttribute(oid.ORGANIZATION_NAME, _ORGANIZATION),
-                self._x509.NameAttribute(oid.COMMON_NAME, name),
-            ]
-        )
+        parts = [(oid.ORGANIZATION_NAME, _ORGANIZATION), (oid.COMMON_NAME, name)]
+        if fingerprint:
+            parts.append((oid.SERIAL_NUMBER, fingerprint[:_NAMED_KEY]))
+        subject = self._x509.Name([self._x509.NameAttribute(kind, value) for kind, value in parts])
         # An hour back: a device's clock may be behind.
         start = self._now - timedelta(hours=1)
         return (

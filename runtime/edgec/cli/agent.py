@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._agent_enrol import command as enrol
 from edgec.cli._agent_settings import DEFAULT_CONFIG, DEFAULT_STATE, config_option, read_settings, set_option
 from edgec.cli._agent_unit import Notifier, unit_text
 from edgec.cli._signals import Signals
@@ -33,13 +34,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def command() -> None:
     """The device agent: updates that survive power cuts, and telemetry that is not lost.
 
-    status and enroll take --json.
+    status, enrol and enroll take --json. enrol asks the server of a fleet, enroll takes what is given.
 
     \b
+    edgec agent enrol https://fleet.example:8443 --claim CLAIM --fingerprint SHA256 --hardware rpi5
     edgec agent enroll camera-7 --broker mqtts://broker.example --ca ca.crt --roots repo --hardware rpi5
     edgec agent run
     edgec agent status
     """
+
+
+command.add_command(enrol, "enrol")
 
 
 @command.command()
@@ -263,6 +268,8 @@ def enroll(device: str, as_json: bool, **options: Any) -> None:
     from edgec.device_agent._enrolment import CERTIFICATE
     from edgec.device_agent._enrolment import enroll as write
 
+    if "://" in device:
+        raise click.UsageError(f"to join the fleet at {device}, run  edgec agent enrol {device}")
     roots = _roots(options["roots"], options["image_root"], options["director_root"])
     files = {"image-root.json": _content(roots[0]), "director-root.json": _content(roots[1])}
     secrets: dict[str, bytes] = {}

@@ -27,22 +27,29 @@ def access_of(fleet: Fleet, broker: str) -> Access:
         fleet: With devices and credentials.
         broker: Whose hashes of tokens are asked for: ``mosquitto`` or ``nats``.
     """
-    certified: set[str] = set()
+    certified: dict[str, str] = {}
     hashes: dict[str, str] = {}
     revoked: set[str] = set()
     known: set[str] = set()
     for credential, in_force in fleet.claims.standing():
         known.add(credential.device)
-        if credential.kind == "certificate":
-            (certified if in_force else revoked).add(credential.device if in_force else credential.serial)
+        if credential.kind == "certificate" and in_force:
+            certified[credential.device] = credential.fingerprint
+        elif credential.kind == "certificate":
+            revoked.add(credential.serial)
         elif in_force and broker in (kept := json.loads(credential.document)):
             hashes[credential.device] = kept[broker]
     return Access(
-        devices=frozenset(certified),
+        devices=certified,
         hashes=hashes,
-        refused=frozenset(known - certified),
+        refused=frozenset(known - set(certified) - set(hashes)),
         revoked=frozenset(revoked),
     )
+
+
+def _proofs(access: Access) -> dict[str, str]:
+    """Return what each device proves its identity with."""
+    return {**access.hashes, **access.devices}
 
 
 class BrokerAccess:
@@ -56,8 +63,8 @@ class BrokerAccess:
         Args:
             fleet: With devices and credentials.
             broker: That is told.
-            shut_out: Called with each device that may no longer connect, once the broker refuses it: ends
-                the connection that it has.
+            shut_out: Called with each device that may no longer connect with what it has, once the broker
+                refuses that: ends its connection.
         """
         self._fleet, self._broker, self._shut_out = fleet, broker, shut_out
         self._seen: tuple[object, ...] | None = None
@@ -81,8 +88,7 @@ class BrokerAccess:
             before, access = self._access, access_of(self._fleet, self._broker.name)
             self._broker.allow(access)
             self._access, self._seen = access, state
-        known = before.devices | set(before.hashes)
-        for device in sorted(known - access.devices - set(access.hashes)):
+        for device, _ in sorted(_proofs(before).items() - _proofs(access).items()):
             self._shut_out(device)
 
     def start(self) -> None:

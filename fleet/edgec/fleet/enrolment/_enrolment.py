@@ -31,6 +31,7 @@ class Whereabouts:
         names: That the server is known under: the only ones that take the place of ``{host}``.
         kinds: Of identities that the broker takes: ``certificate``, ``token``.
         brokers: Names of the brokers that keep hashes of tokens: ``mosquitto``, ``nats``.
+        broker_authority: Who else vouches for the broker, PEM; empty where the fleet's own authority does.
     """
 
     broker: str
@@ -39,6 +40,7 @@ class Whereabouts:
     names: Sequence[str] = ("127.0.0.1",)
     kinds: Sequence[str] = ("certificate",)
     brokers: Sequence[str] = ()
+    broker_authority: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ class Enrolment:
             hardware=record.hardware,
             kind=kind,
             certificate=given.document if kind == "certificate" else None,
-            authority=self.authority,
+            authority=self.authority + self._where.broker_authority,
             broker=broker.replace("{host}", _in_url(named)),
             image_root=self._root("image"),
             director_root=self._root("director"),

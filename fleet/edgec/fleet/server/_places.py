@@ -72,7 +72,8 @@ def whereabouts(options: FleetOptions, http_port: int, broker: Broker | None) ->
     sources = (f"{scheme}://{{host}}:{http_port}/repo",)
     names = options.all_names()
     if broker is None:
-        return Whereabouts(broker=options.broker, sources=sources, names=names)
+        theirs = "" if options.broker_ca is None else options.broker_ca.read_text("ascii")
+        return Whereabouts(broker=options.broker, sources=sources, names=names, broker_authority=theirs)
     certificates = f"mqtts://{{host}}:{broker.port}"
     if not broker.password_port:
         return Whereabouts(broker=certificates, sources=sources, names=names)

@@ -1,0 +1,165 @@
+"""A device joins a fleet with a claim and a key of its own, may do what is its own, and is shut out."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
+pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
+
+from tests.fleet.servers import BROKERS, HARDWARE, claim, enrol, running_server, until
+
+from edgec.device_agent._joining import Trusted, join
+from edgec.device_agent._links import link_options as _link
+from edgec.errors import AgentError, LinkError
+from edgec.fleet.server._places import own_link
+from edgec.protocol import MqttLink, Outgoing, Subscription, Topics
+
+if TYPE_CHECKING:
+    from edgec.fleet.server import FleetServer
+
+TOPICS = Topics("default")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=BROKERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetServer]:
+    with running_server(tmp_path_factory.mktemp("fleet"), request.param) as running:
+        yield running
+
+
+def test_an_agent_that_joined_is_heard_and_told(server: FleetServer, tmp_path: Path) -> None:
+    from edgec.device_agent import Agent
+
+    made = enrol(server, tmp_path, "cam.1", claim=claim(server, labels={"site": "lab"}))
+    assert stat.S_IMODE((tmp_path / "etc/device.key").stat().st_mode) == 0o600
+    assert [d.id for d in server.fleet.store.devices.find("site=lab")] == ["cam.1"]
+    agent = Agent(made.config)
+    agent.start()
+    try:
+        until(lambda: server.fleet.store.devices.get("cam.1").online, "the device is online")
+        reply = server.side.send_command("cam.1", "refresh", timeout_s=60)
+        assert reply.state == "done"
+    finally:
+        agent.stop()
+    until(lambda: not server.fleet.store.devices.get("cam.1").online, "the device is offline")
+
+
+def test_a_device_writes_and_reads_what_is_its_own_only(server: FleetServer, tmp_path: Path) -> None:
+    one, two = (_link(enrol(server, tmp_path / name, name).config) for name in ("one", "two"))
+    listening = (Subscription(filter="edgec/v1/default/d/+/up/event"),)
+    with _as_fleet(server, "ears", listening) as fleet, MqttLink(one) as link:
+        fleet.wait_connected(60)
+        link.wait_connected(60)
+        with suppress(LinkError):
+            link.publish(Outgoing(topic=TOPICS.event("two"), payload=b"forged")).wait(2)
+        link.publish(Outgoing(topic=TOPICS.event("one"), payload=b"own")).wait(60)
+        heard = fleet.get(60)
+        assert heard is not None
+        assert (heard.topic, heard.payload) == (TOPICS.event("one"), b"own")
+        spying = (*one.subscriptions, *two.subscriptions)
+        with MqttLink(replace(one, client_id="spy", subscriptions=spying)) as spy:
+            until(lambda: spy.status.connected or spy.status.error is not None, "the spy is answered")
+            fleet.publish(Outgoing(topic=TOPICS.command("two", "x"), payload=b"secret")).wait(60)
+            fleet.publish(Outgoing(topic=TOPICS.command("one", "x"), payload=b"own")).wait(60)
+            inbound = spy.get(60) if spy.status.connected else None
+            assert inbound is None or inbound.payload == b"own"
+
+
+def test_a_revoked_device_is_shut_out_and_told_why(server: FleetServer, tmp_path: Path) -> None:
+    first = claim(server)
+    made = enrol(server, tmp_path, "lost", claim=first)
+    kept = MqttLink(_link(enrol(server, tmp_path / "kept", "kept").config))
+    with kept, MqttLink(replace(_link(made.config), first_retry_s=0.1, last_retry_s=0.2)) as link:
+        kept.wait_connected(60)
+        link.wait_connected(60)
+        connections = kept.status.connections
+        server.fleet.store.devices.revoke("lost", now=1.0, actor="ann", reason="stolen")
+        server.fleet.wake()
+        until(lambda: not link.status.connected and link.status.error, "the device is shut out")
+        until(lambda: link.status.connections > 4, "it has tried again")
+        assert not link.status.connected
+        assert kept.status.connections == connections
+    with pytest.raises(AgentError, match="stolen"):
+        enrol(server, tmp_path, "lost", claim=first, replace=True)
+    # A person lets it in again, with another key.
+    back = enrol(server, tmp_path / "new", "lost", claim=claim(server, device="lost"))
+    with MqttLink(_link(back.config)) as link:
+        link.wait_connected(60)
+    with MqttLink(_link(made.config)) as link:
+        until(lambda: link.status.error is not None, "the old key is refused")
+        assert not link.status.connected
+
+
+def _as_fleet(server: FleetServer, name: str, subscriptions: tuple[Subscription, ...]) -> MqttLink:
+    assert server.broker is not None
+    return MqttLink(replace(own_link(server.broker)(), client_id=name, subscriptions=subscriptions))
+
+
+def test_the_same_question_gets_the_same_answer(server: FleetServer, tmp_path: Path) -> None:
+    once = claim(server)
+    first = enrol(server, tmp_path, None, claim=once)
+    certificate = (tmp_path / "etc/device.crt").read_bytes()
+    assert first.config.device.startswith("device-")
+    with pytest.raises(AgentError, match="is enrolled"):
+        enrol(server, tmp_path, None, claim=once)
+    again = enrol(server, tmp_path, None, claim=once, replace=True)
+    assert again.config == first.config
+    assert (tmp_path / "etc/device.crt").read_bytes() == certificate
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"claim": "edgec-claim_no"}, "no such claim"),
+        ({"device": "fleet"}, "cannot be the id"),
+        ({"trusted": {"fingerprint": "0" * 64}}, "somebody is in between"),
+        ({"trusted": {"fingerprint": "zz"}}, "64 hexadecimal"),
+        ({"trusted": {}}, "give its authority"),
+        ({"trusted": {"authority": b"nothing"}}, "no certificate"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_no_settings(
+    server: FleetServer, tmp_path: Path, options: dict[str, Any], expected: str
+) -> None:
+    if "trusted" in options:
+        options = {**options, "trusted": Trusted(**options["trusted"])}
+    with pytest.raises(AgentError, match=expected):
+        enrol(server, tmp_path, **{"device": "dev", **options})
+    assert not (tmp_path / "etc/agent.toml").exists()
+
+
+@pytest.mark.parametrize("url", ["http://fleet.example", "ftp://x", "https://u:p@x", "https://x?a", "x"])
+def test_a_claim_goes_to_no_other_place(url: str, tmp_path: Path) -> None:
+    with pytest.raises(AgentError):
+        join(url, "c", hardware=[HARDWARE], directory=tmp_path, state_dir=tmp_path, trusted=Trusted())
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_with_tokens(tmp_path: Path, token_broker: str) -> None:
+    with running_server(tmp_path / "fleet", token_broker, identity="token") as server:
+        made = enrol(server, tmp_path, "kiosk.1", token=True)
+        secret = (tmp_path / "etc/broker-password").read_text()
+        with MqttLink(replace(_link(made.config), first_retry_s=0.1, last_retry_s=0.2)) as link:
+            link.wait_connected(60)
+            link.publish(Outgoing(topic=TOPICS.event("kiosk.1"), payload=b"{}")).wait(60)
+            server.fleet.store.devices.revoke("kiosk.1", now=1.0, actor="ann")
+            server.fleet.wake()
+            until(lambda: link.status.error is not None and not link.status.connected, "it is shut out")
+        for path in (tmp_path / "fleet").rglob("*"):
+            assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+        if token_broker == "nats":
+            with pytest.raises(AgentError, match="takes tokens, not certificates"):
+                enrol(server, tmp_path / "other", "other")
+
+
+@pytest.fixture(params=BROKERS)
+def token_broker(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
