@@ -27,7 +27,7 @@ _NEEDED = (("fastapi", "fleet"), ("uvicorn", "fleet"), ("sqlalchemy", "fleet"), 
 _ONLINE_S = 60.0
 _ROLLOUT_S = 180.0
 # A fifth of the devices, then all; seconds are what hours are in the field.
-_STAGES = ((20.0, 3.0), (100.0, 3.0))
+_STAGES = ((20.0, 2.0), (100.0, 2.0))
 SETTINGS = SimulationSettings(
     calls_per_s=100.0,
     window_s=1.0,

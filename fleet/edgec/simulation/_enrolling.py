@@ -125,9 +125,8 @@ class Enroller:
             image_root=self._folder / _ROOTS["image_root"],
             director_root=self._folder / _ROOTS["director_root"],
             tenant=str(given["tenant"]),
-            # Files come over the broker: HTTPS to a server whose certificate only this fleet vouches for is
-            # no source of an agent.
-            sources=(),
+            sources=tuple(str(source) for source in given["sources"]),
+            authority=self._folder / _ROOTS["authority"],
             broker=BrokerSettings(
                 host=broker.hostname,
                 port=broker.port,
