@@ -16,6 +16,10 @@ _HELP = {
     "edgec_gateway_upstream_seconds_total": ("counter", "Time that requests to the upstream took."),
     "edgec_gateway_upstream_in_flight": ("gauge", "Requests that the upstream works on."),
     "edgec_gateway_upstream_up": ("gauge", "Whether the upstream said lately that it is ready."),
+    "edgec_gateway_fleet_up": ("gauge", "Whether the fleet said lately what its devices run."),
+    "edgec_gateway_fleet_failures_total": ("counter", "Times that it did not, or gave no file."),
+    "edgec_gateway_fleet_artifacts": ("gauge", "Artifacts that are served because devices run them."),
+    "edgec_gateway_fleet_artifacts_left_out": ("gauge", "Those that devices run and that are not served."),
 }
 
 

@@ -10,12 +10,13 @@ from urllib.parse import unquote
 
 from edgec.errors import RequestError
 from edgec.gateway._counters import Counters
+from edgec.gateway._following import Following
 from edgec.gateway._identities import Identities
 from edgec.gateway._options import GatewayOptions
 from edgec.gateway._rates import Rates
 from edgec.gateway._replies import Reply, captured, refusal, reply
 from edgec.gateway._upstream import Upstream
-from edgec.serving import Application, BusyError, ClientGoneError, Receive, Repository, Send
+from edgec.serving import App, BusyError, ClientGoneError, Receive, Repository, Send
 
 _INFERENCES = ("infer", "predict")
 
@@ -23,29 +24,37 @@ _INFERENCES = ("infer", "predict")
 class Guard:
     """An ASGI application that lets pass what may pass. For one event loop."""
 
-    def __init__(self, options: GatewayOptions, upstream: Upstream | None) -> None:
+    def __init__(
+        self, options: GatewayOptions, upstream: Upstream | None, following: Following | None = None
+    ) -> None:
         """Stand in front of nothing yet; see `start`.
 
         Args:
             options: Who may ask, and how often.
             upstream: Asked for models that are not here; None for nobody.
+            following: Brings models that devices run; None for none.
         """
         self._identities = Identities(options.keys, options.server.client_ca is not None)
         self._rates = Rates(options.rate, options.burst, time.monotonic)
         self._has_keys = bool(options.keys) or options.server.client_ca is not None
         self._upstream = upstream
+        self._following = following
         self._counters = Counters()
-        self._app: Application | None = None
+        self._app: App | None = None
         self._repository: Repository | None = None
 
-    async def start(self, app: Application, repository: Repository) -> None:
+    async def start(self, app: App, repository: Repository) -> None:
         """Begin; `app` answers what is passed on."""
         self._app, self._repository = app, repository
         if self._upstream is not None:
             await self._upstream.start(self._counters)
+        if self._following is not None:
+            await self._following.start(app, self._counters)
 
     async def stop(self) -> None:
-        """Close connections to the upstream."""
+        """Follow no fleet any more, and close connections to the upstream."""
+        if self._following is not None:
+            await self._following.stop()
         if self._upstream is not None:
             await self._upstream.stop()
 
@@ -67,6 +76,8 @@ class Guard:
         if parts[:2] == ["v2", "health"]:
             if parts[2:] == ["ready"] and self._upstream is not None and not self._upstream.is_up:
                 raise BusyError("the upstream is not ready")
+            if parts[2:] == ["ready"] and self._following is not None and not self._following.is_ready:
+                raise BusyError("the fleet has not said yet what its devices run")
             await self._app(scope, receive, send)
             return None
         self._admit(scope, parts)

@@ -261,6 +261,11 @@ class Lines:
         elif line.is_open:
             line.fail(LineError("not needed any more"))
 
+    def discard(self, connecting: asyncio.Future[Line]) -> None:
+        """Close a connection that nobody wants any more, as soon as it is made."""
+        if not connecting.cancelled() and connecting.exception() is None:
+            self.give_back(connecting.result())
+
     async def close(self) -> None:
         """Close those that are idle."""
         for line in self._idle:

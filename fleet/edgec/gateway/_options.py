@@ -11,6 +11,34 @@ from edgec.serving import ServerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
+class FollowOptions:
+    """Whose devices a gateway serves, with what they run.
+
+    Attributes:
+        url: Of the fleet: ``https://fleet.example:8443``.
+        token: With the role viewer, or any other.
+        directory: For artifacts that are fetched, and nothing else.
+        ca: PEM file of authorities to trust there; None for the system's.
+        models: Names of those that are served; all if empty.
+        every_s: How often the fleet is asked.
+        most: Artifacts that are served at most: those that most devices run.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    directory: Path
+    ca: Path | None = None
+    models: tuple[str, ...] = ()
+    every_s: float = 15.0
+    most: int = 32
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where something is out of range."""
+        if not 0 < self.every_s <= 86400 or not 1 <= self.most <= 1000:
+            raise ValueError("expected every_s above 0 and up to a day, and most from 1 to 1000")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatewayOptions:
     """Who may ask, how often, and who is asked where no artifact here answers.
 
@@ -21,6 +49,7 @@ class GatewayOptions:
         keys: API key of each device, by name of the device.
         rate: Inferences per second that one device may ask for; None for any.
         burst: Inferences that it may ask for at once, having asked for none before.
+        follow: The fleet whose devices' artifacts are served, beside those that are named; None for none.
         upstream: URL of a server that is asked for models that are not here; None for none.
         upstream_key: Sent to it as ``Authorization: Bearer``.
         upstream_ca: PEM file of authorities to trust there; None for the system's.
@@ -32,6 +61,7 @@ class GatewayOptions:
     keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     rate: float | None = None
     burst: float = 20.0
+    follow: FollowOptions | None = None
     upstream: str | None = None
     upstream_key: str = field(default="", repr=False)
     upstream_ca: Path | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from edgec.errors import RequestError
-from edgec.serving import Application, BusyError, Receive, Send
+from edgec.serving import App, BusyError, Receive, Send
 
 Headers: TypeAlias = "list[tuple[bytes, bytes]]"
 Reply: TypeAlias = "tuple[int, Headers, bytes]"
@@ -34,7 +34,7 @@ def refusal(error: RequestError) -> Reply:
     return error.status, headers, json.dumps({"error": str(error)}).encode()
 
 
-async def captured(app: Application, scope: Mapping[str, Any], receive: Receive) -> Reply:
+async def captured(app: App, scope: Mapping[str, Any], receive: Receive) -> Reply:
     """Return what an application answers, uncompressed."""
     status, headers, parts = 503, [], []
 

@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from edgec.errors import RequestError, ServingError
@@ -18,6 +18,7 @@ from edgec.gateway._options import GatewayOptions
 from edgec.runtime.fallback import Breaker
 from edgec.serving import DEADLINE, BusyError, ClientGoneError, Receive, Send, read_terms
 
+T = TypeVar("T")
 _HEALTH_EVERY_S = 5.0
 _CONNECT_S = 5.0
 _MOST_SAID = 1000
@@ -193,10 +194,12 @@ class Upstream:
         line = None if fresh else self._lines.idle()
         if line is not None:
             return line
+        connecting = asyncio.ensure_future(self._lines.connect())
         try:
-            return await asyncio.wait_for(self._lines.connect(), _CONNECT_S)
-        except asyncio.TimeoutError as e:
-            raise LineError(f"no connection within {_CONNECT_S:g} s") from e
+            return await _within(connecting, _CONNECT_S)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(self._lines.discard)
+            raise
 
     async def _refuse(self, line: Line) -> None:
         """Raise BusyError: whatever 5xx it was, for a device it means to ask again later."""
@@ -236,8 +239,8 @@ class Upstream:
 
     async def _look(self) -> None:
         try:
-            self.is_up = await asyncio.wait_for(self._is_ready(), _CONNECT_S)
-        except (LineError, OSError, asyncio.TimeoutError):
+            self.is_up = await _within(asyncio.ensure_future(self._is_ready()), _CONNECT_S)
+        except (LineError, OSError):
             self.is_up = False
         self._counters.set("upstream_up", self.is_up)
 
@@ -251,6 +254,23 @@ class Upstream:
             return line.status == 200
         finally:
             self._lines.give_back(line)
+
+
+async def _within(work: asyncio.Future[T], seconds: float) -> T:
+    """Return what comes of some work in time, else cancel it.
+
+    Not ``asyncio.wait_for``, which before Python 3.12 forgets a cancellation that comes at the same moment.
+
+    Raises:
+        LineError: It took longer.
+    """
+    try:
+        await asyncio.wait({work}, timeout=seconds)
+        if not work.done():
+            raise LineError(f"nothing within {seconds:g} s")
+        return work.result()
+    finally:
+        work.cancel()
 
 
 async def _said(line: Line) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgec.cli import _options
+from edgec.cli._home import default_home
 
 if TYPE_CHECKING:
     from edgec.gateway import Gateway
@@ -40,6 +41,15 @@ def command() -> None:
 @click.option(
     "--burst", type=click.FloatRange(1), default=20, show_default=True, help="Of one device, at once."
 )
+@click.option("--fleet", metavar="URL", help="Serve what the devices of this fleet run: https://fleet:8443.")
+@click.option("--token-file", type=_FILE, help="Holds a token of the fleet; the role viewer is enough.")
+@click.option("--fleet-ca", type=_FILE, help="Authorities to trust there, PEM.")
+@click.option("--models", metavar="A,B", help="Serve these models of the fleet only.")
+@click.option(
+    "--fleet-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where artifacts of the fleet are kept; gateway below EDGEC_HOME, or below ~/.cache/edgec.",
+)
 @click.option("--upstream", help="URL of the server that is asked for models that are not here.")
 @click.option("--upstream-key-file", type=_FILE, help="Holds the API key that is sent there.")
 @click.option("--upstream-ca", type=_FILE, help="Authorities to trust there, PEM.")
@@ -49,6 +59,13 @@ def command() -> None:
 @_options.queue
 @_options.threads
 @_options.max_batch
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Where ONNX Runtime runs artifacts; auto is CUDA where it starts.",
+)
 @click.option("--observe", is_flag=True, help="Show more in /metrics: latency, confidence, classes, drift.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
 def up(
@@ -61,6 +78,11 @@ def up(
     client_ca: Path | None,
     rate: float | None,
     burst: float,
+    fleet: str | None,
+    token_file: Path | None,
+    fleet_ca: Path | None,
+    models: str | None,
+    fleet_dir: Path | None,
     upstream: str | None,
     upstream_key_file: Path | None,
     upstream_ca: Path | None,
@@ -68,21 +90,25 @@ def up(
     queue: int,
     threads: int | None,
     max_batch: int,
+    device: str,
     observe: bool,
     as_json: bool,
 ) -> None:
-    """Serve ARTIFACTS to devices, and pass on what asks for other models.
+    """Serve ARTIFACTS, and what a fleet runs, to devices; pass on what asks for other models.
 
     Ends on SIGINT or SIGTERM, after the requests in flight are answered.
 
     \b
     edgec gateway up digits.edgec --key-file devices.txt --tls-cert cert.pem --tls-key key.pem --host 0.0.0.0
+    edgec gateway up --fleet https://fleet:8443 --token-file token.txt --key-file devices.txt
     edgec gateway up --upstream http://triton:8000 --key-file devices.txt --rate 5
     """
     _options.prepare_server(tls_cert, tls_key)
-    if not artifacts and upstream is None:
-        raise click.UsageError("nothing to serve: name artifacts, an --upstream, or both")
-    from edgec.gateway import Gateway, GatewayOptions, read_identities
+    if not artifacts and upstream is None and fleet is None:
+        raise click.UsageError("nothing to serve: name artifacts, a --fleet or an --upstream")
+    if (fleet is None) != (token_file is None):
+        raise click.UsageError("--fleet and --token-file belong together")
+    from edgec.gateway import FollowOptions, Gateway, GatewayOptions, read_identities
     from edgec.serving import ServerOptions, read_keys
 
     try:
@@ -97,11 +123,21 @@ def up(
                 queue=queue,
                 threads=threads,
                 max_batch=max_batch,
+                device=device,
                 observe=observe,
             ),
             keys={} if key_file is None else read_identities(key_file),
             rate=rate,
             burst=burst,
+            follow=None
+            if fleet is None or token_file is None
+            else FollowOptions(
+                url=fleet,
+                token=read_keys(token_file)[0].decode(),
+                directory=fleet_dir or default_home() / "gateway",
+                ca=fleet_ca,
+                models=() if models is None else tuple(filter(None, models.split(","))),
+            ),
             upstream=upstream,
             upstream_key="" if upstream_key_file is None else read_keys(upstream_key_file)[0].decode(),
             upstream_ca=upstream_ca,
@@ -109,15 +145,17 @@ def up(
     except ValueError as e:
         raise click.UsageError(str(e)) from e
     gateway = Gateway(artifacts, options)
-    gateway.run(on_ready=lambda: _say(gateway, upstream, as_json))
+    gateway.run(on_ready=lambda: _say(gateway, fleet, upstream, as_json))
 
 
-def _say(gateway: Gateway, upstream: str | None, as_json: bool) -> None:
+def _say(gateway: Gateway, fleet: str | None, upstream: str | None, as_json: bool) -> None:
     models = [{"name": name, "version": version} for name, version in gateway.models]
     if as_json:
-        click.echo(json.dumps({"url": gateway.url, "models": models, "upstream": upstream}))
+        click.echo(json.dumps({"url": gateway.url, "models": models, "fleet": fleet, "upstream": upstream}))
         return
     for model in models:
         click.echo(f"serving {model['name']} {model['version']} at {gateway.url}")
+    if fleet is not None:
+        click.echo(f"serving what devices of {fleet} run at {gateway.url}")
     if upstream is not None:
         click.echo(f"passing other models to {upstream} at {gateway.url}")

@@ -9,18 +9,19 @@
 """
 
 from edgec.serving._access import read_keys
-from edgec.serving._app import Send
+from edgec.serving._app import App, Send
 from edgec.serving._body import Receive
 from edgec.serving._contract import DEADLINE, read_terms
 from edgec.serving._lanes import BusyError, ClientGoneError
 from edgec.serving._models import ServedModel
-from edgec.serving._options import ServerOptions
-from edgec.serving._repository import Loader, Repository
-from edgec.serving._server import Application, Front, Server
+from edgec.serving._options import DEVICES, ServerOptions
+from edgec.serving._repository import Loader, Repository, Slot
+from edgec.serving._server import Front, Server
 
 __all__ = [
     "DEADLINE",
-    "Application",
+    "DEVICES",
+    "App",
     "BusyError",
     "ClientGoneError",
     "Front",
@@ -31,6 +32,7 @@ __all__ = [
     "ServedModel",
     "Server",
     "ServerOptions",
+    "Slot",
     "read_keys",
     "read_terms",
 ]

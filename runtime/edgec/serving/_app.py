@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -105,6 +106,27 @@ class App:
             if slot.loaded is not None:
                 self._place(slot.loaded)
 
+    async def adopt(self, path: Path, label: str) -> Slot:
+        """Load one more artifact, and serve it.
+
+        Args:
+            path: Of the artifact.
+            label: What its metrics are told apart by from those of the same model and version.
+
+        Raises:
+            EdgecError: It cannot be loaded or run.
+        """
+        async with self._changing:
+            open_ = partial(self._repository.open, path, label)
+            loaded = await asyncio.get_running_loop().run_in_executor(self._executor, open_)
+            self._place(loaded)
+            return self._repository.add(path, loaded)
+
+    async def dismiss(self, slot: Slot) -> None:
+        """Serve an artifact no longer; return when what is in flight was answered and its memory is free."""
+        async with self._changing:
+            await self._retire(self._repository.remove(slot))
+
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI 3 has it."""
         assert scope["type"] == "http"
@@ -185,14 +207,14 @@ class App:
     async def _infer(self, call: _Call, name: str, version: str | None) -> Answer:
         call, terms = self._agreed(call, name, version)  # before a body is read for nothing
         body = await read_body(call.receive, call.headers, self._options.max_body_bytes)
-        entry = self._repository.find(name, version)
+        entry = self._repository.find(name, version, terms.digest, terms.source_digest)
         terms.check(entry)
         return await self._counted(entry, self._run(call, entry, body))
 
     async def _predict(self, call: _Call, name: str, version: str | None) -> Answer:
         call, terms = self._agreed(call, name + PREDICT, version)
         body = await read_body(call.receive, call.headers, self._options.max_body_bytes)
-        entry = self._repository.find(name + PREDICT, version)
+        entry = self._repository.find(name + PREDICT, version, terms.digest, terms.source_digest)
         terms.check(entry)
         assert isinstance(entry.model, Prediction)
         self._check_json(0 if entry.model.takes_bytes else len(body))
@@ -200,8 +222,8 @@ class App:
 
     def _agreed(self, call: _Call, name: str, version: str | None) -> tuple[_Call, Terms]:
         """Return a call with its deadline, and its terms, if they can be kept as far as is known."""
-        entry = self._repository.find(name, version)
         terms = read_terms(call.headers)
+        entry = self._repository.find(name, version, terms.digest, terms.source_digest)
         terms.check(entry)
         if terms.deadline is None:
             return call, terms

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import TensorSpec
-from edgec.errors import RequestError, ServingError
+from edgec.errors import BackendUnavailableError, RequestError, SelfTestError, ServingError
 from edgec.runtime import Isolation, Session, load
 from edgec.runtime.chains import SUFFIX, Chain, ChainSpec, load_chain
 
@@ -76,7 +78,18 @@ class ServedChain:
         return state
 
 
-def load_served(path: Path, *, threads: int | None = None, isolate: bool = False) -> Session | ServedChain:
+# What ONNX Runtime is asked for, by the device that is named.
+_PROVIDERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "artifact": {},
+    "cpu": {"CPU": {}},
+    "cuda": {"CUDA": {}},
+    "tensorrt": {"Tensorrt": {}, "CUDA": {}},
+}
+
+
+def load_served(
+    path: Path, *, threads: int | None = None, isolate: bool = False, device: str = "artifact"
+) -> Session | ServedChain:
     """Load an artifact, or the chain that a TOML file declares.
 
     Args:
@@ -84,6 +97,8 @@ def load_served(path: Path, *, threads: int | None = None, isolate: bool = False
         threads: Of one inference.
         isolate: Whether the artifact runs in a process of its own, which a call that it does not survive is
             made in once more; not for chains.
+        device: Where ONNX Runtime runs it, as of `ServerOptions`: ``artifact`` for where it was compiled for,
+            ``auto`` for CUDA where it starts; not for chains.
 
     Raises:
         EdgecError: It does not load.
@@ -92,7 +107,15 @@ def load_served(path: Path, *, threads: int | None = None, isolate: bool = False
         if isolate:
             raise ServingError(f"{path} is a chain, and chains do not run in processes of their own")
         return ServedChain(load_chain(path, threads=threads))
-    return load(path, threads=threads, isolate=Isolation(retry=True) if isolate else False)
+    isolation: bool | Isolation = Isolation(retry=True) if isolate else False
+    run = partial(load, path, threads=threads, isolate=isolation)
+    if device != "auto":
+        return run(providers=_PROVIDERS[device])
+    try:
+        return run(providers=_PROVIDERS["cuda"], allow_fallback=False)
+    except (BackendUnavailableError, SelfTestError) as e:
+        getLogger("edgec.serving").info("%s does not run on CUDA: %s", path.name, e)
+        return run()
 
 
 def _text(array: NDArray[Any]) -> str:

@@ -30,8 +30,10 @@ class ModelMetrics:
         batching: Whether calls are joined; None where nobody asked.
     """
 
-    def __init__(self, model: str, version: str) -> None:
+    def __init__(self, model: str, version: str, artifact: str = "") -> None:
         self.labels = f'model="{_escaped(model)}",version="{_escaped(version)}"'
+        if artifact:
+            self.labels += f',artifact="{_escaped(artifact)}"'
         self.in_flight = 0
         self.queued = 0
         self.refused = 0

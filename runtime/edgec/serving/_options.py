@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 2**20
+DEVICES = ("artifact", "auto", "cpu", "cuda", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class ServerOptions:
             and no more run at once than keep the cores busy; 0 for the others. Where there are none, models
             have no order.
         threads: Threads of one inference; None for the engine's own choice.
+        device: Where ONNX Runtime runs artifacts: ``artifact`` for what they were compiled for, ``cpu``,
+            ``cuda``, ``tensorrt``, or ``auto`` for CUDA where it starts; chains run where their models say.
         isolate: Whether each model runs in a process of its own; see `edgec.runtime.Isolation`.
         allow_repository_calls: Whether clients may list, load and unload models.
         observe: Whether ``/metrics`` shows what observers know of the models, too.
@@ -54,8 +57,14 @@ class ServerOptions:
     batch_delay_ms: float = 0.0
     priorities: Mapping[str, float] = field(default_factory=dict)
     threads: int | None = None
+    device: str = "artifact"
     isolate: bool = False
     allow_repository_calls: bool = False
     observe: bool = False
     receive_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where something is unknown."""
+        if self.device not in DEVICES:
+            raise ValueError(f"expected a device out of {', '.join(DEVICES)}, got {self.device!r:.80}")

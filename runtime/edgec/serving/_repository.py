@@ -158,8 +158,12 @@ class Repository:
             raise ServingError("; ".join(problems) or "no artifact to serve")
         self._rebuild()
 
-    def open(self, path: Path) -> Loaded:
+    def open(self, path: Path, label: str = "") -> Loaded:
         """Load and measure an artifact; nobody is served by it yet. It takes as long as it takes.
+
+        Args:
+            path: Of the artifact.
+            label: What its metrics are told apart by from those of the same model and version.
 
         Raises:
             EdgecError: It cannot be loaded or run.
@@ -173,26 +177,33 @@ class Repository:
         except BaseException:
             model.close()
             raise
-        return Loaded(model, self._entries(model, run_s), run_s, input_bytes)
+        return Loaded(model, self._entries(model, run_s, label), run_s, input_bytes)
 
-    def find(self, name: str, version: str | None) -> Entry:
+    def find(self, name: str, version: str | None, digest: str = "", source_digest: str = "") -> Entry:
         """Return a model; without a version, the latest of its versions.
+
+        Several artifacts may hold one version, for several devices: the one of a digest that is asked for is
+        taken, where it is among them.
 
         Raises:
             RequestError: There is none, status 404.
         """
         entries = self._index.get(name, ())
-        for entry in entries:
-            if version is None or entry.version == version:
-                return entry
-        if not entries:
-            raise RequestError(f"unknown model {name[:80]!r}", status=404)
-        known = ", ".join(entry.version for entry in entries)
-        raise RequestError(f"model {name!r} has no version {version!r:.80}, it has {known}", status=404)
+        found = [entry for entry in entries if version is None or entry.version == version]
+        if not found:
+            if not entries:
+                raise RequestError(f"unknown model {name[:80]!r}", status=404)
+            known = ", ".join(dict.fromkeys(entry.version for entry in entries))
+            raise RequestError(f"model {name!r} has no version {version!r:.80}, it has {known}", status=404)
+        if digest or source_digest:
+            for entry in found:
+                if digest in ("", entry.digest) and source_digest in ("", entry.source_digest):
+                    return entry
+        return found[0]
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, the latest first."""
-        return [entry.version for entry in self._index.get(name, ())]
+        return list(dict.fromkeys(entry.version for entry in self._index.get(name, ())))
 
     def entries(self) -> Iterator[Entry]:
         """Yield every model that is served."""
@@ -233,6 +244,21 @@ class Repository:
         self._rebuild()
         return before
 
+    def add(self, path: Path, loaded: Loaded) -> Slot:
+        """Serve one more artifact, even where another holds the same version of its model."""
+        entry = loaded.entries[0]
+        slot = Slot(path, entry.name, entry.version, loaded)
+        self.slots.append(slot)
+        self._rebuild()
+        return slot
+
+    def remove(self, slot: Slot) -> Loaded | None:
+        """Serve a slot no longer, and return what was there, for the caller to close."""
+        self.slots.remove(slot)
+        self._rebuild()
+        before, slot.loaded = slot.loaded, None
+        return before
+
     def close(self) -> None:
         """Free all models."""
         for slot in self.slots:
@@ -241,9 +267,9 @@ class Repository:
                 slot.loaded = None
         self._rebuild()
 
-    def _entries(self, model: ServedModel, run_s: float) -> list[Entry]:
+    def _entries(self, model: ServedModel, run_s: float, label: str) -> list[Entry]:
         manifest = model.manifest
-        metrics = ModelMetrics(manifest.model, manifest.model_version)
+        metrics = ModelMetrics(manifest.model, manifest.model_version, label)
         width = self._width
         if isinstance(model, ScheduledModel):
             metrics.batching = model.batching
@@ -258,7 +284,7 @@ class Repository:
         entries = [Entry(name, version, platform, first, first.inputs, first.outputs, lane, metrics)]
         if manifest.pipeline is not None or not tensors:
             face, name = Prediction(model), name + PREDICT
-            metrics = ModelMetrics(name, version)
+            metrics = ModelMetrics(name, version, label)
             entries.append(Entry(name, version, platform, face, face.inputs, face.outputs, lane, metrics))
         session = session_of(model)
         for entry in entries:

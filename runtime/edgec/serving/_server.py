@@ -9,7 +9,7 @@ import socket
 import ssl
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from edgec.serving._protocol import bounded_protocol
 from edgec.serving._repository import Loader, Repository
 from edgec.serving._scheduling import Scheduling
 
-Application = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _SPARE_THREADS = 2  # for large headers, and for loading models
@@ -39,7 +38,7 @@ _SWITCH_INTERVAL_S = 0.0005
 class Front(Protocol):
     """What stands in front of the application: an ASGI application that passes on what it does not answer."""
 
-    async def start(self, app: Application, repository: Repository) -> None:
+    async def start(self, app: App, repository: Repository) -> None:
         """Begin, on the event loop that serves; `app` answers what is passed on."""
         ...
 
@@ -60,6 +59,7 @@ class Server:
         options: How it listens, what it allows.
         loader: Loads one artifact or chain; as `edgec.runtime.load` and `load_chain` do if None.
         front: Stands in front of the application; with one there may be no artifact.
+        room: Artifacts that `front` may add.
 
     Raises:
         MissingExtraError: The extra ``serve`` is not installed.
@@ -73,17 +73,18 @@ class Server:
         *,
         loader: Loader | None = None,
         front: Front | None = None,
+        room: int = 0,
     ) -> None:
         self._options = options = options or ServerOptions()
         self._uvicorn = _make_uvicorn(options)
         width = _width(options.threads)
-        most = max(width, 2 * options.max_batch) * len(paths) + _SPARE_THREADS
+        most = max(width, 2 * options.max_batch) * (len(paths) + room) + _SPARE_THREADS
         self._executor = ThreadPoolExecutor(most, "edgec-serving")
         # With priorities, models take turns on as many workers as keep the cores busy.
         self._pool = Pool(width - 1, threads=None, max_queue=most) if options.priorities else None
         self._repository = Repository(
             [Path(path) for path in paths],
-            loader or partial(load_served, threads=options.threads, isolate=options.isolate),
+            loader or _loader(options),
             self._executor,
             width=width,
             queue=options.queue,
@@ -296,6 +297,10 @@ def _is_answered(path: Path) -> bool:
         except OSError:
             return False
         return True
+
+
+def _loader(options: ServerOptions) -> Loader:
+    return partial(load_served, threads=options.threads, isolate=options.isolate, device=options.device)
 
 
 def _width(threads: int | None) -> int:

@@ -1,0 +1,211 @@
+"""What the devices of a fleet run, and the files of it, over the fleet's REST API; standard library only."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import sha256
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from edgec.artifact import Artifact, atomic_write
+from edgec.errors import FleetError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"[!-~]{1,4096}")
+_HERE = frozenset(("localhost", "127.0.0.1", "::1"))
+_LARGEST_REPLY = 16 * 2**20
+_LARGEST_ARTIFACT = 4 * 2**30
+_PIECE = 2**20
+_PAGE = 500
+_MOST_PAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a fleet runs.
+
+    Attributes:
+        devices: How many devices run an artifact, try it or are told to have it, by its digest.
+        quarantined: Digests of those that may not run anywhere.
+    """
+
+    devices: Mapping[str, int]
+    quarantined: frozenset[str]
+
+
+class FleetSource:
+    """A fleet as a gateway sees it: it only reads. For one thread at a time."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca: Path | None = None,
+        models: Sequence[str] = (),
+        timeout_s: float = 30.0,
+    ) -> None:
+        """Know a fleet; nothing is sent yet.
+
+        Args:
+            url: ``https://fleet.example:8443``.
+            token: With the role viewer, or any other.
+            ca: Who may vouch for the server, PEM; the system's authorities if None.
+            models: Names of those to look at; all if empty.
+            timeout_s: For each step of a request.
+
+        Raises:
+            FleetError: The URL, the token or the certificates are none, or the token would go unencrypted.
+        """
+        self._host, self._port, self._secure = _checked(url)
+        if not _TOKEN.fullmatch(token):
+            raise FleetError("expected a token of the fleet, as edgec fleet up has printed it", "invalid")
+        self.url, self._token, self._timeout_s = url.rstrip("/"), token, timeout_s
+        self._models = frozenset(models)
+        try:
+            self._tls = ssl.create_default_context(cafile=ca)
+        except OSError as e:  # ssl.SSLError is one
+            raise FleetError(f"{ca} has no certificates that can be read: {e}", "invalid") from e
+
+    def look(self) -> Seen:
+        """Return what devices run now.
+
+        Raises:
+            FleetError: The server refuses, cannot be reached, or is none.
+        """
+        count: Counter[str] = Counter()
+        with closing(self._connect()) as connection:
+            for device in self._pages(connection, "devices"):
+                count.update(_digests(device, self._models))
+            quarantined = frozenset(
+                _text(entry, "digest", _DIGEST) for entry in self._pages(connection, "quarantine")
+            )
+        return Seen(dict(count), quarantined)
+
+    def fetch(self, digest: str, path: Path) -> None:
+        """Write an artifact to a path, verified, whole or not at all.
+
+        Raises:
+            FleetError: The server refuses or cannot be reached, or what came is something else.
+            ArtifactError: It is damaged all the same.
+            OutputError: It cannot be written.
+        """
+        found, size = sha256(), 0
+        with closing(self._connect()) as connection, atomic_write(path) as out:
+            reply = self._get(connection, f"/api/v1/artifacts/{digest}/file")
+            while piece := self._read(reply, _PIECE):
+                size += len(piece)
+                if size > _LARGEST_ARTIFACT:
+                    raise FleetError(
+                        f"the artifact {digest} is larger than {_LARGEST_ARTIFACT} bytes", "reply"
+                    )
+                found.update(piece)
+                out.write(piece)
+            if found.hexdigest() != digest:
+                raise FleetError(f"expected the artifact {digest}, got {found.hexdigest()}", "reply")
+        with Artifact.open(path) as opened:
+            opened.verify()
+
+    def _connect(self) -> HTTPConnection:
+        if self._secure:
+            return HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
+        return HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+
+    def _pages(self, connection: HTTPConnection, what: str) -> Iterator[Mapping[str, Any]]:
+        query: dict[str, object] = {"limit": _PAGE}
+        for _ in range(_MOST_PAGES):
+            reply = self._get(connection, f"/api/v1/{what}?{urlencode(query)}")
+            data = self._read(reply, _LARGEST_REPLY + 1)
+            if len(data) > _LARGEST_REPLY:
+                raise FleetError(f"the fleet sent more than {_LARGEST_REPLY} bytes", "reply")
+            try:
+                page = json.loads(data)
+            except (ValueError, RecursionError) as e:
+                raise _no_fleet() from e
+            if not isinstance(page, dict) or not isinstance(page.get("items"), list):
+                raise _no_fleet()
+            for item in page["items"]:
+                if not isinstance(item, dict):
+                    raise _no_fleet()
+                yield item
+            if page.get("next") is None:
+                return
+            query["cursor"] = _text(page, "next")
+        raise _no_fleet()
+
+    def _get(self, connection: HTTPConnection, target: str) -> HTTPResponse:
+        try:
+            connection.request("GET", target, headers={"Authorization": f"Bearer {self._token}"})
+            reply = connection.getresponse()
+        except (OSError, HTTPException) as e:
+            raise self._unreachable(e) from e
+        if reply.status != 200:
+            said = self._read(reply, 500).decode(errors="replace")
+            reason = "denied" if reply.status in (401, 403) else "reply"
+            raise FleetError(f"{self.url} answers {target} with status {reply.status}: {said}", reason)
+        return reply
+
+    def _read(self, reply: HTTPResponse, size: int) -> bytes:
+        try:
+            return reply.read(size)
+        except (OSError, HTTPException) as e:
+            raise self._unreachable(e) from e
+
+    def _unreachable(self, error: Exception) -> FleetError:
+        said = f"{type(error).__name__}: {error}"[:200]
+        return FleetError(f"the fleet at {self.url} cannot be reached: {said}", "unreachable")
+
+
+def _checked(url: str) -> tuple[str, int, bool]:
+    expected = f"expected a fleet such as https://fleet.example:8443, got {url!r:.80}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as e:
+        raise FleetError(f"{expected}: {e}", "invalid") from e
+    host = parts.hostname
+    if parts.scheme not in ("https", "http") or not host or parts.path.strip("/") or parts.query:
+        raise FleetError(expected, "invalid")
+    if parts.scheme == "http" and host not in _HERE:
+        raise FleetError(f"{url} would be told the token without encryption: use https://", "invalid")
+    secure = parts.scheme == "https"
+    return host, port or (443 if secure else 80), secure
+
+
+def _digests(device: Mapping[str, Any], models: frozenset[str]) -> set[str]:
+    """Return what a device runs, tries or is told to have."""
+    of_models = device.get("models")
+    if not isinstance(of_models, dict):
+        raise _no_fleet()
+    if device.get("revoked_at") is not None:
+        return set()
+    found = set()
+    for name, model in of_models.items():
+        if not isinstance(model, dict):
+            raise _no_fleet()
+        if not models or name in models:
+            found |= {
+                _text(model, key, _DIGEST)
+                for key in ("active", "candidate", "wanted")
+                if model.get(key) is not None
+            }
+    return found
+
+
+def _text(item: Mapping[str, Any], key: str, like: re.Pattern[str] | None = None) -> str:
+    value = item.get(key)
+    if not isinstance(value, str) or (like is not None and not like.fullmatch(value)):
+        raise _no_fleet()
+    return value
+
+
+def _no_fleet() -> FleetError:
+    return FleetError("the reply is none of a fleet; is it an edgec fleet?", "reply")

@@ -1,0 +1,276 @@
+"""A gateway serves what the devices of a fleet run: what the fleet's own API says, fetched by digest."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra gateway")
+
+from tests.gateway.test_gateway import ANY, INFER, REQUEST, metric, until
+from tests.oip_conformance.oip import Client, Reply
+from tests.runtime.test_session import repacked
+
+from edgec.artifact import Artifact, Privacy
+from edgec.errors import BackendUnavailableError, FleetError
+from edgec.gateway import FollowOptions, Gateway, GatewayOptions
+from edgec.gateway._fleet import FleetSource
+from edgec.runtime import Session
+from edgec.runtime.testing import tiny_artifact
+from edgec.serving import Server, ServerOptions
+from edgec.serving._chains import load_served
+
+TOKEN = "a-token"
+A, B = "a" * 64, "b" * 64
+
+
+def versioned(folder: Path, version: str, **changes: Any) -> Path:
+    """Return a tiny artifact of a version of its model."""
+    path = tiny_artifact(folder / f"tiny-{version}-{len(changes)}.edgec")
+    return repacked(path, model_version=version, **changes)
+
+
+def content_digest(path: Path) -> str:
+    with Artifact.open(path) as opened:
+        return opened.content_digest
+
+
+def ask(server: Server, digest: str = "", address: str = INFER) -> Reply:
+    headers = {"Edgec-Model-Digest": digest} if digest else {}
+    with closing(Client(server.url)) as client:
+        return client.request("POST", address, REQUEST, headers)
+
+
+def ready(server: Server) -> int:
+    with closing(Client(server.url)) as client:
+        return client.get("/v2/health/ready").status
+
+
+@pytest.mark.slow
+def test_it_serves_what_devices_run_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra fleet")
+    from tests.fleet.served import enrol, serving, token
+
+    from edgec.fleet.api import create_app
+    from edgec.fleet.service import Fleet
+    from edgec.protocol import ModelReport, Reported
+
+    one, two, other, secret = (
+        versioned(tmp_path, "1"),
+        versioned(tmp_path, "2"),
+        versioned(tmp_path, "2", target="cpu-aarch64"),
+        versioned(tmp_path, "3", privacy=Privacy(inputs_stay=True)),
+    )
+    with ExitStack() as stack:
+        fleet = stack.enter_context(Fleet(tmp_path / "fleet"))
+        names = [
+            fleet.registry.upload(
+                io.BytesIO(path.read_bytes()), now=fleet.clock(), actor="test", override="a test"
+            ).sha256
+            for path in (one, two, other, secret)
+        ]
+        enrol(fleet, "d1", "d2", "d3")
+        told = 0
+
+        def runs(device: str, digest: str) -> None:
+            nonlocal told
+            told += 1
+            own = ModelReport(state="committed", active=digest, since=fleet.clock())
+            report = Reported(
+                boot_epoch=1, boot_id="b1", seq=told, epoch=0, models={"tiny": own}, sent_at=fleet.clock()
+            )
+            fleet.store.devices.heard(device, report, fleet.clock())
+
+        runs("d1", names[0])
+        runs("d2", names[1])
+        runs("d3", names[3])
+        url = stack.enter_context(serving(create_app(fleet)))
+        options = FollowOptions(
+            url=url, token=token(fleet, "viewer"), directory=tmp_path / "kept", every_s=0.3
+        )
+        gateway = stack.enter_context(Gateway([], GatewayOptions(server=ANY, follow=options)))
+        assert ready(gateway) == 200
+        # Several versions at once; each device is answered by its own artifact, or not at all.
+        for path in (one, two):
+            reply = ask(gateway, content_digest(path))
+            assert (reply.status, reply.headers["edgec-model-digest"]) == (200, content_digest(path))
+        assert ask(gateway).headers["edgec-model-digest"] == content_digest(two)
+        assert ask(gateway, content_digest(other)).status == 409
+        assert ask(gateway, content_digest(secret)).status == 409  # its inputs stay on devices
+        assert metric(gateway, "edgec_gateway_fleet_artifacts_left_out") == 1
+        # A third device runs the same version for another target: both are served.
+        runs("d3", names[2])
+        until(lambda: ask(gateway, content_digest(other)).status == 200, 60)
+        assert ask(gateway, content_digest(two)).status == 200
+        # Nobody runs the first any more.
+        runs("d1", names[1])
+        until(lambda: ask(gateway, content_digest(one)).status == 409, 60)
+        assert not (tmp_path / "kept" / f"{names[0]}.edgec").exists()
+        # What is bad is not served, even where it still runs.
+        fleet.store.rollouts.quarantine(names[1], now=fleet.clock(), actor="test", reason="bad")
+        until(lambda: ask(gateway, content_digest(two)).status == 409, 60)
+        assert ask(gateway, content_digest(other)).status == 200
+        assert metric(gateway, "edgec_gateway_fleet_artifacts") == 1
+        until(lambda: names[2] in (tmp_path / "kept" / "following.json").read_text(), 60)
+    # The fleet is away: what was served before is served again.
+    away = GatewayOptions(server=ANY, follow=options)
+    with Gateway([], away) as again:
+        assert ready(again) == 200
+        assert ask(again, content_digest(other)).status == 200
+        assert metric(again, "edgec_gateway_fleet_up") == 0
+
+
+@contextmanager
+def answering(replies: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+    """A server that answers each path as it is told."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = replies(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def page(*items: Any, following: str | None = None) -> bytes:
+    return json.dumps({"items": items, "next": following}).encode()
+
+
+def device(**more: Any) -> dict[str, Any]:
+    return {"id": "d", "revoked_at": None, "models": {"tiny": {"active": A, "candidate": None, **more}}}
+
+
+def test_what_devices_run_is_counted_over_all_pages() -> None:
+    pages = {
+        "/api/v1/devices?limit=500": page(device(wanted=B), device(), following="x y"),
+        "/api/v1/devices?limit=500&cursor=x+y": page(device(), {**device(), "revoked_at": 1.0}),
+        "/api/v1/quarantine?limit=500": page({"digest": B}),
+    }
+    with answering(lambda path: (200, pages[path])) as url:
+        seen = FleetSource(url, TOKEN).look()
+        assert seen.devices == {A: 3, B: 1}
+        assert seen.quarantined == {B}
+        assert FleetSource(url, TOKEN, models=("other",)).look().devices == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"{"),
+        (200, b"[]"),
+        (200, b"[" * 100_000),
+        (200, b'{"items": {}}'),
+        (200, page(1)),
+        (200, page({})),
+        (200, page({"models": []})),
+        (200, page({"models": {"tiny": 1}})),
+        (200, page(device(active="../../etc"))),
+        (200, page(device(wanted=7))),
+        (200, json.dumps({"items": [], "next": 3}).encode()),
+        (401, b'{"detail": "no"}'),
+        (500, b"oops"),
+    ],
+)
+def test_a_reply_that_is_none_is_refused(status: int, body: bytes) -> None:
+    with answering(lambda path: (status, body)) as url, pytest.raises(FleetError) as caught:
+        FleetSource(url, TOKEN).look()
+    assert caught.value.reason == ("denied" if status == 401 else "reply")
+
+
+def test_a_file_of_another_digest_is_not_kept(tmp_path: Path) -> None:
+    with answering(lambda path: (200, b"something else")) as url, pytest.raises(FleetError, match="expected"):
+        FleetSource(url, TOKEN).fetch(A, tmp_path / "a.edgec")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "https://", "http://fleet.example", "https://x/y", "https://x:y"])
+def test_a_token_goes_to_no_wrong_address(url: str) -> None:
+    with pytest.raises(FleetError):
+        FleetSource(url, TOKEN)
+    with pytest.raises(FleetError, match="token"):
+        FleetSource("https://x", "a\r\ntoken")
+
+
+def test_a_gateway_that_knows_nothing_yet_is_not_ready(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    options = FollowOptions(url="http://127.0.0.1:9", token=TOKEN, directory=tmp_path / "kept")
+    with Gateway([], GatewayOptions(server=ANY, follow=options)) as gateway:
+        assert ready(gateway) == 503
+        assert ask(gateway).status == 404
+    assert time.monotonic() - begin < 60
+
+
+@pytest.mark.slow
+def test_the_command_follows_a_fleet(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "tiny.edgec")
+    name = sha256(artifact.read_bytes()).hexdigest()
+    pages = {
+        "/api/v1/devices?limit=500": page(device(active=name)),
+        "/api/v1/quarantine?limit=500": page(),
+        f"/api/v1/artifacts/{name}/file": artifact.read_bytes(),
+    }
+    (tmp_path / "token").write_text("a-token-of-the-fleet\n")
+    with answering(lambda path: (200, pages[path])) as url:
+        command = [
+            sys.executable,
+            "-m",
+            "edgec.cli",
+            "gateway",
+            "up",
+            "--port",
+            "0",
+            "--json",
+            "--fleet",
+            url,
+        ]
+        command += ["--token-file", str(tmp_path / "token"), "--models", "tiny", "--device", "auto"]
+        command += ["--fleet-dir", str(tmp_path / "kept")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline())
+            assert (said["models"], said["fleet"]) == ([{"name": "tiny", "version": "1"}], url)
+            with closing(Client(said["url"])) as client:
+                assert client.request("POST", INFER, REQUEST).status == 200
+            process.terminate()
+            assert process.wait(60) == 0
+
+
+def test_a_device_that_is_not_there_is_an_error_and_auto_goes_on_without(tmp_path: Path) -> None:
+    path = tiny_artifact(tmp_path / "tiny.edgec")
+    session = load_served(path, device="auto")
+    assert isinstance(session, Session)
+    with session:
+        if "CUDA" in session.placement:
+            pytest.skip("CUDA is here")
+        assert list(session.placement) == ["CPU"]
+    with pytest.raises(BackendUnavailableError, match="CUDA"):
+        load_served(path, device="cuda")
+    with pytest.raises(ValueError, match="device out of"):
+        ServerOptions(device="tpu")
