@@ -6,9 +6,11 @@ to each other, `_chain` runs them.
 
 from typing import TYPE_CHECKING
 
-from edgec.runtime.chains._chain import Chain, ChainStream, load_chain
+from edgec.runtime.chains._chain import Chain
 from edgec.runtime.chains._declaration import SUFFIX, ChainSpec, read_chain
+from edgec.runtime.chains._loading import load_chain
 from edgec.runtime.chains._steps import RecurrentState
+from edgec.runtime.chains._stream import ChainStream
 
 if TYPE_CHECKING:
     from edgec.runtime.chains._benchmark import ChainBenchmark, StageTime, benchmark_chain

@@ -14,7 +14,8 @@ import numpy as np
 from edgec.runtime._machine import Machine, this_machine
 from edgec.runtime._synthetic import synthetic_inputs
 from edgec.runtime._thermal import ThermalState, thermal_state, throttling
-from edgec.runtime.chains._chain import Chain, load_chain
+from edgec.runtime.chains._chain import Chain
+from edgec.runtime.chains._loading import load_chain
 from edgec.runtime.measurement import LatencySamples, measure_interleaved
 
 _MOST_CALLS = 1_000_000

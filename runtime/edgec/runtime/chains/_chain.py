@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgec.artifact import Artifact, TensorSpec
-from edgec.artifact.steps import Step
 from edgec.errors import EdgecError, IncompatibleArtifactError, InferenceError, InputError, PipelineError
 from edgec.runtime._inputs import input_test
-from edgec.runtime._session import Session, load
-from edgec.runtime.chains._declaration import ChainSpec, read_chain
+from edgec.runtime._session import Session
+from edgec.runtime.chains._declaration import ChainSpec
 from edgec.runtime.chains._models import prediction_of, sample_color
-from edgec.runtime.chains._plan import Array, State, Values, first_values
+from edgec.runtime.chains._plan import Operation, State, Values, first_values
+from edgec.runtime.chains._readers import reader
 from edgec.runtime.chains._stages import plan_stages
-from edgec.runtime.chains._steps import ImageInput, TensorInput
-from edgec.runtime.pipeline import conform, read_image, to_array
+from edgec.runtime.chains._stream import ChainStream
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from edgec.runtime._pool import Pool
     from edgec.runtime._self_test import SelfTestResult
-
-
-def load_chain(
-    path: str | Path,
-    *,
-    threads: int | None = None,
-    cache_dir: str | Path | None = None,
-    delegate: str | Path | None = None,
-    allow_fallback: bool = True,
-    strict: bool = True,
-    self_test: bool = True,
-    pool: Pool | None = None,
-    priority: float = 0.0,
-) -> Chain:
-    """Load a chain and all of its artifacts.
-
-    Args:
-        path: Of its TOML file; see docs/chains.md.
-        threads: As of `edgec.runtime.load`, for each artifact; so are the others.
-        cache_dir: Where engines may keep what they compiled.
-        delegate: Shared library through which LiteRT reaches the device's NPU.
-        allow_fallback: Whether declared fallbacks may run.
-        strict: Whether to refuse models that would run elsewhere, or more coarsely.
-        self_test: Whether to run golden vectors.
-        pool: Runs what is submitted.
-        priority: Of what is submitted.
-
-    Raises:
-        PipelineError: The file is wrong, or its stages do not fit each other; all of it is said.
-        EdgecError: As of `edgec.runtime.load`; the message names the stage.
-    """
-    spec = read_chain(path)
-    sessions: dict[str, Session] = {}
-    try:
-        for name, artifact in spec.artifacts.items():
-            with _at(name):
-                sessions[name] = load(
-                    artifact, threads=threads, cache_dir=cache_dir, delegate=delegate,
-                    allow_fallback=allow_fallback, strict=strict, self_test=self_test, pool=pool,
-                    priority=priority,
-                )  # fmt: skip
-        try:
-            return Chain(spec, sessions, pool, priority)
-        except PipelineError as e:
-            raise PipelineError(f"{path}: {e}") from e
-    except BaseException:
-        for session in sessions.values():
-            session.close()
-        raise
 
 
 class Chain:
@@ -121,8 +68,10 @@ class Chain:
         self.is_tensors = len(self.outputs) == len(self._results) and all(
             spec.dtype != "object" for spec in self.inputs
         )
-        self._readers = {name: _reader(declared, self.inputs[i]) for i, (name, declared) in
-                         enumerate(spec.inputs.items())}  # fmt: skip
+        self._readers = {
+            name: reader(declared, self.inputs[i]) for i, (name, declared) in enumerate(spec.inputs.items())
+        }
+        self._kept = self._state.keys()
         self._conforms = input_test(self.inputs)
         self._pool = pool
         self._priority = priority
@@ -212,6 +161,9 @@ class Chain:
             InputError: The chain keeps a state and none was given; nothing was run.
             InferenceError: An engine failed; the message names the stage.
         """
+        return self._run(self._read(sample), state)
+
+    def _read(self, sample: object) -> Values:
         if not (isinstance(sample, Mapping) and sample.keys() <= self._readers.keys()):
             if len(self._readers) != 1:
                 raise PipelineError(
@@ -221,10 +173,10 @@ class Chain:
         missing = self._readers.keys() - sample.keys()
         if missing:
             raise PipelineError(f"the sample lacks input {', '.join(sorted(missing))}")
-        return self._run({name: read(sample[name]) for name, read in self._readers.items()}, state)
+        return {name: read(sample[name]) for name, read in self._readers.items()}
 
     def _run(
-        self, values: Values, state: State | None, lap: Callable[[str], object] | None = None
+        self, values: Values, state: State | None, stages: Iterable[tuple[str, Operation]] = ()
     ) -> dict[str, Any]:
         if state is None:
             if self._state:
@@ -233,7 +185,7 @@ class Chain:
                     "calls: call chain.stream(), or pass state=chain.new_state()"
                 )
             state = {}
-        elif state.keys() != self._state.keys():
+        elif state.keys() != self._kept:
             raise InputError(
                 f"expected a state with {', '.join(self._state) or 'nothing'}, "
                 f"got {', '.join(state) or 'nothing'}"
@@ -241,10 +193,8 @@ class Chain:
         after: State = {}
         name = ""
         try:
-            for name, operation in self._stages:
+            for name, operation in stages or self._stages:  # noqa: B007 - the error names the stage
                 operation(values, state, after)
-                if lap is not None:
-                    lap(name)
         except (InferenceError, PipelineError) as e:
             raise _named(e, name) from e
         state.update(after)
@@ -254,15 +204,18 @@ class Chain:
         self, sample: object, state: State | None, lap: Callable[[str], object]
     ) -> dict[str, Any]:
         """Do what `predict` does; call `lap` with ``inputs`` when they are read, and after each stage."""
-        names = self._readers
-        sample = (
-            sample
-            if isinstance(sample, Mapping) and sample.keys() <= names.keys()
-            else {next(iter(names)): sample}
-        )
-        values = {name: read(sample[name]) for name, read in names.items()}
+        values = self._read(sample)
         lap("inputs")
-        return self._run(values, state, lap)
+
+        def timed(name: str, operation: Operation) -> Operation:
+            def run(values: Values, state: State, after: State) -> None:
+                operation(values, state, after)
+                lap(name)
+
+            return run
+
+        stages = [(name, timed(name, operation)) for name, operation in self._stages]
+        return self._run(values, state, stages)
 
     def submit(
         self,
@@ -307,7 +260,7 @@ class Chain:
         """
         results = {}
         for name, session in self.sessions.items():
-            with _at(name):
+            with at_stage(name):
                 results[name] = session.self_test()
         return results
 
@@ -324,7 +277,7 @@ class Chain:
             raise ValueError(
                 f"no stage {stage!r} runs an artifact; those that do: {', '.join(self.sessions)}"
             )
-        with _at(stage):
+        with at_stage(stage):
             with Artifact.open(path) as artifact:
                 new, old = artifact.manifest, session.manifest
             if sample_color(new) != sample_color(old) or prediction_of(new) != prediction_of(old):
@@ -351,77 +304,8 @@ class Chain:
         return f"<Chain {self.manifest.model} of {', '.join(self.manifest.stages)}>"
 
 
-class ChainStream:
-    """One stream of calls of a chain: called as a `Session` is, one call at a time, in order.
-
-    Attributes:
-        chain: What it runs; closing the stream leaves it open.
-        inputs: Of the chain.
-        outputs: Of the chain.
-        manifest: Of the chain.
-    """
-
-    def __init__(self, chain: Chain) -> None:
-        """Use `Chain.stream`."""
-        self.chain = chain
-        self.inputs = chain.inputs
-        self.outputs = chain.outputs
-        self.manifest = chain.manifest
-        self._lock = Lock()
-        self._state = chain.new_state()
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what `Chain.run` does, with the state of this stream; it stays as it was on failure."""
-        with self._lock:
-            return self.chain.run(inputs, self._state)
-
-    def predict(self, sample: object) -> dict[str, Any]:
-        """Do what `Chain.predict` does, with the state of this stream; it stays as it was on failure."""
-        with self._lock:
-            return self.chain.predict(sample, self._state)
-
-    def reset(self) -> None:
-        """Begin anew, as before the first call."""
-        with self._lock:
-            self._state = self.chain.new_state()
-
-    def close(self) -> None:
-        """Begin anew; there is nothing else to give back."""
-        self.reset()
-
-    def __enter__(self) -> ChainStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _reader(declared: Step, spec: TensorSpec) -> Callable[[Any], Any]:
-    """Return how a part of a sample becomes a value."""
-    if isinstance(declared, TensorInput):
-        dtype = np.dtype(spec.dtype)
-
-        def read(sample: Any) -> Array:
-            # What fits already is nearly always what comes.
-            if type(sample) is np.ndarray and sample.dtype is dtype and sample.shape == spec.shape:
-                return sample
-            return conform(to_array(sample), spec)
-
-        return read
-    if isinstance(declared, ImageInput):
-        color = declared.color
-        return lambda sample: read_image(sample, color)
-    return _text_of
-
-
-def _text_of(sample: Any) -> str:
-    if not isinstance(sample, str):
-        raise PipelineError(f"expected a text, got {type(sample).__name__}")
-    return sample
-
-
 @contextmanager
-def _at(stage: str) -> Iterator[None]:
+def at_stage(stage: str) -> Iterator[None]:
     """Say, in an error that is raised within, which stage it is about."""
     try:
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -238,7 +239,7 @@ def fitting(value: Value, spec: TensorSpec) -> Callable[[Array], Array] | None:
         if [n for n in have if n != 1] != [n for n in want if n != 1]:
             raise PipelineError(f"{told}: the sizes differ")
         target = tuple(int(n) for n in want)
-        return lambda array: array.reshape(target)
+        return methodcaller("reshape", target)
     missing = len(want) - len(have)
     compared = zip(have, want[missing:], strict=True) if missing >= 0 else ()
     fits = missing >= 0 and all(n in (1, *_names(want)) for n in want[:missing])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,17 @@ _COMPLEX = ("complex64",)
 
 def plan_window(name: str, step: Window, planning: Planning) -> tuple[Operation, Value]:
     source, size = step.input, step.size
-    block, new = planning.block("input", source, *_REAL)
+    given, new = planning.block("input", source, *_REAL)
     if new > size:
         raise PipelineError(
             f"size: {size} is less than the {new} values of {source!r}, which are new each time"
         )
     key = planning.keeps(f"{name}.kept", TensorSpec("kept", "float32", (size,)))
-    flat = _flat(block)
-    concatenate = np.concatenate
+    flat, concatenate = _flat(given), np.concatenate
 
     def run(values: Values, state: State, after: State) -> None:
-        values[name] = after[key] = concatenate((state[key][new:], flat(values[source])))
+        block = values[source] if flat is None else flat(values[source])
+        values[name] = after[key] = concatenate((state[key][new:], block))
 
     return run, tensor("float32", size)
 
@@ -65,7 +66,7 @@ def plan_rfft(name: str, step: Rfft, planning: Planning) -> tuple[Operation, Val
     rfft = np.fft.rfft
 
     def run(values: Values, state: State, after: State) -> None:
-        samples = flat(values[source])
+        samples = values[source] if flat is None else flat(values[source])
         spectrum = rfft(samples if weights is None else samples * weights)
         for make, reference in rows:
             values[reference] = make(spectrum)
@@ -92,32 +93,34 @@ def plan_polar(name: str, step: Polar, planning: Planning) -> tuple[Operation, V
 
 def plan_multiply(name: str, step: Multiply, planning: Planning) -> tuple[Operation, Value]:
     a, b = step.a, step.b
-    (first, size), (second, other) = (
+    (one, size), (two, other) = (
         planning.block(key, reference, *_REAL, *_COMPLEX) for key, reference in (("a", a), ("b", b))
     )
     _same_size(size, other)
-    dtype = "complex64" if "complex64" in (first.dtype, second.dtype) else "float32"
-    flat_a, flat_b = _flat(first), _flat(second)
+    dtype = "complex64" if "complex64" in (one.dtype, two.dtype) else "float32"
+    flat_a, flat_b = _flat(one), _flat(two)
 
     def run(values: Values, state: State, after: State) -> None:
-        values[name] = flat_a(values[a]) * flat_b(values[b])
+        first, second = values[a], values[b]
+        values[name] = (flat_a(first) if flat_a else first) * (flat_b(second) if flat_b else second)
 
     return run, tensor(dtype, size)
 
 
 def plan_irfft(name: str, step: Irfft, planning: Planning) -> tuple[Operation, Value]:
     source = step.input
-    spectrum, bins = planning.block("input", source, *_COMPLEX)
-    size = step.size or 2 * (bins - 1)
-    if size // 2 + 1 != bins:
+    spectrum, count = planning.block("input", source, *_COMPLEX)
+    size = step.size or 2 * (count - 1)
+    if size // 2 + 1 != count:
         raise PipelineError(
-            f"size: a spectrum of {bins} values is of a block of {2 * bins - 2} or {2 * bins - 1}"
+            f"size: a spectrum of {count} values is of a block of {2 * count - 2} or {2 * count - 1}"
         )
     weights, flat = _weights(step.window, size), _flat(spectrum)
     irfft, float32 = np.fft.irfft, np.dtype(np.float32)
 
     def run(values: Values, state: State, after: State) -> None:
-        block = irfft(flat(values[source]), size).astype(float32, copy=False)
+        bins = values[source] if flat is None else flat(values[source])
+        block = irfft(bins, size).astype(float32, copy=False)
         values[name] = block if weights is None else block * weights
 
     return run, tensor("float32", size)
@@ -133,19 +136,15 @@ def plan_overlap_add(name: str, step: OverlapAdd, planning: Planning) -> tuple[O
 
     def run(values: Values, state: State, after: State) -> None:
         total = after[key] = concatenate((state[key][hop:], empty))
-        total += flat(values[source])
-        values[name] = total[:hop].copy()  # what is kept is not the caller's to change
+        total += values[source] if flat is None else flat(values[source])
+        values[name] = total[:hop]  # the next call does not read this part of what is kept
 
     return run, tensor("float32", hop)
 
 
-def _flat(value: Value) -> Callable[[Array], Array]:
-    """Return how a tensor becomes a row; most are, and calling nothing is quicker."""
-    return _same if len(value.shape) == 1 else _row
-
-
-def _row(array: Array) -> Array:
-    return array.reshape(-1)
+def _flat(value: Value) -> Callable[[Array], Array] | None:
+    """Return how a tensor becomes a row; None where it is one, for calling nothing is quicker."""
+    return None if len(value.shape) == 1 else methodcaller("reshape", -1)
 
 
 def _weights(window: str, size: int) -> Array | None:
