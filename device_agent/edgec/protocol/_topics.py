@@ -94,6 +94,10 @@ class Topics:
         """Return where a group of devices is asked to look for news."""
         return f"{self._root}/g/{ID.read(group, 'group')}/dn/poke"
 
+    def alerts(self) -> str:
+        """Return where the fleet tells people of alerts; no device sends or receives anything there."""
+        return f"{self._root}/alerts"
+
     def for_device(self, device: str, groups: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Return what a device subscribes to; no two of them overlap."""
         return (f"{self._root}/d/{ID.read(device, 'device')}/dn/#", *(self.poke(g) for g in groups))

@@ -35,7 +35,7 @@ from edgec.trust._provenance import verify_provenance
 from edgec.trust._publishing import assign_also, chosen_target, previous_target, publish_artifact
 from edgec.trust._repository import Lifetimes, Signatures
 from edgec.trust._source import DirectorySource, HttpSource, MetadataSource, Source
-from edgec.trust._status import Due, RepositoryStatus, RoleStatus, repository_status
+from edgec.trust._status import Due, RepositoryStatus, RoleStatus, repository_status, role_statuses
 from edgec.trust._terms import Terms
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "publish_artifact",
     "read_lifetimes",
     "repository_status",
+    "role_statuses",
     "rotate",
     "sign_command",
     "verify_provenance",

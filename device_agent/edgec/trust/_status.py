@@ -68,6 +68,15 @@ class RepositoryStatus:
     devices: dict[str, tuple[int, float]]
 
 
+def role_statuses(image: ImageRepository, director: DirectorRepository) -> tuple[RoleStatus, ...]:
+    """Return the roles in force of both repositories; of devices there is nothing in it.
+
+    Raises:
+        TrustError: Metadata is missing or malformed.
+    """
+    return (*_in_force(image), *_in_force(director))
+
+
 def repository_status(
     image: ImageRepository, director: DirectorRepository, *, soon_days: float = 14
 ) -> RepositoryStatus:
@@ -82,7 +91,7 @@ def repository_status(
         TrustError: Metadata is missing or malformed.
     """
     now = image.clock()
-    roles = [*_in_force(image), *_in_force(director), *_waiting(image), *_waiting(director)]
+    roles = [*role_statuses(image, director), *_waiting(image), *_waiting(director)]
     devices = {}
     for device in director.devices():
         epoch, _ = director.assigned(device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgec.fleet.store._alerts import Alerts
 from edgec.fleet.store._audit import AuditLog
 from edgec.fleet.store._database import Database
 from edgec.fleet.store._devices import Devices
+from edgec.fleet.store._drift import Drift
 from edgec.fleet.store._hearing import Said, hear
 from edgec.fleet.store._orders import Orders
 from edgec.fleet.store._rollouts import RolloutStore
@@ -24,6 +26,8 @@ class Store:
         telemetry: What they say.
         rollouts: What they are told.
         orders: How far they are told it.
+        alerts: What a person should know.
+        drift: How far outputs have moved.
         audit: Who has changed what.
     """
 
@@ -39,6 +43,8 @@ class Store:
         self.telemetry = TelemetryStore(self.database)
         self.rollouts = RolloutStore(self.database)
         self.orders = Orders(self.database)
+        self.alerts = Alerts(self.database)
+        self.drift = Drift(self.database)
         self.audit = AuditLog(self.database)
 
     def ingest(

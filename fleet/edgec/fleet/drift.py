@@ -1,0 +1,73 @@
+"""Drift of each model against the calibration data of its artifact, measured by the hour over all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgec.fleet.store import DriftRow, Observed, Store
+from edgec.fleet.verdicts import LEAST_VALUES
+from edgec.sketch import Histogram, kolmogorov_smirnov, population_stability, reference_bins
+
+_HOUR_S = 3600.0
+# Windows of an hour arrive in the next one; so the last three are measured anew.
+_AGAIN = 3
+# Of an hour with too few values, those before it are added, so many at the most.
+_MOST_HOURS = 24
+
+
+def measure_drift(store: Store, now: float) -> list[DriftRow]:
+    """Measure the last hours and write it down; return it.
+
+    For each artifact, class of hardware and output: the population stability index less its bias,
+    ``(B - 1) / n`` for B bins, and the binned Kolmogorov-Smirnov distance, of all devices' values together.
+    Nothing is said of fewer than 1,000 values (`LEAST_VALUES`): the index is mostly noise then. An hour with
+    fewer is measured together with those before it, of a day at the most.
+    """
+    last = int(now // _HOUR_S)
+    rows = [
+        row
+        for seen in store.drift.observed(last - _AGAIN - _MOST_HOURS + 1, last)
+        for hour in range(last - _AGAIN + 1, last + 1)
+        for row in _measured(seen, hour)
+    ]
+    if rows:
+        store.drift.write(rows)
+    return rows
+
+
+def _measured(seen: Observed, hour: int) -> Iterator[DriftRow]:
+    if hour not in seen.hours:
+        return
+    for output, quantiles in sorted(seen.reference.items()):
+        edges, shares = reference_bins(quantiles)
+        merged, hours = _enough(seen, hour, output, edges)
+        if len(shares) < 2 or merged.count < LEAST_VALUES:
+            continue
+        index = population_stability(merged, shares) - (len(shares) - 1) / merged.count
+        yield DriftRow(
+            model=seen.model,
+            digest=seen.digest,
+            hardware=seen.hardware,
+            output=output,
+            hour=hour,
+            hours=hours,
+            n=merged.count,
+            psi=index,
+            ks=kolmogorov_smirnov(merged, shares),
+        )
+
+
+def _enough(seen: Observed, hour: int, output: str, edges: tuple[float, ...]) -> tuple[Histogram, int]:
+    """Return the values of an hour, and of those before it until there are enough; and how many hours."""
+    merged, hours = Histogram(edges), 0
+    for past in range(hour, hour - _MOST_HOURS, -1):
+        part = seen.hours.get(past)
+        hours += 1
+        # Devices count at the reference of the artifact that they have: other edges are another's.
+        if part is not None and output in part.outputs and np.array_equal(part.outputs[output].edges, edges):
+            merged.merge(part.outputs[output])
+        if merged.count >= LEAST_VALUES:
+            break
+    return merged, hours
