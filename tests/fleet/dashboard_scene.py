@@ -287,28 +287,28 @@ class Scene:
         )  # fmt: skip
 
 
-def full(fleet: Fleet, clock: Clock, folder: Path, *, devices: int = 120) -> Scene:
+def full(fleet: Fleet, clock: Clock, folder: Path, *, devices: int = 120, hours: int = 22) -> Scene:
     """Return a fleet after some days: one release everywhere, one that was undone, one half-way."""
     scene = Scene(fleet, clock, folder)
     scene.ways["1.1.0"] = Ways(slower=1.9, errors=0.03, confidence=0.7)
     scene.join(devices)
     scene.release("1.0.0")
-    scene.go_on(scene.roll_out("kws 1.0.0", "1.0.0", soak_s=900))
-    scene.work(1800)
+    scene.go_on(scene.roll_out("kws 1.0.0", "1.0.0", soak_s=900, least_devices=10))
+    for _ in range(hours):
+        scene.work(3600)
     scene.release("1.1.0")
-    scene.go_on(scene.roll_out("kws 1.1.0 larger model", "1.1.0", soak_s=3600))
+    scene.go_on(scene.roll_out("kws 1.1.0 larger model", "1.1.0", least_devices=10))
     scene.release("1.2.0")
     for name in ("cam-017", "cam-044", "cam-090"):
         scene.leave(name)
     scene.tell("cam-003", "update_failed", severity="error", reason="probation", detail="slower than before")
-    scene.tell(
-        "cam-003",
-        "fallback",
-        severity="warning",
-        reason="low_confidence",
-        detail="3 calls went to the server",
-    )
-    scene.go_on(scene.roll_out("kws 1.2.0 quieter rooms", "1.2.0", soak_s=3600), until=2)
+    scene.tell("cam-003", "fallback", severity="warning", reason="low_confidence", detail="3 calls went out")
+    name = scene.roll_out("kws 1.2.0 quieter rooms", "1.2.0", least_devices=10)
+    scene.go_on(name, until=2)
+    for _ in range(2):
+        scene.fleet.store.rollouts.tick(name, clock())
+        scene.obey()
+        scene.work(900)
     return scene
 
 

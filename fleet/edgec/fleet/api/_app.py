@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.metadata import version
 
 from anyio import CapacityLimiter
@@ -57,7 +57,9 @@ def create_app(
         app.include_router(part.router, prefix="/api/v1")
     app.include_router(_health.router)
     app.mount("/repo", RepositoryFiles(fleet.data_dir / "repo"), name="repo")
-    app.add_middleware(_Edge, limits=limits)
+    # Paths that take whole artifacts; pages beside the API may add theirs.
+    app.state.upload_paths = {UPLOADS}
+    app.add_middleware(_Edge, limits=limits, uploads=app.state.upload_paths)
     describe(app)
     return app
 
@@ -65,8 +67,8 @@ def create_app(
 class _Edge:
     """Gives every request an id and a bounded body, and every reply the headers that all have."""
 
-    def __init__(self, app: ASGIApp, limits: ApiLimits) -> None:
-        self._app, self._limits = app, limits
+    def __init__(self, app: ASGIApp, limits: ApiLimits, uploads: Set[str]) -> None:
+        self._app, self._limits, self._uploads = app, limits, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +95,7 @@ class _Edge:
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """Return what gives the body, up to what this path takes."""
-        most = self._limits.artifact_bytes if scope["path"] == UPLOADS else self._limits.body_bytes
+        most = self._limits.artifact_bytes if scope["path"] in self._uploads else self._limits.body_bytes
         announced = Headers(scope=scope).get("content-length", "")
         left = -1 if announced.isdigit() and int(announced) > most else most
 

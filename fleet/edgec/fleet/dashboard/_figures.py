@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgec.artifact._report_text import significant
 from edgec.fleet.dashboard._words import figure_of
 from edgec.fleet.verdicts import Finding
 
@@ -69,7 +70,7 @@ def interval(finding: Finding) -> Interval:
     name = finding.metric
     told = Interval(
         finding=finding,
-        figure=figure_of(name, finding.figure),
+        figure=_count(finding) or figure_of(name, finding.figure),
         interval=_between(finding),
         allowed=figure_of(name, finding.limit),
     )
@@ -101,8 +102,54 @@ def interval(finding: Finding) -> Interval:
     )
 
 
+def _count(finding: Finding) -> str:
+    """Return a figure that is not held against a limit, as a number; empty for any other."""
+    return significant(finding.figure) if finding.limit is None and finding.figure is not None else ""
+
+
 def _between(finding: Finding) -> str:
     low, high = (figure_of(finding.metric, v) for v in (finding.low, finding.high))
     if finding.low is None and finding.high is None:
         return "–"
     return f"{low} to {high}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Findings of one look, as a person reads them.
+
+    Attributes:
+        decisive: Those that fail or are inconclusive, the worst first.
+        whole: About all hardware at once.
+        hardware: Classes of it.
+        rows: By figure, what is found for each class; None where nothing is.
+        passed: How many pass.
+        total: How many there are.
+        all: All of them, the worst first.
+    """
+
+    decisive: list[Interval]
+    whole: list[Interval]
+    hardware: list[str]
+    rows: list[tuple[str, list[Interval | None]]]
+    passed: int
+    total: int
+    all: list[Interval]
+
+
+def gate_of(findings: Sequence[Finding]) -> Gate:
+    """Return findings in order: what decides, then a table of figures by class of hardware."""
+    order = {"fail": 0, "inconclusive": 1, "pass": 2}
+    found = [interval(f) for f in sorted(findings, key=lambda f: order.get(f.outcome, 3))]
+    hardware = sorted({f.hardware for f in findings if f.hardware})
+    metrics = list(dict.fromkeys(f.metric for f in findings if f.hardware))
+    known = {(row.finding.metric, row.finding.hardware): row for row in found}
+    return Gate(
+        decisive=[row for row in found if row.finding.outcome != "pass"],
+        whole=[row for row in found if not row.finding.hardware],
+        hardware=hardware,
+        rows=[(name, [known.get((name, where)) for where in hardware]) for name in metrics],
+        passed=sum(f.outcome == "pass" for f in findings),
+        total=len(findings),
+        all=found,
+    )

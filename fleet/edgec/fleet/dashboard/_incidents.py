@@ -31,7 +31,7 @@ def routes(dash: Dashboard) -> APIRouter:
         if found is None:
             raise HTTPException(404, f"There is no incident {number}.")
         return dash.render(
-            request, session, "incident.html", incident=found, findings=findings_of(dict(found.evidence))
+            request, session, "incident.html", incident=found, gate=findings_of(found.evidence)
         )
 
     @router.post("/incidents/{number}/close")

@@ -58,5 +58,8 @@ def mount(app: FastAPI, fleet: Fleet, *, commands: CommandSender | None = None) 
         commands = getattr(app.state, "commands", None)
     dash = Dashboard(fleet=fleet, commands=commands, sessions=Sessions(fleet), templates=environment())
     app.mount(STATIC, _Static(directory=FOLDER / "static"), name="dashboard")
+    # The API bounds what comes, by path.
+    uploads: set[str] = getattr(app.state, "upload_paths", set())
+    uploads.add("/releases")
     for pages in _PAGES:
         app.include_router(pages.routes(dash))

@@ -71,7 +71,7 @@ def _values(dash: Dashboard) -> dict[str, Any]:
         "latest": latest,
         "rails": [(r, stations(r)) for r in latest],
         "incidents": store.rollouts.incidents(only_open=True, limit=5),
-        "entries": newest_entries(dash, 8),
+        "entries": newest_entries(dash, 6),
         "figures": figures,
         "rates": rates,
         "sparks": {

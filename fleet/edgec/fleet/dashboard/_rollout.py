@@ -21,6 +21,7 @@ from edgec.fleet.dashboard._stages import (
     newest_look,
     view_stages,
 )
+from edgec.fleet.dashboard._words import reasons
 from edgec.fleet.rollouts import (
     ORDERS,
     Begin,
@@ -124,9 +125,9 @@ def situation(rollout: Rollout, log: list[LoggedDecision], now: float) -> str:
         going = (
             "Devices go back to what they had" if state == "undoing" else "Devices went back to what they had"
         )
-        return f"{going}: {rollout.reason}."
+        return f"{going}: {reasons(rollout.reason)}."
     if state == "aborted":
-        return f"Aborted: {rollout.reason}. What was installed stays."
+        return f"Aborted: {rollout.reason}; what was installed stays."
     stage = f"Stage {rollout.stage + 1} of {len(plan.stages)}"
     if state == "paused":
         return f"{stage}, paused: no further device is told."
@@ -163,13 +164,13 @@ def _words(said: Any) -> tuple[str, str, str]:
         return "quiet", "The soak begins", f"{said.ended} of {said.devices} devices have ended their update"
     if isinstance(said, Look):
         tone = {"pass": "good", "fail": "bad"}.get(said.outcome, "warn")
-        return tone, f"Look {said.look} at the gate: {said.outcome}", said.reason.replace(",", ", ")
+        return tone, f"Look {said.look} at the gate: {said.outcome}", reasons(said.reason)
     if isinstance(said, Hold):
         return "warn", f"Holds: {said.reason.replace('_', ' ')}", said.detail
     if isinstance(said, Stop):
-        return "bad", f"Stopped: {said.reason.replace(',', ', ')}", said.detail
+        return "bad", f"Stopped: {reasons(said.reason)}", said.detail
     if isinstance(said, Quarantine):
-        return "bad", f"{said.digest[:12]} is quarantined", said.reason
+        return "bad", f"{said.digest[:12]} is quarantined", reasons(said.reason)
     if isinstance(said, OpenIncident):
         return "bad", "An incident is opened", said.detail
     if isinstance(said, Undone):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgec.fleet.dashboard._figures import Interval, interval
+from edgec.fleet.dashboard._figures import Gate, gate_of
 from edgec.fleet.dashboard._queries import Placed
 from edgec.fleet.rollouts import Begin, Finish, Look, Rollout, Soak, cutoff
 from edgec.fleet.store import LoggedDecision
@@ -51,14 +51,14 @@ class StageView:
 
 @dataclass(frozen=True, kw_only=True)
 class LookView:
-    """One look of the gate: findings that decided first."""
+    """One look of the gate."""
 
     at: float
     stage: int
     number: int
     outcome: str
     reason: str
-    findings: list[Interval]
+    gate: Gate | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,19 +129,17 @@ def newest_look(views: Sequence[StageView]) -> LookView | None:
     return max(looks, key=lambda look: look.at, default=None)
 
 
-def findings_of(document: object) -> list[Interval]:
-    """Return the findings of a verdict as it is kept, those that decided first; none of anything else."""
-    if not isinstance(document, dict) or "findings" not in document:
-        return []
-    order = {"fail": 0, "inconclusive": 1, "pass": 2}
-    findings = Verdict.from_dict(document).findings
-    return [interval(f) for f in sorted(findings, key=lambda f: order.get(f.outcome, 3))]
+def findings_of(document: object) -> Gate | None:
+    """Return the findings of a verdict as it is kept; None of anything else."""
+    if not isinstance(document, Mapping) or "findings" not in document:
+        return None
+    return gate_of(Verdict.from_dict(document).findings)
 
 
 def _look(at: float, said: Look) -> LookView:
     return LookView(
         at=at, stage=said.stage + 1, number=said.look, outcome=said.outcome, reason=said.reason,
-        findings=findings_of(said.verdict),
+        gate=findings_of(said.verdict),
     )  # fmt: skip
 
 

@@ -20,8 +20,20 @@ STATES = {
 }  # fmt: skip
 METRICS = {
     "installs": "Failed installations", "crashes": "Crashes", "silence": "Silent devices",
-    "errors": "Failed calls", "non_finite": "NaN or infinity", "latency_p95": "Latency, 95th percentile",
-    "confidence": "Confidence", "classes": "Classes", "disagreement": "Disagreement with the model before",
+    "errors": "Failed calls", "non_finite": "NaN or infinity",
+    "latency_p95": "95th percentile of the latency", "confidence": "Confidence", "classes": "Classes",
+    "data": "Amount of data", "disagreement": "Disagreement with the model before",
+}  # fmt: skip
+ACTIONS = {
+    "artifact.upload": "uploaded an artifact", "rollout.create": "drew up a rollout",
+    "rollout.start": "started", "rollout.pause": "paused", "rollout.resume": "resumed",
+    "rollout.abort": "aborted", "rollout.undo": "undid", "rollout.retry": "retried",
+    "device.enrol": "let in", "device.label": "labelled", "device.revoke": "revoked",
+    "device.settle": "picked a machine for", "device.credential": "gave a credential to",
+    "device.readmit": "let back in", "group.set": "kept a group", "token.create": "made a token",
+    "token.revoke": "revoked a token", "claim.create": "made a claim", "claim.withdraw": "withdrew a claim",
+    "incident.close": "settled incident", "quarantine.add": "quarantined",
+    "quarantine.release": "ended the quarantine of",
 }  # fmt: skip
 AGAINST = {
     "control": "other devices, at the same time", "before": "the same devices, before",
@@ -42,9 +54,9 @@ def environment() -> Environment:
     made.filters |= {
         "ago": ago, "bytes": text.bytes_text, "count": text.count_text, "date": date, "metric": metric,
         "lasting": lasting, "ms": text.time_text, "percent": percent, "sig": text.significant,
-        "sentence": text.sentence, "iso": iso, "pretty": pretty, "short": short,
+        "sentence": text.sentence, "reasons": reasons, "iso": iso, "pretty": pretty, "short": short,
     }  # fmt: skip
-    made.globals |= {"state_tone": STATES, "against_words": AGAINST}
+    made.globals |= {"state_tone": STATES, "against_words": AGAINST, "actions": ACTIONS}
     return made
 
 
@@ -90,6 +102,13 @@ def metric(name: str) -> str:
     return METRICS.get(name, name.replace("_", " "))
 
 
+def reasons(names: str) -> str:
+    """Return what decided, in words: ``failed calls, latency, 95th percentile and confidence``."""
+    words = [metric(name)[:1].lower() + metric(name)[1:] for name in names.split(",") if name]
+    words = [word if not word.startswith("naN") else "NaN" + word[3:] for word in words]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
 def figure_of(name: str, value: float | None) -> str:
     """Return a figure of the gate in its own unit: a ratio, a share, or a distance."""
     if value is None or math.isnan(value):
@@ -100,7 +119,7 @@ def figure_of(name: str, value: float | None) -> str:
         return f"{value:.3f}"
     if abs(value) > 1:
         return text.significant(value)
-    return percent(value)
+    return percent(value).replace("-", "\u2212")
 
 
 def pretty(value: Any) -> str:

@@ -9,7 +9,7 @@
   };
 
   function count(v) { return Math.round(v).toLocaleString("en").replaceAll(",", "\u202f"); }
-  function ms(v) { return v >= 1000 ? `${(v / 1000).toPrecision(3)} s` : v < 1 ? `${Math.round(v * 1000)} µs` : `${v < 10 ? v.toFixed(1) : Math.round(v)} ms`; }
+  function ms(v) { return v === 0 ? "0" : v >= 1000 ? `${(v / 1000).toPrecision(3)} s` : v < 1 ? `${Math.round(v * 1000)} µs` : `${v < 10 ? v.toFixed(1) : Math.round(v)} ms`; }
   function percent(v) { return v === 0 ? "0 %" : `${(100 * v).toPrecision(2)} %`; }
   function score(v) { return v.toFixed(2); }
   function token(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
@@ -33,9 +33,9 @@
     const read = plot.parentElement.querySelector(".read");
     const days = Number(plot.dataset.hours || 24) > 48;
     return {
-      width: plot.clientWidth, height: plot.clientHeight, legend: { show: false }, padding: [8, 8, 0, 0],
+      width: plot.clientWidth, height: plot.clientHeight, legend: { show: false }, padding: [8, 20, 0, 0],
       cursor: { y: false, points: { size: 7 } },
-      scales: { x: { time: true }, y: { range: kind.range ? () => kind.range : (_, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
+      scales: { x: { time: true, range: (_, low, high) => [low - 1800, high + 1800] }, y: { range: kind.range ? () => kind.range : (_, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
       axes: [
         axis({ space: 70, size: 26, values: (_, at) => at.map(t => stamp(t, days)) }),
         axis({ size: 58, values: (_, values) => values.map(kind.unit) }),
