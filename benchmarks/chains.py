@@ -255,7 +255,7 @@ def main() -> None:
         else:
             rows.append(measure("dtln", sound_case(folder, Path(arguments.models)), arguments.duration_s))
     result = {
-        "what": "a chain against the same calls of its sessions by hand, interleaved, one thread, processor time",
+        "what": "a chain against the same calls of its sessions by hand, interleaved, in processor time",
         "goal": {"ratio": MOST_OVERHEAD},
         "duration_s": arguments.duration_s,
         "machine": {**asdict(machine), "load_average_after": this_machine().load_average},

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edgec.errors import BackendUnavailableError
-from edgec.runtime.backends import backend_names, get_backend
+from edgec.errors import BackendUnavailableError, InferenceError
+from edgec.runtime.backends import FunctionProgram, Program, backend_names, get_backend
 from edgec.runtime.backends._precision import effective_precision
 
 
@@ -121,3 +122,15 @@ with load(path) as session:
 )
 def test_the_effective_precision_is_that_of_all_layers(precisions: dict[str, int], effective: str) -> None:
     assert effective_precision(precisions, "fp16") == effective
+
+
+def test_a_function_is_enough_for_a_program() -> None:
+    program: Program = FunctionProgram(lambda feeds: {"y": feeds["x"] * 2}, engine_version="1.2", layers=3)
+    x = np.ones(2, np.float32)
+    np.testing.assert_array_equal(program.run({"x": x})["y"], [2, 2])
+    assert (program.engine_version, program.precision) == ("1.2", "fp32")
+    assert (program.precisions, program.placement) == ({"fp32": 3}, {"CPU": 3})
+    program.close()
+    program.close()
+    with pytest.raises(InferenceError, match="closed"):
+        program.run({"x": x})

@@ -8,7 +8,7 @@ then runs against it. A backend that lives elsewhere registers under the entry p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
-from edgec.errors import BackendUnavailableError
+from edgec.errors import BackendUnavailableError, InferenceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +102,55 @@ class Program(Protocol):
     def close(self) -> None:
         """Free what the program holds; calling it again does nothing."""
         ...
+
+
+class FunctionProgram:
+    """A `Program` out of one function, for engines that have no more to say than where and in what they run.
+
+    Attributes:
+        engine_version: See `Program`.
+        precision: Likewise.
+        precisions: Likewise.
+        placement: Likewise.
+    """
+
+    engine_version: str
+    precision: str
+    precisions: Mapping[str, int]
+    placement: Mapping[str, int]
+
+    def __init__(
+        self,
+        run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]],
+        *,
+        engine_version: str,
+        layers: int,
+        device: str = "CPU",
+        precision: str = "fp32",
+    ) -> None:
+        """Wrap a function.
+
+        Args:
+            run: What `Program.run` is to do; closing lets go of it, and of the model with it.
+            engine_version: Of the engine, as it says itself.
+            layers: Of the model, all in one place and one precision.
+            device: That place.
+            precision: That precision, as the engine tells it.
+        """
+        self._run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None = run
+        self.engine_version, self.precision = engine_version, precision
+        self.precisions, self.placement = {precision: layers}, {device: layers}
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; see `Program.run`."""
+        run = self._run
+        if run is None:
+            raise InferenceError("the session is closed: load the artifact again")
+        return run(inputs)
+
+    def close(self) -> None:
+        """Let go of the function; a call that still runs in another thread ends as it would have."""
+        self._run = None
 
 
 class Backend(Protocol):
