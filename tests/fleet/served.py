@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from edgec.artifact import Manifest, TensorSpec, pack
 from edgec.fleet.service import Fleet
 from edgec.protocol import CommandReply, ModelReport, Presence, Reported
+from edgec.protocol.certificates import Certificate
 from edgec.runtime.testing import onnxruntime_spec
 
 GOOD: dict[str, Any] = {"parity": {"passed": True, "max_abs_error": 0.0}, "latency_ms": {"p50": 2.0}}
@@ -85,10 +86,17 @@ def token(fleet: Fleet, role: str) -> str:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: ASGIApp, tls: Certificate | None = None) -> Iterator[str]:
     """Serve an app on a free port; give its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        ssl_certfile=tls and str(tls.certificate),
+        ssl_keyfile=tls and str(tls.key),
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -97,7 +105,7 @@ def serving(app: FastAPI) -> Iterator[str]:
         time.sleep(0.01)
     assert server.started
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(60)

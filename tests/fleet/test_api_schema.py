@@ -131,7 +131,7 @@ def send_all(fleet: Fleet, examples: int, methods: set[str] = METHODS) -> int:
             derandomize=True,
             database=None,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         )
         def send(case: Any, there: bool) -> None:
             nonlocal sent
@@ -144,21 +144,21 @@ def send_all(fleet: Fleet, examples: int, methods: set[str] = METHODS) -> int:
         send()
 
     for found in schema.get_all_operations():
-        operation = found.ok()
+        operation: Any = found.ok()  # type: ignore[union-attr] # a document that is none fails here
         if operation.method.lower() in methods:
             check(operation)
     return sent
 
 
 def test_nothing_that_is_sent_breaks_the_server(fleet: Fleet) -> None:
-    assert send_all(fleet, examples=5) > 150
+    assert send_all(fleet, examples=4) > 120
 
 
 def test_nothing_that_is_sent_breaks_it_on_postgresql(postgresql: str, tmp_path: Path) -> None:
     from tests.fleet.databases import make_database
 
     with peopled(tmp_path, make_database(postgresql)) as fleet:
-        assert send_all(fleet, examples=3, methods={"put", "post", "delete"}) > 40
+        assert send_all(fleet, examples=2, methods={"put", "post", "delete"}) > 25
 
 
 if __name__ == "__main__":

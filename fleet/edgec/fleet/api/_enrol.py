@@ -13,6 +13,7 @@ from edgec.fleet.api._once import OnceOf
 from edgec.fleet.api._problems import ApiError
 from edgec.fleet.enrolment import Asked, Enrolment
 from edgec.fleet.store import Claim
+from edgec.fleet.views import ClaimView, ClaimWanted, NewClaim
 
 router = APIRouter(tags=["enrolment"])
 _ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -55,45 +56,6 @@ class EnrolView(BaseModel):
     director_root: str = Field(description="The same of the director.")
     sources: list[str] = Field(description="Base URLs of the repository.")
     labels: dict[str, str]
-
-
-class ClaimWanted(BaseModel):
-    """Which devices a new claim lets in, and what they are given."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    uses: int = Field(default=1, ge=1, le=100_000, description="How many devices may come with it.")
-    expires_in_s: float | None = Field(
-        default=7 * 86400.0, gt=0, le=10 * 366 * 86400.0, description="Null for never."
-    )
-    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
-    hardware: Id | None = Field(default=None, description="That each of them must be.")
-    device: Id | None = Field(
-        default=None, description="The only one, also one that is in the fleet and has a new key."
-    )
-
-
-class ClaimView(BaseModel):
-    """What is known of a claim."""
-
-    id: str
-    created_at: float
-    created_by: str
-    expires_at: float | None
-    withdrawn_at: float | None
-    uses_left: int
-    labels: dict[str, str]
-    hardware: str | None
-    device: str | None
-
-
-class NewClaim(ClaimView):
-    """A claim, which is told only here."""
-
-    claim: str
-    fingerprint: str | None = Field(
-        description="SHA-256 of the authority's certificate, for `edgec agent enrol --fingerprint`."
-    )
 
 
 def enrolment_of(request: Request) -> Enrolment:

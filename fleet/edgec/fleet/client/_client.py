@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgec.fleet.client._devices import Devices
 from edgec.fleet.client._http import Http
-from edgec.fleet.client._part import Part, at, wanted_of
+from edgec.fleet.client._part import NOTHING, Part, at, wanted_of
 from edgec.fleet.client._releases import Releases
 from edgec.fleet.client._rollouts import Rollouts
-from edgec.fleet.views import AuditCheck, AuditView, Role, TokenMade, TokenView, TokenWanted
+from edgec.fleet.views import (
+    AuditCheck,
+    AuditView,
+    ClaimView,
+    ClaimWanted,
+    NewClaim,
+    Role,
+    TokenMade,
+    TokenView,
+    TokenWanted,
+)
 
 
 class FleetClient(Devices, Releases, Rollouts, Part):
@@ -48,6 +58,42 @@ class FleetClient(Devices, Releases, Rollouts, Part):
     def close(self) -> None:
         """Close all connections."""
         self.http.close()
+
+    def claims(self) -> list[ClaimView]:
+        """Return all claims; what they are is not kept."""
+        return self.http.get(list[ClaimView], "/api/v1/claims")
+
+    def create_claim(
+        self,
+        *,
+        uses: int = 1,
+        valid_s: float | None = 7 * 86400.0,
+        labels: Mapping[str, str] | None = None,
+        hardware: str | None = None,
+        device: str | None = None,
+    ) -> NewClaim:
+        """Make a claim with which devices come into the fleet; it is told only here.
+
+        Args:
+            uses: How many devices may come with it.
+            valid_s: How long it is in force; None for ever.
+            labels: That each of them is given.
+            hardware: That each of them must be; None for any.
+            device: The only one, also one that is in the fleet and has a new key; None for any new one.
+        """
+        wanted = wanted_of(
+            ClaimWanted,
+            uses=uses,
+            expires_in_s=valid_s,
+            labels=dict(labels or {}),
+            hardware=hardware,
+            device=device,
+        )
+        return self.http.change(NewClaim, "POST", "/api/v1/claims", wanted)
+
+    def withdraw_claim(self, claim: str) -> None:
+        """Take a claim back by its id; devices that came with it stay."""
+        self.http.change(NOTHING, "POST", at("claims", claim, "withdraw"))
 
     def audit(self, after: int = 0) -> Iterator[AuditView]:
         """Yield who has changed what, oldest first, those after entry `after`."""

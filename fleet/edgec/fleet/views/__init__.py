@@ -1,6 +1,7 @@
 """What the API takes and shows, as values: server, client and pages have the same."""
 
 from edgec.fleet.views._base import Json, Page, View, Wanted
+from edgec.fleet.views._claims import ClaimView, ClaimWanted, NewClaim
 from edgec.fleet.views._devices import (
     AlertOfDevice,
     BootView,
@@ -61,6 +62,8 @@ __all__ = [
     "AuditView",
     "BehaviourView",
     "BootView",
+    "ClaimView",
+    "ClaimWanted",
     "CommandAnswer",
     "CommandWanted",
     "DecisionView",
@@ -76,6 +79,7 @@ __all__ = [
     "LimitsWanted",
     "LookView",
     "ModelView",
+    "NewClaim",
     "OrderWanted",
     "Page",
     "QuarantineWanted",

@@ -1,0 +1,129 @@
+"""``edgec fleet upload``, ``releases`` and ``quarantine``."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgec.cli._fleet_login import json_option, show, with_fleet
+from edgec.cli._fleet_text import moment, table
+from edgec.cli._text import size
+
+if TYPE_CHECKING:
+    from edgec.fleet.client import FleetClient
+    from edgec.fleet.views import ArtifactDetail
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=_FILE, metavar="ARTIFACT...")
+@click.option(
+    "--hardware",
+    multiple=True,
+    metavar="NAME",
+    help="Class of hardware that it may run on; its target's if left out.",
+)
+@click.option("--override", metavar="REASON", help="Take what did not pass parity or budget, and why.")
+@json_option
+@with_fleet
+def upload(
+    client: FleetClient,
+    files: tuple[Path, ...],
+    hardware: tuple[str, ...],
+    override: str | None,
+    as_json: bool,
+) -> None:
+    """Upload artifacts: the fleet verifies, keeps and signs them. The same file again changes nothing.
+
+    \b
+    edgec fleet upload build/kws-cpu-x86_64.edgec build/kws-rpi5.edgec
+    edgec fleet upload kws.edgec --override 'accuracy is measured in the lab'
+    """
+    found = [_send(client, path, hardware, override) for path in files]
+    rows = [_row(artifact) for artifact in found]
+    show(as_json, found, lambda: table(["model", "version", "target", "size", "digest", ""], rows, ""))
+
+
+def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: str | None) -> ArtifactDetail:
+    total = path.stat().st_size
+    # A bar is for a terminal; it begins anew where the network made the upload begin anew.
+    with click.progressbar(
+        length=total, label=path.name, file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+
+        def moved(count: int) -> None:
+            bar.update(count if bar.pos + count <= total else count - bar.pos)
+
+        return client.upload(path, hardware=hardware, override=override, progress=moved)
+
+
+def _row(artifact: ArtifactDetail) -> list[str]:
+    note = f"taken although: {artifact.override}" if artifact.override else ""
+    note = f"quarantined: {artifact.quarantined}" if artifact.quarantined else note
+    return [
+        artifact.model, artifact.version, artifact.target, size(artifact.length), artifact.sha256[:16], note,
+    ]  # fmt: skip
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.argument("version", required=False)
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Most releases.")
+@json_option
+@with_fleet
+def releases(client: FleetClient, model: str | None, version: str | None, limit: int, as_json: bool) -> None:
+    """List releases, newest first; or the artifacts of one.
+
+    \b
+    edgec fleet releases
+    edgec fleet releases kws
+    edgec fleet releases kws 2
+    """
+    if model and version:
+        found = client.release(model, version)
+        head = ["target", "hardware", "size", "uploaded", "by", "digest", ""]
+        rows = [
+            [
+                a.target, " ".join(a.hardware), size(a.length), moment(a.uploaded_at), a.uploaded_by,
+                a.sha256, f"quarantined: {a.quarantined}" if a.quarantined else a.override or "",
+            ]
+            for a in found.artifacts
+        ]  # fmt: skip
+        show(as_json, found, lambda: table(head, rows, "no artifact"))
+        return
+    listed = list(islice(client.releases(model), limit))
+    head = ["model", "version", "number"]
+    show(as_json, listed, lambda: table(head, [[r.model, r.version, r.number] for r in listed], "no release"))
+
+
+@click.command()
+@click.argument("digest", required=False)
+@click.option("--reason", help="Why it may not be installed any more, or may again.")
+@click.option("--release", is_flag=True, help="It may be installed again.")
+@json_option
+@with_fleet
+def quarantine(
+    client: FleetClient, digest: str | None, reason: str | None, release: bool, as_json: bool
+) -> None:
+    """List what may not be installed; put an artifact there, or release it.
+
+    \b
+    edgec fleet quarantine
+    edgec fleet quarantine DIGEST --reason 'wrong labels'
+    edgec fleet quarantine DIGEST --release --reason 'checked'
+    """
+    if digest is not None:
+        if not reason:
+            raise click.UsageError("give a --reason: it is what others will read")
+        if release:
+            client.release_quarantine(digest, reason)
+        else:
+            client.quarantine(digest, reason)
+    found = list(client.quarantined())
+    rows = [[q.digest, moment(q.at), q.rollout or "-", q.reason] for q in found]
+    show(as_json, found, lambda: table(["digest", "since", "rollout", "reason"], rows, "nothing"))

@@ -1,0 +1,172 @@
+"""edgec fleet as people use it: against a server on a port, with settings, output and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the fleet needs the extra 'fleet'")
+pytest.importorskip("scipy", reason="the fleet needs the extra 'fleet'")
+pytest.importorskip("tuf", reason="the fleet needs the extra 'fleet'")
+
+from click.testing import CliRunner, Result
+from tests.fleet.served import Sender, artifact, enrol, reports, serving, token, upload
+
+from edgec.cli import main_group
+from edgec.cli.fleet import SUBCOMMANDS
+from edgec.errors import FleetError
+from edgec.fleet.api import ApiLimits, create_app
+from edgec.fleet.service import Fleet
+
+pytestmark = pytest.mark.slow
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with Fleet(folder / "fleet") as opened:
+        digest = upload(opened, artifact(folder, "1"))
+        enrol(opened, "cam-1", "cam-2", site="lab")
+        reports(opened, "cam-1", digest)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def url(fleet: Fleet) -> Iterator[str]:
+    with serving(create_app(fleet, commands=Sender(), limits=ApiLimits(rate=None))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config")
+
+
+@pytest.fixture(scope="module")
+def run(fleet: Fleet, url: str, settings: Path) -> Run:
+    """Run a command as one who has logged in."""
+    runner = CliRunner(env={"EDGEC_CONFIG": str(settings)})
+
+    def call(*words: str, **more: Any) -> Result:
+        return runner.invoke(main_group, ["fleet", *words], **more)
+
+    done = call("login", url, input=token(fleet, "admin") + "\n")
+    assert done.exit_code == 0, done.output
+    return call
+
+
+def answer(result: Result) -> Any:
+    """Return what a command printed as JSON."""
+    assert result.exit_code == 0, result.output or result.exception
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", sorted(SUBCOMMANDS))
+def test_every_subcommand_has_help_with_examples_and_json(name: str) -> None:
+    runner = CliRunner()
+    words = [["fleet", name]]
+    if name == "rollout":
+        orders = ("create", "status", "start", "pause", "resume", "abort", "undo", "retry")
+        words = [["fleet", name, word] for word in orders]
+    for command in words:
+        result = runner.invoke(main_group, [*command, "--help"])
+        assert result.exit_code == 0
+        assert f"edgec {' '.join(command)}" in result.output.split("Options:")[0].split("\n", 2)[2]
+        assert "--json" in result.output
+
+
+def test_login_keeps_the_token_for_its_user_and_its_server_only(run: Run, settings: Path, url: str) -> None:
+    path = settings / "fleet.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_text())["url"] == url
+    refused = run("devices", "--server", "http://127.0.0.1:1")
+    assert isinstance(refused.exception, FleetError)
+    assert "no token for http://127.0.0.1:1" in str(refused.exception)
+    wrong = run("login", url, input="wrong\n")
+    assert isinstance(wrong.exception, FleetError)
+    assert wrong.exception.reason == "unauthorised"
+    assert "login" not in path.read_text(), "what was there before is kept"
+
+
+def test_devices_are_listed_shown_and_labelled(run: Run) -> None:
+    assert [d["id"] for d in answer(run("devices", "site=lab", "--json"))] == ["cam-1", "cam-2"]
+    text = run("devices").output
+    assert text.splitlines()[0].split() == ["device", "state", "heard", "of", "hardware", "models", "labels"]
+    assert "kws 1" in text
+    assert "no device" in run("devices", "site=moon").output
+    labelled = answer(run("label", "cam-2", "ring=canary", "site=", "--json"))
+    assert labelled["labels"] == {"ring": "canary"}
+    shown = run("device", "cam-1", "--records", "5", "--telemetry", "kws").output
+    assert "edgec 0" in shown
+    assert "it said nothing of it" in shown
+    assert answer(run("groups", "--set", "canaries", "ring=canary", "--json"))[0]["name"] == "canaries"
+    assert "no group" in run("groups", "--drop", "canaries").output
+
+
+def test_errors_are_one_line_with_the_next_step(run: Run) -> None:
+    result = run("device", "cam-9")
+    assert isinstance(result.exception, FleetError)
+    assert str(result.exception) == (
+        "there is no device 'cam-9' in the fleet; look for its id in the list it belongs to"
+    )
+    assert run("label", "cam-1", "nonsense").exit_code == 2
+    assert run("quarantine", "0" * 64).exit_code == 2
+
+
+def test_a_release_is_uploaded_and_rolled_out(run: Run, fleet: Fleet, tmp_path: Path) -> None:
+    path = artifact(tmp_path, "2")
+    (made,) = answer(run("upload", str(path), "--json"))
+    assert (made["model"], made["version"]) == ("kws", "2")
+    assert [r["version"] for r in answer(run("releases", "kws", "--json"))] == ["2", "1"]
+    assert made["sha256"] in run("releases", "kws", "2").output
+    assert answer(run("why", "cam-1", "kws", "--json"))["reason"] == "no_rollout"
+    plan = tmp_path / "plan.toml"
+    plan.write_text("attempts = 2\n[limits]\nslowdown = 2.0\n")
+    words = ["create", "kws", "--stage", "50:10", "--stage", "100", "--plan", str(plan), "--json"]
+    rollout = answer(run("rollout", *words))
+    assert (rollout["state"], rollout["version"], rollout["plan"]["attempts"]) == ("draft", "2", 2)
+    assert rollout["plan"]["limits"]["slowdown"] == 2.0
+    name = rollout["id"]
+    assert "running" in run("rollout", "start", name).output
+    fleet.store.rollouts.tick(name, fleet.clock())
+    shown = run("rollout", "status", name).output
+    assert "stage 1  50 %, 1 of 2 devices: running" in shown
+    assert [r["id"] for r in answer(run("rollout", "status", "--json"))] == [name]
+    assert answer(run("rollout", "pause", name, "--json"))["state"] == "paused"
+    assert answer(run("rollout", "abort", name, "--reason", "test", "--json"))["reason"] == "test"
+    followed = run("rollout", "status", name, "--follow")
+    assert followed.exit_code == 1, "it did not finish"
+    assert "begin" in followed.stderr
+    refused = run("rollout", "resume", name)
+    assert "make a new rollout" in str(refused.exception)
+    bad = run("rollout", "create", "kws", "--stage", "0")
+    assert "stages.0.percent" in str(bad.exception)
+
+
+def test_tokens_claims_audit_and_commands(run: Run, fleet: Fleet) -> None:
+    made = answer(run("tokens", "--create", "ci", "--role", "releaser", "--days", "1", "--json"))
+    assert made["token"].startswith("edgec_")
+    assert "taken back" in run("tokens", "--revoke", made["id"]).output
+    claim = answer(run("claim", "--uses", "3", "--label", "site=lab", "--json"))
+    assert claim["claim"] in run("claim").output or claim["uses_left"] == 3
+    assert "withdrawn" in run("claims", "--withdraw", claim["id"]).output
+    check = answer(run("audit", "--verify", "--json"))
+    assert check["intact"]
+    assert run("audit", "--verify", "--expect", f"{check['entries']}:{check['hash']}").exit_code == 0
+    assert run("audit", "--verify", "--expect", f"{check['entries']}:{'0' * 64}").exit_code == 1
+    assert "claim.withdraw" in run("audit", "--limit", "1000").output
+    assert answer(run("command", "cam-1", "logs", "lines=2", "--json"))["result"] == {"lines": ["hello"]}
+    assert answer(run("status", "--json"))["devices"] == 2
+    assert "no incident" in run("incidents").output
+    assert "nothing was said" in run("telemetry", "kws").output
+
+
+def test_a_revoked_device_is_asked_about_first(run: Run) -> None:
+    assert run("revoke", "cam-2", input="n\n").exit_code == 1
+    assert answer(run("revoke", "cam-2", "--yes", "--reason", "stolen", "--json"))["revoked_at"]
