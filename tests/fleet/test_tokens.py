@@ -1,0 +1,132 @@
+"""Tokens, and replies under idempotency keys, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("sqlalchemy", reason="the store needs the extra 'fleet'")
+pytest.importorskip("scipy", reason="the store needs the extra 'fleet'")
+pytest.importorskip("cryptography", reason="the store needs the extra 'fleet'")
+
+from edgec.errors import FleetError
+from edgec.fleet.store import Store
+from edgec.fleet.store._replies import Replies, Reply
+from edgec.fleet.store._tokens import Tokens
+
+NOW = 1.75e9
+pytestmark = pytest.mark.slow
+
+
+def begin(
+    replies: Replies, key: str = "k", *, request: str = "r", secret: str = "s", at: float = NOW
+) -> Reply | None:
+    return replies.begin("t", secret, key, request, now=at, kept_s=3600)
+
+
+def test_a_token_is_found_by_what_it_is_as_long_as_it_is_in_force(store: Store) -> None:
+    tokens = Tokens(store.database)
+    made, secret = tokens.create("ann", "operator", now=NOW, actor="test", expires_at=NOW + 100)
+    assert tokens.find(secret, NOW + 1) == made
+    assert [t.used_at for t in tokens.all()] == [NOW + 1]
+    tokens.find(secret, NOW + 2)
+    assert [t.used_at for t in tokens.all()] == [NOW + 1], "once a minute is enough"
+    for wrong in (secret[:-1], secret.upper(), made.id, "", "\0", "\ud800"):
+        assert tokens.find(wrong, NOW) is None
+    assert tokens.find(secret, NOW + 100) is None
+    assert (made.allows("viewer"), made.allows("operator"), made.allows("releaser")) == (True, True, False)
+
+
+def test_a_token_ends_when_it_is_taken_back_but_never_the_last_of_an_admin(store: Store) -> None:
+    tokens = Tokens(store.database)
+    first, secret = tokens.create("ann", "admin", now=NOW, actor="test")
+    tokens.create("bob", "admin", now=NOW, actor="test", expires_at=NOW + 100)
+    with pytest.raises(FleetError, match="last token of an admin") as refused:
+        tokens.revoke(first.id, now=NOW, actor="test")
+    assert refused.value.reason == "refused"
+    tokens.create("eve", "admin", now=NOW, actor="test")
+    assert tokens.revoke(first.id, now=NOW + 1, actor="test").revoked_at == NOW + 1
+    assert tokens.revoke(first.id, now=NOW + 2, actor="test").revoked_at == NOW + 1
+    assert tokens.find(secret, NOW + 3) is None
+    with pytest.raises(FleetError, match="there is no token"):
+        tokens.revoke("none", now=NOW, actor="test")
+    with pytest.raises(FleetError, match=r"expected a role.*expected a name.*expected an end"):
+        tokens.create("", "king", now=NOW, actor="test", expires_at=NOW)
+    actions = [(e.action, e.subject) for e in store.audit.entries()]
+    assert actions.count(("token.revoke", first.id)) == 1
+    store.audit.verify()
+
+
+def test_a_reply_is_kept_with_its_work_or_not_at_all(store: Store) -> None:
+    replies = Replies(store.database)
+
+    def break_off() -> None:
+        with store.database.together():
+            assert begin(replies) is None
+            store.devices.set_group("lab", "site=lab", now=NOW, actor="test")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        break_off()
+    assert store.devices.groups() == {}
+    with store.database.together():
+        assert begin(replies) is None
+        store.devices.set_group("lab", "site=lab", now=NOW, actor="test")
+        assert store.devices.groups() == {"lab": "site=lab"}, "it sees what it has written"
+        replies.keep("t", "s", "k", "r", Reply(status=201, body=b"made"))
+    assert store.devices.groups() == {"lab": "site=lab"}
+    assert begin(replies) == Reply(status=201, body=b"made")
+
+
+def test_a_key_is_for_one_request_of_one_token(store: Store) -> None:
+    replies = Replies(store.database)
+    begin(replies)
+    replies.keep("t", "s", "k", "r", Reply(status=200, body=b"x"))
+    with pytest.raises(FleetError, match="another request"):
+        begin(replies, request="other")
+    with pytest.raises(FleetError, match="damaged"):
+        begin(replies, secret="other")
+    assert replies.begin("another", "s", "k", "r", now=NOW, kept_s=3600) is None
+    assert begin(replies, at=NOW + 3601) is None, "it was forgotten"
+
+
+def test_what_may_not_be_done_again_is_refused_until_it_is_known(store: Store) -> None:
+    replies = Replies(store.database)
+    once: Callable[[], Reply | None] = lambda: replies.begin(  # noqa: E731
+        "t", "s", "k", "r", now=NOW, kept_s=3600, again=False
+    )
+    assert once() is None
+    with pytest.raises(FleetError, match="not known"):
+        once()
+    replies.forget("t", "k")
+    assert once() is None
+    replies.keep("t", "s", "k", "r", Reply(status=200, body=b"done"))
+    replies.forget("t", "k")
+    assert once() == Reply(status=200, body=b"done")
+
+
+def test_of_the_same_request_at_once_one_is_carried_out(store: Store) -> None:
+    replies = Replies(store.database)
+    begun = threading.Barrier(6)
+    found: list[bytes] = []
+
+    def ask(number: int) -> None:
+        begun.wait(60)
+        with store.database.together():
+            reply = begin(replies)
+            if reply is None:
+                reply = Reply(status=200, body=f"by {number}".encode())
+                store.audit.add(NOW, "test", "work", str(number), {})
+                replies.keep("t", "s", "k", "r", reply)
+        found.append(reply.body)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    assert [e.action for e in store.audit.entries()] == ["work"]
