@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("tuf", reason="signed metadata needs the extra 'agent'")
 
+from tests.device_agent.kill_driver import MEMORY
 from tests.device_agent.traced_cuts import Cut, can_trace, run
 from tests.trust.simulator import DEVICE, Publisher, make_publisher, path_of, refused
 
@@ -112,10 +114,11 @@ CASES = {"outbox": outbox_case, "trust": trust_case}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_row_01_what_was_promised_holds_after_a_power_cut(name: str, tmp_path: Path) -> None:
+def test_row_01_what_was_promised_holds_after_a_power_cut(name: str) -> None:
     if not can_trace():
         pytest.skip("strace is not installed, or may not trace here")
-    work, check = CASES[name](tmp_path)
-    there, tried = run(work, tmp_path, check, replays=100, seed=1)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+        work, check = CASES[name](Path(directory))
+        there, tried = run(work, Path(directory), check, replays=100, seed=1)
     assert tried == 100
     assert there > 150

@@ -285,6 +285,7 @@ def run(
 
 def main() -> None:
     """Try disks, and say how many."""
+    from tests.device_agent.kill_driver import MEMORY
     from tests.device_agent.test_power_cuts import CASES
 
     parser = argparse.ArgumentParser(
@@ -297,7 +298,7 @@ def main() -> None:
     if not can_trace():
         print(f"{options.case}: not tried, for strace is not installed, or may not trace here")
         return
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         work, check = CASES[options.case](Path(directory))
         there, tried = run(work, Path(directory), check, options.replays, options.seed)
     print(f"{options.case}: {tried} of {there} disks that a power cut may leave: the promises hold")
