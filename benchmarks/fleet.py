@@ -38,7 +38,7 @@ from edgec.fleet.client import FleetClient
 from edgec.fleet.views import RolloutView, RolloutWanted, StageWanted
 from edgec.runtime.benchmark import this_machine
 from edgec.simulation import DeviceNews, SimulationSettings, Swarm, make_release
-from edgec.simulation._enrolling import Enroller, make_claim
+from edgec.simulation._enrolling import enrol_devices
 from edgec.simulation._places import state_directory
 from edgec.simulation._serve import Access, OwnServer
 from edgec.simulation._story import REASON
@@ -235,11 +235,16 @@ def run(devices: int, broker: str, *, processes: int, soak_s: float, ingest_s: f
         client = stack.enter_context(FleetClient(access.url, access.token, ca=authority))
         bench = Bench(access, client, folder / "fleet/fleet.db", folder, devices)
         begin = time.monotonic()
-        claim = make_claim(client, devices, {"site": "bench"})
-        enroller = Enroller(
-            access.url, claim, states, authority=authority, hardware=HARDWARE, settings=settings
+        claim = client.create_claim(uses=devices, labels={"site": "bench"}).claim
+        configs = enrol_devices(
+            access.url,
+            claim,
+            [f"bench-{number:05}" for number in range(devices)],
+            states,
+            authority=authority,
+            hardware=HARDWARE,
+            settings=settings,
         )
-        configs = enroller.enrol([f"bench-{number:05}" for number in range(devices)])
         result: dict[str, Any] = {"enrol_s": _r(time.monotonic() - begin)}
         print(f"{devices} enrolled: {result['enrol_s']} s", flush=True)
         with bench.swarm(configs, settings, processes) as swarm:

@@ -158,7 +158,7 @@ def _play(
 
 def _enrol(options: DemoOptions, access: Access, client: FleetClient, states: Path, run: int) -> list[Any]:
     """Bring the devices into the fleet, some at each site."""
-    from edgec.simulation._enrolling import Enroller, make_claim
+    from edgec.simulation._enrolling import enrol_devices
 
     configs = []
     names = [f"kiosk-{run}{number:03}" for number in range(1, options.devices + 1)]
@@ -166,16 +166,16 @@ def _enrol(options: DemoOptions, access: Access, client: FleetClient, states: Pa
         of_site = names[place :: len(SITES)]
         if not of_site:
             continue
-        claim = make_claim(client, len(of_site), {"site": site, "run": str(run)})
-        enroller = Enroller(
+        claim = client.create_claim(uses=len(of_site), labels={"site": site, "run": str(run)}).claim
+        configs += enrol_devices(
             access.url,
             claim,
+            of_site,
             states,
             authority=Path(access.authority),
             hardware=HARDWARE,
             settings=SETTINGS,
         )
-        configs += enroller.enrol(of_site)
     return configs
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from edgec.device_agent import Agent, AgentConfig, Applications, HealthBudgets, HealthReport
+from edgec.device_agent import Agent, AgentConfig, HealthBudgets, HealthReport
 from edgec.device_agent._findings import Finding
 from edgec.device_agent._turn import Limits
 from edgec.protocol import Announcement, Inbound, LinkOptions, LinkStatus, MqttLink
+from edgec.runtime import ObserveOptions
 from edgec.simulation._calls import DeclaredArtifacts, DeclaredCalls
 from edgec.simulation._drawing import Chance
 from edgec.simulation._settings import SimulationSettings
@@ -48,7 +50,7 @@ class SimulatedDevice:
         artifacts: Of the process.
         trial: Of the process.
         news: Told of what happens, from threads of the device: it must be quick.
-        applications: More of those who use the models, beside the simulated ones.
+        drawn: Whether calls are drawn; otherwise somebody makes them, on sessions of the agent.
     """
 
     def __init__(
@@ -59,17 +61,17 @@ class SimulatedDevice:
         trial: SharedTrial,
         *,
         news: Callable[[DeviceNews], None] = lambda news: None,
-        applications: tuple[Applications, ...] = (),
+        drawn: bool = True,
     ) -> None:
         self.config, self._settings = config, settings
         self._trial, self._news = trial, news
         self._chance = Chance(settings.seed, config.device)
         self.stricken = settings.poison is not None and self._chance.luck("") < settings.poison.share
-        self._others = applications
+        self._drawn = drawn
         self._calls = DeclaredCalls(
             self._chance,
             artifacts,
-            calls_per_s=settings.calls_per_s,
+            calls_per_s=settings.calls_per_s if drawn else 0.0,
             followed=self._followed,
             poison=settings.poison.behaviour if settings.poison is not None and self.stricken else None,
         )
@@ -105,7 +107,9 @@ class SimulatedDevice:
         agent = Agent(
             self.config,
             link=self._connect,
-            applications=[self._calls, *self._others],
+            applications=[self._calls],
+            # Of calls that are made, each is looked into: there are few.
+            observe=None if self._drawn else ObserveOptions(max_share=math.inf),
             limits=Limits(backoff_s=self._settings.backoff_s),
             trial=self._try,
         )

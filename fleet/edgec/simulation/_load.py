@@ -89,7 +89,7 @@ def run_load(
         SimulationError: The server cannot be reached, or a process has died.
         FleetError: The server refuses something.
     """
-    from edgec.simulation._enrolling import Enroller
+    from edgec.simulation._enrolling import enrol_devices
     from edgec.simulation._swarm import Swarm
 
     begin = time.monotonic()
@@ -98,15 +98,21 @@ def run_load(
         state_directory(options.devices, options.state_dir) as states,
         _server(options, say) as (url, claim, ca),
     ):
-        enroller = Enroller(
-            url, claim, states, authority=ca, hardware=options.hardware, settings=options.settings
-        )
 
         def told(number: int) -> None:
             if number % 100 == 0:
                 say(f"{number} of {options.devices} devices are enrolled")
 
-        configs = enroller.enrol(options.names(), told)
+        configs = enrol_devices(
+            url,
+            claim,
+            options.names(),
+            states,
+            authority=ca,
+            hardware=options.hardware,
+            settings=options.settings,
+            told=told,
+        )
         enrolled = time.monotonic()
         say(f"{len(configs)} devices are enrolled; their state is in {states}")
         swarm = Swarm(configs, options.settings, processes=options.spread(), failed=failed.append)
@@ -154,7 +160,6 @@ def _server(options: LoadOptions, say: Callable[[str], None]) -> Iterator[tuple[
         return
     from edgec.fleet.client import FleetClient
     from edgec.simulation._demo import check_extras
-    from edgec.simulation._enrolling import make_claim
     from edgec.simulation._serve import OwnServer
 
     check_extras()
@@ -165,7 +170,7 @@ def _server(options: LoadOptions, say: Callable[[str], None]) -> Iterator[tuple[
         access = stack.enter_context(OwnServer(Path(folder)))
         authority = Path(access.authority)
         with FleetClient(access.url, access.token, ca=authority) as client:
-            claim = make_claim(client, options.devices, {"site": "simulation"})
+            claim = client.create_claim(uses=options.devices, labels={"site": "simulation"}).claim
         say(f"dashboard:  {access.url}")
         say(f"token:      {access.token}   (role admin)")
         say(f"authority:  {access.authority}")

@@ -92,8 +92,8 @@ def main(data_dir: Path, broker: str) -> None:
     """Serve until the input ends."""
     from edgec.fleet.server import FleetOptions, FleetServer
 
-    # What goes wrong must be seen; that a simulated device has gone is no news.
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    logging.basicConfig(level=logging.WARNING, filename=data_dir / "server.log")
     options = FleetOptions(data_dir=data_dir, port=0, broker_port=0, token_port=0, broker=broker)
     with FleetServer(options) as server:
         fleet = server.fleet

@@ -6,12 +6,14 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgec.device_agent import AgentConfig
 from edgec.errors import EdgecError
+from edgec.simulation._asking import RealCalls
 from edgec.simulation._calls import DeclaredArtifacts
 from edgec.simulation._device import DeviceNews, SimulatedDevice
 from edgec.simulation._settings import SimulationSettings
@@ -68,6 +70,8 @@ class Simulation:
         settings: Of all.
         news: Told of what happens, from threads of devices: it must be quick.
         failed: Told of a device that cannot be started, and why.
+        samples: What models are asked, by name of the model: arguments of ``Session.predict``. Their calls
+            are then made, ``settings.calls_per_s`` on each device, and not drawn.
     """
 
     def __init__(
@@ -77,14 +81,18 @@ class Simulation:
         *,
         news: Callable[[DeviceNews], None] = lambda news: None,
         failed: Callable[[str, EdgecError], None] = lambda device, error: None,
+        samples: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self.settings = settings or SimulationSettings()
         self._news, self._failed = news, failed
         artifacts, self.trial = DeclaredArtifacts(), SharedTrial()
         self.devices = {
-            config.device: SimulatedDevice(config, self.settings, artifacts, self.trial, news=self._hear)
+            config.device: SimulatedDevice(
+                config, self.settings, artifacts, self.trial, news=self._hear, drawn=not samples
+            )
             for config in configs
         }
+        self._real = RealCalls(samples, self.settings.calls_per_s) if samples else None
         self._told: Counter[str] = Counter()
         self._lost: dict[str, int] = {}
         self._off: dict[str, float] = {}
@@ -96,10 +104,14 @@ class Simulation:
         """Begin to switch devices on; return at once."""
         self._thread = threading.Thread(target=self._run, name="edgec-simulation", daemon=True)
         self._thread.start()
+        if self._real is not None:
+            self._real.start(self.devices.values())
 
     def close(self) -> None:
         """Switch all devices off."""
         self._over.set()
+        if self._real is not None:
+            self._real.stop()
         if self._thread is not None:
             self._thread.join()
         devices = list(self.devices.values())
