@@ -1,0 +1,290 @@
+"""A fleet's server as a process: started, stopped, killed; what it has accepted is kept, and it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
+pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
+
+from tests.fleet.servers import claim, enrol, running_server, skip_without, until
+
+from edgec.device_agent._joining import Trusted, join
+from edgec.device_agent._links import link_options
+from edgec.errors import FleetError
+from edgec.fleet.server import FleetOptions, FleetServer
+from edgec.fleet.server._broker import end_orphans
+from edgec.fleet.store import Store
+from edgec.protocol import DeviceEvent, LinkOptions, MqttLink, Outgoing, TelemetryAck, Topics
+from edgec.protocol.brokers import Mosquitto
+from edgec.protocol.certificates import CertificateAuthority
+
+TOPICS = Topics("default")
+
+
+class Server:
+    """``edgec fleet up`` in a process of its own."""
+
+    def __init__(self, folder: Path, broker: str) -> None:
+        self._command = ["fleet", "up", "--json", "--data-dir", str(folder), "--broker", broker]
+        self._command += ["--port", "0", "--broker-port", "0", "--token-port", "0"]
+        self.facts: dict[str, Any] = {}
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-m", "tests.fleet.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._pid = 0
+
+    def start(self) -> None:
+        self._pid = self._told(start=self._command)["pid"]
+        self.facts = self._heard()
+
+    def end(self, number: int) -> int:
+        """Send a signal, and return how the process ended."""
+        os.kill(self._pid, number)
+        pid, self._pid = self._pid, 0
+        return int(self._told(wait=pid)["code"])
+
+    def close(self) -> None:
+        if self._pid:
+            self.end(signal.SIGKILL)
+        self._zygote.communicate()
+
+    def _told(self, **what: Any) -> dict[str, Any]:
+        assert self._zygote.stdin is not None
+        self._zygote.stdin.write(json.dumps(what) + "\n")
+        self._zygote.stdin.flush()
+        return self._heard()
+
+    def _heard(self) -> dict[str, Any]:
+        assert self._zygote.stdout is not None
+        heard: dict[str, Any] = json.loads(self._zygote.stdout.readline())
+        return heard
+
+    def ask(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
+        """Ask the API."""
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.facts["url"] + path, data, headers, method=method)
+        context = ssl.create_default_context(cafile=self.facts["ca"])
+        with urllib.request.urlopen(request, timeout=60, context=context) as reply:
+            return json.loads(reply.read() or b"null")
+
+
+@contextmanager
+def serving(folder: Path, broker: str) -> Iterator[Server]:
+    skip_without(broker)
+    server = Server(folder, broker)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+        end_orphans(folder / "broker")
+
+
+class Device:
+    """Sends events, each until it is acknowledged, and knows which were."""
+
+    def __init__(self, options: LinkOptions, device: str) -> None:
+        self._link = MqttLink(replace(options, first_retry_s=0.1, last_retry_s=0.5))
+        self._device = device
+        self.sent = 0
+        self.acknowledged: set[int] = set()
+
+    def __enter__(self) -> Device:
+        self._link.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+    def send(self, more: int) -> bool:
+        """Send some more, and again what was not acknowledged; return whether all is acknowledged now."""
+        self.sent += more
+        for seq in sorted(set(range(1, self.sent + 1)) - self.acknowledged):
+            event = DeviceEvent(
+                boot_epoch=1, boot_id="b1", seq=seq, at=1.8e9, kind="test", data={"n": str(seq)}
+            )
+            with suppress(Exception):
+                self._link.publish(Outgoing(topic=TOPICS.event(self._device), payload=event.to_bytes()))
+        end = time.monotonic() + 0.3
+        while (left := end - time.monotonic()) > 0:
+            inbound = self._link.get(left)
+            if inbound is not None:
+                inbound.ack()
+                if inbound.topic == TOPICS.ack(self._device):
+                    self._take(TelemetryAck.from_bytes(inbound.payload))
+        return len(self.acknowledged) == self.sent
+
+    def _take(self, ack: TelemetryAck) -> None:
+        if ack.seq is not None:
+            self.acknowledged |= set(range(1, ack.seq + 1))
+        for part in ack.ranges:
+            self.acknowledged |= set(range(part.first, part.last + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("broker", "kills"), [("mosquitto", 2), ("nats", 1)])
+def test_killed_at_any_moment_it_loses_no_accepted_message_and_no_decision(
+    broker: str, kills: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fleet"
+    with serving(folder, broker) as server:
+        token = server.facts["admin_token"]
+        made = server.ask("POST", "/api/v1/claims", {}, token)
+        trusted = Trusted(fingerprint=server.facts["fingerprint"])
+        joined = join(
+            server.facts["url"], made["claim"], hardware=["cpu-x86_64"], directory=tmp_path / "etc",
+            state_dir=tmp_path / "state", trusted=trusted, device="cam-1",
+        )  # fmt: skip
+        with Device(link_options(joined.config), "cam-1") as device:
+            for number in range(kills):
+                until(lambda: device.send(20) or device.acknowledged, "something is acknowledged")
+                server.ask("PUT", "/api/v1/devices/cam-1/labels", {"labels": {"turn": str(number)}}, token)
+                device.send(50)
+                assert server.end(signal.SIGKILL) == -signal.SIGKILL
+                accepted = set(device.acknowledged)
+                store = Store(folder / "fleet.db")
+                kept = {record.seq for record in store.telemetry.records("cam-1", limit=100_000)}
+                assert accepted <= kept
+                assert store.devices.get("cam-1").labels == {"turn": str(number)}
+                store.audit.verify()
+                store.close()
+                port = server.facts["url"]
+                server.start()
+                assert server.facts["url"] == port
+                # It was used: there is no other one.
+                assert server.facts["admin_token"] is None
+                device.acknowledged.clear()
+            until(
+                lambda: device.send(0) or len(device.acknowledged) == device.sent,
+                "all is acknowledged at last",
+            )
+        total = device.sent
+        assert server.end(signal.SIGTERM) == 0
+        store = Store(folder / "fleet.db")
+        seqs = [record.seq for record in store.telemetry.records("cam-1", limit=100_000)]
+        store.close()
+        assert sorted(seqs) == list(range(1, total + 1))
+        assert end_orphans(folder / "broker") == []
+
+
+@pytest.mark.slow
+def test_a_broker_that_dies_is_started_again_where_it_was(tmp_path: Path) -> None:
+    with running_server(tmp_path / "fleet", "nats") as server:
+        options = link_options(enrol(server, tmp_path, "cam-1").config)
+        with MqttLink(replace(options, first_retry_s=0.1, last_retry_s=0.2)) as link:
+            link.wait_connected(60)
+            assert server.broker is not None
+            pid = server.broker.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not link.status.connected, "the connection is gone")
+            link.wait_connected(60)
+            assert server.broker.pid != pid
+        until(lambda: not server.problems(), "the server is well again")
+
+
+@pytest.mark.slow
+def test_one_directory_has_one_server(tmp_path: Path) -> None:
+    with running_server(tmp_path, "nats") as server:
+        with pytest.raises(FleetError, match="another server") as caught:
+            FleetServer(replace(server.options)).start()
+        assert caught.value.reason == "conflict"
+        assert server.alive
+        port = int(server.url.rpartition(":")[2])
+        other = FleetServer(FleetOptions(data_dir=tmp_path / "other", port=port, broker="nats"))
+        with pytest.raises(FleetError, match="cannot listen"):
+            other.start()
+
+
+@pytest.mark.slow
+def test_a_broker_of_somebody_else(tmp_path: Path) -> None:
+    skip_without("mosquitto")
+    # Its operator trusts the authority of the fleet, and gives devices their rights.
+    authority = CertificateAuthority(tmp_path / "fleet/tls")
+    with Mosquitto(tmp_path / "theirs", authority=authority) as theirs:
+        url = f"mqtts://{theirs.host}:{theirs.port}"
+        with running_server(tmp_path / "fleet", url, broker_port=8883) as server:
+            assert server.broker is None
+            server.side.wait_connected(60)
+            made = enrol(server, tmp_path, "cam-1")
+            assert made.config.broker is not None
+            assert made.config.broker.port == theirs.port
+            with Device(link_options(made.config), "cam-1") as device:
+                until(lambda: device.send(1) or device.acknowledged, "an event is acknowledged")
+
+
+@pytest.mark.slow
+def test_on_postgresql(tmp_path: Path, postgresql: str) -> None:
+    from tests.fleet.databases import make_database
+
+    url = make_database(postgresql)
+    with running_server(tmp_path / "fleet", "nats", database=url) as server:
+        made = enrol(server, tmp_path, "cam-1", claim=claim(server, labels={"site": "lab"}))
+        with Device(link_options(made.config), "cam-1") as device:
+            until(lambda: device.send(5), "all is acknowledged")
+        assert not (tmp_path / "fleet/fleet.db").exists()
+        assert [d.labels for d in server.fleet.store.devices.find()] == [{"site": "lab"}]
+
+
+@pytest.mark.slow
+def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
+    with running_server(tmp_path, "nats", tls=False) as server:
+        assert server.url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{server.url}/readyz", timeout=60) as reply:
+            assert json.loads(reply.read())["ok"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"broker": "rabbit"}, "mqtts://"),
+        ({"identity": "fingerprint"}, "identity"),
+        ({"broker_cert": Path("x")}, "go together"),
+        ({"broker_user": "x"}, "go together"),
+        ({"certificate_days": 0}, "1 to 7320"),
+        ({"webhook": "https://x"}, "go together"),
+        ({"webhook": "ftp://x", "webhook_secret": "s"}, "for the webhook"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(FleetError, match=expected):
+        FleetOptions(data_dir=Path("x"), **options)
+
+
+def test_names_of_the_server_are_those_it_is_reached_under() -> None:
+    here = FleetOptions(data_dir=Path("x"), names=("fleet.example",))
+    assert here.all_names() == ("fleet.example", "127.0.0.1", "localhost")
+    everywhere = FleetOptions(data_dir=Path("x"), host="0.0.0.0").all_names()
+    assert "0.0.0.0" not in everywhere
+    assert {"localhost", "127.0.0.1"} < set(everywhere)
+
+
+def test_no_process_of_others_is_ended(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=tmp_path)
+    try:
+        assert end_orphans(tmp_path) == []
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
