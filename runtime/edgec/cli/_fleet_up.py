@@ -85,10 +85,17 @@ _PORT = click.IntRange(0, 65535)
     show_default=True,
     help="How long certificates of devices hold.",
 )
+@click.option("--webhook", help="URL that is told of alerts by POST, signed; with --webhook-secret-file.")
+@click.option("--webhook-secret-file", type=_FILE, help="Its first line is the secret of --webhook.")
 @click.option("--log-level", type=click.Choice(_LEVELS), default="warning", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
 def command(
-    no_tls: bool, broker_password_file: Path | None, log_level: str, as_json: bool, **values: Any
+    no_tls: bool,
+    broker_password_file: Path | None,
+    webhook_secret_file: Path | None,
+    log_level: str,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Run the server of a fleet in the foreground: broker, API and dashboard, until SIGTERM or SIGINT.
 
@@ -103,7 +110,12 @@ def command(
     from edgec.fleet.server import FleetOptions, FleetServer
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    options = FleetOptions(tls=not no_tls, broker_password=_password(broker_password_file), **values)
+    options = FleetOptions(
+        tls=not no_tls,
+        broker_password=_password(broker_password_file),
+        webhook_secret=_password(webhook_secret_file),
+        **values,
+    )
     with Signals() as signals, FleetServer(options) as server:
         facts = _facts(server)
         click.echo(json.dumps(facts) if as_json else "\n".join(_told(facts)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from sqlalchemy.exc import OperationalError
@@ -20,7 +21,10 @@ _HOUR_S, _DRIFT_S = 3600.0, 300.0
 
 
 class Watch:
-    """Alerts of a fleet, in two threads: one that looks, one that tells. Drift is measured on the way."""
+    """Alerts of a fleet. One thread looks now and then, and when the fleet wakes; another one tells.
+
+    Drift is measured on the way.
+    """
 
     def __init__(
         self, fleet: Fleet, *, settings: AlertSettings | None = None, sinks: Sequence[Sink] = ()
@@ -34,7 +38,9 @@ class Watch:
         """
         self._fleet, self.settings, self._sinks = fleet, settings or AlertSettings(), tuple(sinks)
         self._courier = Courier(fleet.store.alerts, self._sinks, clock=fleet.clock)
-        self._stopping = threading.Event()
+        self._stopping = False
+        self._poked = threading.Event()
+        self._forget = fleet.on_wake(self._poked.set)
         self._pruned_at = self._measured_at = 0.0
         self._threads = [
             threading.Thread(target=target, name=f"fleet-{name}", daemon=True)
@@ -48,7 +54,9 @@ class Watch:
 
     def close(self) -> None:
         """Stop after what is in hand."""
-        self._stopping.set()
+        self._forget()
+        self._stopping = True
+        self._poked.set()
         self._courier.stop()
         for thread in self._threads:
             if thread.is_alive():
@@ -82,14 +90,20 @@ class Watch:
         return changes
 
     def _run(self) -> None:
-        while True:
-            try:
-                self.look()
-                self._prune()
-            except (EdgecError, OperationalError) as e:
-                _log.error("alerts cannot be looked at now, and will be: %s", e)
-            if self._stopping.wait(self.settings.every_s):
-                return
+        while not self._stopping:
+            self._poked.clear()
+            began = time.monotonic()
+            self._look_and_prune()
+            # Others work, too.
+            time.sleep(min(2 * (time.monotonic() - began), 1.0))
+            self._poked.wait(self.settings.every_s)
+
+    def _look_and_prune(self) -> None:
+        try:
+            self.look()
+            self._prune()
+        except (EdgecError, OperationalError) as e:
+            _log.error("alerts cannot be looked at now, and will be: %s", e)
 
     def _prune(self) -> None:
         now = self._fleet.clock()

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgec.fleet.api import _commands, _devices, _enrol, _health, _operations, _releases, _rollouts
+from edgec.fleet.api import _commands, _devices, _enrol, _health, _metrics, _operations, _releases, _rollouts
 from edgec.fleet.api._access import Gate
 from edgec.fleet.api._commands import CommandSender
 from edgec.fleet.api._document import describe
@@ -56,6 +56,7 @@ def create_app(
     for part in (_devices, _enrol, _commands, _releases, _rollouts, _operations):
         app.include_router(part.router, prefix="/api/v1")
     app.include_router(_health.router)
+    app.include_router(_metrics.router)
     app.mount("/repo", RepositoryFiles(fleet.data_dir / "repo"), name="repo")
     # Paths that take whole artifacts; pages beside the API may add theirs.
     app.state.upload_paths = {UPLOADS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgec.artifact import atomic_write
@@ -40,6 +40,8 @@ class FleetOptions:
         broker_user: Name to show to it, where it asks for one.
         broker_password: That goes with the name.
         certificate_days: How long certificates of devices hold.
+        webhook: URL that is told of alerts, by POST.
+        webhook_secret: That what it is told is signed with.
     """
 
     data_dir: Path
@@ -59,6 +61,8 @@ class FleetOptions:
     broker_user: str | None = None
     broker_password: str | None = None
     certificate_days: int = 3650
+    webhook: str | None = None
+    webhook_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, all of it at once.
@@ -75,6 +79,10 @@ class FleetOptions:
             problems.append("the broker's certificate and key go together")
         if (self.broker_user is None) != (self.broker_password is None):
             problems.append("the broker's user and password go together")
+        if (self.webhook is None) != (self.webhook_secret is None):
+            problems.append("the webhook and its secret go together")
+        elif self.webhook is not None and self.webhook.partition("://")[0] not in ("http", "https"):
+            problems.append(f"expected https://host/path for the webhook, got {self.webhook!r}")
         if not 1 <= self.certificate_days <= 20 * 366:
             problems.append(f"expected certificates for 1 to 7320 days, got {self.certificate_days}")
         if problems:

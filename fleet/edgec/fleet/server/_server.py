@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from edgec.errors import FleetError, OutputError
+from edgec.fleet.alerts import Sink, Topic, Watch, Webhook
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
 from edgec.fleet.enrolment import BrokerAccess, Enrolment
@@ -19,7 +20,7 @@ from edgec.fleet.server._options import FleetOptions, Ports, in_url, read_ports,
 from edgec.fleet.server._places import own_link, shut_out, their_link, whereabouts
 from edgec.fleet.server._upkeep import Upkeep
 from edgec.fleet.service import FirstStart, Fleet
-from edgec.protocol import LinkOptions
+from edgec.protocol import LinkOptions, Topics
 from edgec.protocol.brokers import Broker
 from edgec.protocol.certificates import CertificateAuthority
 
@@ -144,10 +145,14 @@ class FleetServer:
         self.side.start()
         if self.broker is not None:
             self.side.wait_connected(_CONNECT_S)
+        watch = Watch(self.fleet, sinks=self._sinks())
+        self._stack.callback(watch.close)
+        watch.start()
         upkeep = Upkeep(self.fleet)
         self._stack.callback(upkeep.close)
         upkeep.start()
         app = create_app(self.fleet, commands=self.side, checks=self._checks())
+        app.state.counted = self.side.counters
         app.state.enrolment = Enrolment(
             self.fleet, self.authority, self._where, days=self.options.certificate_days
         )
@@ -156,6 +161,14 @@ class FleetServer:
         # The first to stop: no request finds half a server.
         self._http.start(app, certificate)
         self._stack.callback(self._http.close)
+
+    def _sinks(self) -> list[Sink]:
+        """Return who is told of alerts."""
+        sinks: list[Sink] = [Topic(topic=Topics(self.options.tenant).alerts(), publish=self.side.publish)]
+        url, secret = self.options.webhook, self.options.webhook_secret
+        if url is not None and secret is not None:
+            sinks.append(Webhook(name="webhook", url=url, secret=secret))
+        return sinks
 
     def _keep_ports(self) -> None:
         broker = self.broker
