@@ -27,7 +27,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing edgec, its engines and what tests and checks need into $(VENV)"
-	@$(PIP) install -e '.[all]' --group test --group lint
+	@$(PIP) install -e '.[all,ray]' --group test --group lint
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## Compile the example model for three targets, prove it, run it (under 3 minutes)

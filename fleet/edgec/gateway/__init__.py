@@ -12,5 +12,6 @@ server of the Open Inference Protocol. ``edgec gateway up`` does the same. It ne
 from edgec.gateway._gateway import Gateway
 from edgec.gateway._identities import read_identities
 from edgec.gateway._options import FollowOptions, GatewayOptions
+from edgec.gateway._ray import RayGateway, RayOptions
 
-__all__ = ["FollowOptions", "Gateway", "GatewayOptions", "read_identities"]
+__all__ = ["FollowOptions", "Gateway", "GatewayOptions", "RayGateway", "RayOptions", "read_identities"]

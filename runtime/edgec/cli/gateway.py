@@ -12,9 +12,17 @@ from edgec.cli import _options
 from edgec.cli._home import default_home
 
 if TYPE_CHECKING:
-    from edgec.gateway import Gateway
+    from edgec.gateway import Gateway, RayGateway
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def _read_replicas(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int]:
+    least, _sign, most = value.partition("-")
+    numbers = [int(n) for n in (least, most or least) if n.isascii() and n.isdigit() and len(n) < 5]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= 1000:
+        raise click.BadParameter(f"expected LEAST-MOST such as 1-4, got {value!r}")
+    return numbers[0], numbers[1]
 
 
 @click.group()
@@ -66,6 +74,17 @@ def command() -> None:
     show_default=True,
     help="Where ONNX Runtime runs artifacts; auto is CUDA where it starts.",
 )
+@click.option("--ray", "on_ray", is_flag=True, help="Run it on Ray Serve: replicas that follow the load.")
+@click.option(
+    "--replicas",
+    default="1-2",
+    show_default=True,
+    metavar="LEAST-MOST",
+    callback=_read_replicas,
+    help="Of them, with --ray.",
+)
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="Of each replica, with --ray.")
+@click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; one of its own without it.")
 @click.option("--observe", is_flag=True, help="Show more in /metrics: latency, confidence, classes, drift.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it is ready, not text.")
 def up(
@@ -91,6 +110,10 @@ def up(
     threads: int | None,
     max_batch: int,
     device: str,
+    on_ray: bool,
+    replicas: tuple[int, int],
+    gpus: float,
+    ray_address: str | None,
     observe: bool,
     as_json: bool,
 ) -> None:
@@ -102,13 +125,21 @@ def up(
     edgec gateway up digits.edgec --key-file devices.txt --tls-cert cert.pem --tls-key key.pem --host 0.0.0.0
     edgec gateway up --fleet https://fleet:8443 --token-file token.txt --key-file devices.txt
     edgec gateway up --upstream http://triton:8000 --key-file devices.txt --rate 5
+    edgec gateway up digits.edgec --key-file devices.txt --ray --replicas 1-8
     """
     _options.prepare_server(tls_cert, tls_key)
     if not artifacts and upstream is None and fleet is None:
         raise click.UsageError("nothing to serve: name artifacts, a --fleet or an --upstream")
     if (fleet is None) != (token_file is None):
         raise click.UsageError("--fleet and --token-file belong together")
-    from edgec.gateway import FollowOptions, Gateway, GatewayOptions, read_identities
+    from edgec.gateway import (
+        FollowOptions,
+        Gateway,
+        GatewayOptions,
+        RayGateway,
+        RayOptions,
+        read_identities,
+    )
     from edgec.serving import ServerOptions, read_keys
 
     try:
@@ -144,11 +175,17 @@ def up(
         )
     except ValueError as e:
         raise click.UsageError(str(e)) from e
-    gateway = Gateway(artifacts, options)
+    gateway: Gateway | RayGateway
+    if on_ray:
+        least, most = replicas
+        ray = RayOptions(least=least, most=most, gpus=gpus, address=ray_address)
+        gateway = RayGateway(artifacts, options, ray)
+    else:
+        gateway = Gateway(artifacts, options)
     gateway.run(on_ready=lambda: _say(gateway, fleet, upstream, as_json))
 
 
-def _say(gateway: Gateway, fleet: str | None, upstream: str | None, as_json: bool) -> None:
+def _say(gateway: Gateway | RayGateway, fleet: str | None, upstream: str | None, as_json: bool) -> None:
     models = [{"name": name, "version": version} for name, version in gateway.models]
     if as_json:
         click.echo(json.dumps({"url": gateway.url, "models": models, "fleet": fleet, "upstream": upstream}))

@@ -10,6 +10,7 @@
 
 from edgec.serving._access import read_keys
 from edgec.serving._app import App, Send
+from edgec.serving._assembly import Assembly, assemble
 from edgec.serving._body import Receive
 from edgec.serving._contract import DEADLINE, read_terms
 from edgec.serving._lanes import BusyError, ClientGoneError
@@ -22,6 +23,7 @@ __all__ = [
     "DEADLINE",
     "DEVICES",
     "App",
+    "Assembly",
     "BusyError",
     "ClientGoneError",
     "Front",
@@ -33,6 +35,7 @@ __all__ = [
     "Server",
     "ServerOptions",
     "Slot",
+    "assemble",
     "read_keys",
     "read_terms",
 ]

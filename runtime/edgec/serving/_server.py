@@ -10,26 +10,21 @@ import ssl
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Protocol
 
 from edgec.errors import MissingExtraError, ServingError
-from edgec.runtime import Pool
 from edgec.serving._app import App, Send
+from edgec.serving._assembly import assemble
 from edgec.serving._body import Receive
-from edgec.serving._chains import load_served
 from edgec.serving._options import ServerOptions
 from edgec.serving._protocol import bounded_protocol
 from edgec.serving._repository import Loader, Repository
-from edgec.serving._scheduling import Scheduling
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
-_SPARE_THREADS = 2  # for large headers, and for loading models
 # A thread that comes back from an engine waits for the interpreter at most this long, while the event
 # loop is busy; Python's own 5 ms would be longer than most inferences.
 _SWITCH_INTERVAL_S = 0.0005
@@ -77,35 +72,14 @@ class Server:
     ) -> None:
         self._options = options = options or ServerOptions()
         self._uvicorn = _make_uvicorn(options)
-        width = _width(options.threads)
-        most = max(width, 2 * options.max_batch) * (len(paths) + room) + _SPARE_THREADS
-        self._executor = ThreadPoolExecutor(most, "edgec-serving")
-        # With priorities, models take turns on as many workers as keep the cores busy.
-        self._pool = Pool(width - 1, threads=None, max_queue=most) if options.priorities else None
-        self._repository = Repository(
-            [Path(path) for path in paths],
-            loader or _loader(options),
-            self._executor,
-            width=width,
-            queue=options.queue,
-            observe=options.observe,
-            scheduling=Scheduling(
-                max_batch=options.max_batch,
-                max_delay_ms=options.batch_delay_ms,
-                side_by_side=width - 1,
-                queue=max(1, options.queue),
-                pool=self._pool,
-                priorities=options.priorities,
-                isolated=options.isolate,
-            ),
-            may_be_empty=front is not None,
-        )
+        self._assembly = assemble(paths, options, loader, may_be_empty=front is not None, room=room)
+        self._repository = self._assembly.repository
         self._front = front
         try:
             self._check_priorities()
             self._socket = _listen(options)
         except BaseException:
-            self._repository.close()
+            self._assembly.close()
             raise
         self._thread: Thread | None = None
 
@@ -185,16 +159,13 @@ class Server:
             loop.run_until_complete(self._serve(on_ready))
         finally:
             loop.close()
-            self._executor.shutdown()
-            self._repository.close()
-            if self._pool is not None:
-                self._pool.close()
+            self._assembly.close()
             self._socket.close()
             if self._options.unix_socket is not None:
                 self._options.unix_socket.unlink(missing_ok=True)
 
     async def _serve(self, on_ready: Callable[[], None]) -> None:
-        app = App(self._repository, self._options, self._executor, lambda: self._uvicorn.should_exit)
+        app = self._assembly.app(lambda: self._uvicorn.should_exit)
         await app.start()
         if self._front is not None:
             await self._front.start(app, self._repository)
@@ -297,17 +268,6 @@ def _is_answered(path: Path) -> bool:
         except OSError:
             return False
         return True
-
-
-def _loader(options: ServerOptions) -> Loader:
-    return partial(load_served, threads=options.threads, isolate=options.isolate, device=options.device)
-
-
-def _width(threads: int | None) -> int:
-    """Return how many inferences of a model run at once: as many as keep the cores busy, and one more
-    that is being read or written meanwhile."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // (threads or cores)) + 1
 
 
 async def _unset(*_: object) -> None:
