@@ -113,15 +113,10 @@ def test_devices_update_and_tell_of_calls_that_were_drawn(
 def test_a_release_that_kills_its_application_is_taken_back_by_the_device(
     shop: Publisher, broker: Broker, folder: Path
 ) -> None:
-    settings = SimulationSettings(
-        window_s=0.1,
-        calls_per_s=50,
-        updates=UpdateSettings(probation_s=60, refresh_s=0, health_timeout_s=100),
-        poison=Poison(kind="crashes"),
-    )
-    quick = SimulationSettings(window_s=0.5, updates=UPDATES)
-    with World(shop, broker, quick, folder) as world:
+    with World(shop, broker, QUICK, folder) as world:
         world.want("1")
+    updates = UpdateSettings(probation_s=300, refresh_s=0, health_timeout_s=100)
+    settings = SimulationSettings(window_s=0.5, updates=updates, poison=Poison(kind="crashes"))
     with World(shop, broker, settings, folder) as world:
         assert world.simulation.wait(lambda: world.simulation.counts().serving == {"sorter 1": 4}, 60)
         ended = world.want("2")

@@ -115,7 +115,7 @@ def _checked(plain: Mapping[str, Any]) -> dict[str, Any]:
 HEALTHY = Behaviour()
 # What a release can be bad in. Two more of `POISONS` are no behaviour: a device's own trial stops them.
 POISONED: Mapping[str, Behaviour] = {
-    "crashes": replace(HEALTHY, crashes_per_minute=30.0, afflicted=0.6),
+    "crashes": replace(HEALTHY, crashes_per_minute=60.0, afflicted=0.6),
     "slow": replace(HEALTHY, latency_ms=17.0),
     "nan": replace(HEALTHY, non_finite=0.1),
     "wrong_outputs": replace(HEALTHY, collapse=0.6, output_shift=0.3, disagreement=0.5),

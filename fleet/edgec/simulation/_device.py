@@ -123,15 +123,19 @@ class SimulatedDevice:
             agent.stop()
         self._link = None
 
-    def beat(self) -> None:
-        """Die of what serves, as often as that happens, and tell the fleet what was observed."""
+    def live(self) -> None:
+        """Die of what serves, as often as that happened since the last time."""
         agent = self._agent
-        if agent is None:
-            return
-        for model in self._calls.crashes():
+        for model in self._calls.crashes() if agent is not None else ():
+            assert agent is not None
             agent.crashed(model, "simulated: the application died")
             self._tell("crash", model)
-        agent.flush()
+
+    def flush(self) -> None:
+        """Tell the fleet what was observed."""
+        agent = self._agent
+        if agent is not None:
+            agent.flush()
 
     def _try(
         self,

@@ -19,7 +19,7 @@ from edgec.simulation._device import DeviceNews, SimulatedDevice
 from edgec.simulation._settings import SimulationSettings
 from edgec.simulation._trial import SharedTrial
 
-_LONGEST_PAUSE_S = 0.5
+_PAUSE_S = 0.2
 _OFF_S = 2.0
 
 
@@ -203,12 +203,14 @@ class Simulation:
         beaten, turn, begin = 0, time.monotonic(), time.monotonic()
         while True:
             due = int((time.monotonic() - begin) / self.settings.window_s * len(devices))
+            for _, device in devices:
+                device.live()
             for number in range(beaten, due):
-                devices[number % len(devices)][1].beat()
+                devices[number % len(devices)][1].flush()
             beaten, passed = due, time.monotonic() - turn
             turn += passed
             self._churn(devices, passed)
-            if self._over.wait(min(self.settings.window_s / len(devices), _LONGEST_PAUSE_S)):
+            if self._over.wait(_PAUSE_S):
                 return
 
     def _churn(self, devices: list[tuple[str, SimulatedDevice]], seconds: float) -> None:
