@@ -43,6 +43,8 @@ Run = Callable[[Arrays], Arrays]
 _MOST_JUDGED, _FEWEST_JUDGED = 1000, 222
 _JUDGE_S = 20.0  # for all samples of one candidate, the source's own runs included
 _FOR_FIGURES = 16  # where nothing depends on them
+# As near as float32 comes to itself: so many samples then show what more would.
+_SAME_SNR_DB, _ENOUGH_OF_THE_SAME = 80.0, 32
 # By which sums of int8 products in float32 are off, in quantization steps of what they are rounded to.
 _FLOAT_ROUNDING_STEPS = 2.0**-16
 _AS_NEAR_DB = 1.0  # by which two signal-to-noise ratios of the same noise may differ
@@ -213,8 +215,12 @@ def compare_unlabelled(run: Run, variant: Variant, limit: int | None = None) -> 
         if limit is None:
             limit = max(_FEWEST_JUDGED, min(_MOST_JUDGED, int(_JUDGE_S / each_s)))
         # The first of any number of spread samples is the first of all.
-        for sample in islice(variant.judged_inputs(limit), 1, None):
+        for count, sample in enumerate(islice(variant.judged_inputs(limit), 1, None), 2):
             add(sample)
+            if count == _ENOUGH_OF_THE_SAME and all(
+                tally.result.snr_db >= _SAME_SNR_DB for tally in tallies.values()
+            ):
+                break
     return [tally.result for tally in tallies.values()]
 
 

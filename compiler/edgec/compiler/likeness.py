@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgec.artifact import Pipeline, TensorSpec
 from edgec.artifact.steps import Softmax, TopK
 from edgec.compiler.tournament import Verdict
-from edgec.evaluation import OutputTally, jackknife_error, wilson_interval
+from edgec.evaluation import OutputTally, inner_product, jackknife_error, wilson_interval
 
 Kind = Literal["classes", "map", "values"]
 
@@ -139,7 +139,7 @@ class LikenessTally:
         finite = np.isfinite(source) & np.isfinite(candidate)
         s = np.where(finite, source, 0).astype(np.float64).ravel()
         noise = s - np.where(finite, candidate, 0).astype(np.float64).ravel()
-        self._powers.append((float(s @ s), float(noise @ noise)))
+        self._powers.append((inner_product(s, s), inner_product(noise, noise)))
         if self._kind != "values":
             self._add_choices(source, candidate)
 

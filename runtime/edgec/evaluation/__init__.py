@@ -16,6 +16,7 @@ from edgec.evaluation._similarity import (
     agreement,
     compare_outputs,
     cosine,
+    inner_product,
     max_abs_error,
     snr_db,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "describe_synthetic",
     "evaluate",
     "get_metric",
+    "inner_product",
     "jackknife_error",
     "max_abs_error",
     "open_dataset",
