@@ -125,7 +125,8 @@ def test_a_release_is_uploaded_and_rolled_out(run: Run, fleet: Fleet, tmp_path: 
     assert (made["model"], made["version"]) == ("kws", "2")
     assert [r["version"] for r in answer(run("releases", "kws", "--json"))] == ["2", "1"]
     assert made["sha256"] in run("releases", "kws", "2").output
-    assert answer(run("why", "cam-1", "kws", "--json"))["reason"] == "no_rollout"
+    assert answer(run("why", "cam-1", "--json"))[0]["reason"] == "no_rollout"
+    assert "nobody has rolled out version 2" in run("why", "cam-1", "kws").output
     plan = tmp_path / "plan.toml"
     plan.write_text("attempts = 2\n[limits]\nslowdown = 2.0\n")
     words = ["create", "kws", "--stage", "50:10", "--stage", "100", "--plan", str(plan), "--json"]

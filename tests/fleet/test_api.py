@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +17,11 @@ pytest.importorskip("scipy", reason="the API needs the extra 'fleet'")
 pytest.importorskip("tuf", reason="the API needs the extra 'fleet'")
 
 from starlette.testclient import TestClient
-from tests.fleet.served import HARDWARE, Sender, artifact, enrol, reports, token, upload
+from tests.fleet.served import HARDWARE, Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.fleet.api import ApiLimits, create_app
 from edgec.fleet.api._once import Once
+from edgec.fleet.client import FleetClient
 from edgec.fleet.rollouts import OpenIncident
 from edgec.fleet.service import Fleet
 from edgec.protocol import ModelWindow, Telemetry, TelemetryRecord
@@ -80,8 +82,9 @@ def test_a_device_is_shown_with_its_boots_and_why_it_is_not_newer(api: TestClien
     found = api.get("/api/v1/devices/cam-1").json()
     assert (found["agent"], found["labels"]) == ("edgec 0", {"site": "lab"})
     assert [b["id"] for b in found["boots"]] == ["b1"]
-    why = api.get("/api/v1/devices/cam-1/why", params={"model": "kws"}).json()
+    (why,) = api.get("/api/v1/devices/cam-1/why", params={"model": "kws"}).json()
     assert (why["has"], why["newest"], why["reason"]) == ("1", "2", "no_rollout")
+    assert api.get("/api/v1/devices/cam-1/why").json() == [why], "of all its models"
     assert "cam-9" in problem(api.get("/api/v1/devices/cam-9"), 404, "not_found")
     problem(api.get("/api/v1/devices/cam%009"), 422, "invalid")
 
@@ -355,3 +358,37 @@ def test_metadata_is_read_whole_and_with_its_digest(api: TestClient, fleet: Flee
     assert found.content == (fleet.data_dir / "repo" / "image" / "timestamp.json").read_bytes()
     same = public.get("/repo/image/timestamp.json", headers={"If-None-Match": found.headers["etag"]})
     assert same.status_code == 304
+
+
+def test_what_only_python_takes_for_json_is_refused(api: TestClient, sender: Sender) -> None:
+    sent = len(sender.sent)
+    wrong = (
+        '{"name": "logs", "args": {"a": NaN}}',
+        '{"name": "logs", "args": {"a": "\\ud800"}}',
+        "[" * 4000,
+        "{",
+    )
+    for body in wrong:
+        json_type = {"Content-Type": "application/json"}
+        reply = api.post("/api/v1/devices/cam-1/commands", content=body.encode(), headers=json_type)
+        assert reply.status_code in (400, 422), body[:60]
+        assert reply.headers["content-type"] == PROBLEM
+    assert len(sender.sent) == sent
+
+
+def test_an_upload_that_stalls_gives_up_its_place(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.fleet.api._uploads._PATIENCE_S", 0.2)
+    app = create_app(fleet, limits=ApiLimits(uploads=1, rate=None))
+    secret = token(fleet, "releaser")
+    with serving(app) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as slow:
+            slow.sendall(
+                f"POST /api/v1/artifacts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+                "Content-Length: 1000\r\n\r\nonly this".encode()
+            )
+            assert b"nothing came for" in slow.recv(65536)
+        with FleetClient(url, secret) as client:
+            assert client.upload(artifact(tmp_path, "6")).version == "6"

@@ -77,6 +77,23 @@ def why(store: Store, device: str, model: str) -> Why:
     )
 
 
+def models_of(store: Store, device: str) -> list[str]:
+    """Return the models that a device has, is told to have, or could have by its hardware.
+
+    Raises:
+        FleetError: There is no such device (``reason`` ``not_found``).
+    """
+    with store.database.read() as connection:
+        row = connection.execute(select(devices).where(devices.c.id == device)).first()
+        if row is None:
+            raise unknown(device)
+        query = select(hardware.c.model).distinct().where(hardware.c.name == row.hardware)
+        reported = view_from_dict(row.view).reported
+        return sorted(
+            {*connection.execute(query).scalars(), *row.wanted, *(reported.models if reported else ())}
+        )
+
+
 def _newest(connection: Connection, model: str, name: str) -> Row[Any] | None:
     query = (
         select(artifacts.c.sha256, artifacts.c.model, artifacts.c.version, quarantine.c.reason)

@@ -10,7 +10,6 @@ import click
 
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import behaviour_row, device_lines, device_row, table
-from edgec.cli._text import columns
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
@@ -73,24 +72,23 @@ def device(
 
 @click.command()
 @click.argument("device_id", metavar="DEVICE")
-@click.argument("model")
+@click.argument("model", required=False)
 @json_option
 @with_fleet
-def why(client: FleetClient, device_id: str, model: str, as_json: bool) -> None:
-    """Say what keeps a device from the newest version of MODEL.
+def why(client: FleetClient, device_id: str, model: str | None, as_json: bool) -> None:
+    """Say what keeps a device from the newest version of MODEL, or of each of its models.
 
     \b
+    edgec fleet why cam-1
     edgec fleet why cam-1 kws
     """
-    found = client.why(device_id, model)
+    found = [client.why(device_id, model)] if model else client.why_all(device_id)
     rows = [
-        ["has", found.has or "-"],
-        ["newest", found.newest or "-"],
-        ["reason", found.reason.replace("_", " ")],
-        ["detail", found.detail],
-        *([["rollout", found.rollout]] if found.rollout else []),
+        [w.model, w.has or "-", w.newest or "-", w.reason.replace("_", " "), w.rollout or "-", w.detail]
+        for w in found
     ]
-    show(as_json, found, lambda: columns(rows, indent=""))
+    head = ["model", "has", "newest", "why", "rollout", "detail"]
+    show(as_json, found, lambda: table(head, rows, "there is no model for its hardware"))
 
 
 @click.command()

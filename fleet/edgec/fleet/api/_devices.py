@@ -15,6 +15,7 @@ from edgec.fleet.api._params import (
     GroupName,
     Hours,
     Limit,
+    MaybeModel,
     ModelQuery,
 )
 from edgec.fleet.api._views import view_behaviour, view_device, view_devices, view_record
@@ -32,7 +33,7 @@ from edgec.fleet.views import (
     SettleWanted,
     WhyView,
 )
-from edgec.fleet.why import why
+from edgec.fleet.why import models_of, why
 
 router = APIRouter(tags=["devices"])
 
@@ -54,9 +55,10 @@ def get_device(who: Viewer, fleet: FleetOf, device: DeviceId) -> DeviceDetail:
 
 
 @router.get("/devices/{device}/why")
-def why_device(who: Viewer, fleet: FleetOf, device: DeviceId, model: ModelQuery) -> WhyView:
-    """Say what keeps a device from the newest version of a model."""
-    return WhyView.model_validate(why(fleet.store, device, model))
+def why_device(who: Viewer, fleet: FleetOf, device: DeviceId, model: MaybeModel = None) -> list[WhyView]:
+    """Say what keeps a device from the newest version of a model, or of each that it has or could have."""
+    models = models_of(fleet.store, device) if model is None else [model]
+    return [WhyView.model_validate(why(fleet.store, device, name)) for name in models]
 
 
 @router.get("/devices/{device}/records")

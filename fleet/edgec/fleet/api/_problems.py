@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from edgec.errors import (
@@ -163,6 +163,10 @@ def install_problems(app: FastAPI) -> None:
     @app.exception_handler(OperationalError)
     def database(request: Request, error: OperationalError) -> Response:
         return problem_reply(request, 503, "database", f"the database cannot be used now: {error.orig}")
+
+    @app.exception_handler(IntegrityError)
+    def race(request: Request, error: IntegrityError) -> Response:
+        return problem_reply(request, 409, "conflict", "somebody else has changed the same at this moment")
 
     @app.exception_handler(DataError)
     def data(request: Request, error: DataError) -> Response:

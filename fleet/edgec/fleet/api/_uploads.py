@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, BinaryIO, cast
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -26,6 +27,8 @@ from edgec.fleet.views import ArtifactDetail
 
 # The one path whose bodies are large.
 UPLOADS = "/api/v1/artifacts"
+# Who sends nothing for so long gives up the place to another upload.
+_PATIENCE_S = 60.0
 ContentDigest = Annotated[
     str | None,
     Header(
@@ -57,7 +60,7 @@ class _Body(io.RawIOBase):
 
     def _next(self) -> None:
         try:
-            piece = anyio.from_thread.run(anext, self._pieces, b"")
+            piece = anyio.from_thread.run(_piece, self._pieces)
         except ClientDisconnect as e:
             raise FleetError("the upload ended before its end; send it again", "invalid") from e
         self._digest.update(piece)
@@ -93,7 +96,7 @@ async def receive_artifact(
             next_step="send both",
         )
     once = once_of(request, fleet, key, wanted or b"")
-    body = _Body(_pieces(request), wanted)
+    body = _Body(aiter(request.stream()), wanted)
     limiter: CapacityLimiter = request.app.state.uploads
     # A thread that the client makes wait must not be one that others wait for.
     return await anyio.to_thread.run_sync(
@@ -140,10 +143,11 @@ def _drain(body: _Body, most: int) -> None:
         most -= len(piece)
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    async for piece in request.stream():
-        if piece:
-            yield piece
+async def _piece(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return the next piece; an empty one at the end."""
+    with anyio.move_on_after(_PATIENCE_S):
+        return await anext(pieces, b"")
+    raise FleetError(f"nothing came for {_PATIENCE_S:g} s; send the upload again", "invalid")
 
 
 def _digest_of(header: str | None) -> bytes | None:

@@ -41,7 +41,11 @@ class Devices(Part):
 
     def why(self, device: str, model: str) -> WhyView:
         """Return what keeps a device from the newest version of a model."""
-        return self.http.get(WhyView, at("devices", device, "why"), {"model": model})
+        return self.http.get(list[WhyView], at("devices", device, "why"), {"model": model})[0]
+
+    def why_all(self, device: str) -> list[WhyView]:
+        """Return the same for each model that it has, is told to have or could have."""
+        return self.http.get(list[WhyView], at("devices", device, "why"))
 
     def records(self, device: str, limit: int = 100) -> list[RecordView]:
         """Return the newest that a device said other than its figures, newest first."""

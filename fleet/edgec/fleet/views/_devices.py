@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from edgec.fleet.views._base import Json, Seconds, View, Wanted
+
+_MOST_ARGS = 32 * 1024
 
 
 class ModelView(View):
@@ -118,6 +121,18 @@ class CommandWanted(Wanted):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", examples=["logs"])
     args: Json = Field(default={}, examples=[{"lines": 100}])
     timeout_s: float = Field(default=30.0, gt=0, le=60, description="How long to wait for the answer.")
+
+    @field_validator("args")
+    @classmethod
+    def _are_json(cls, args: Json) -> Json:
+        """Refuse what Python takes for JSON and nobody else does: NaN, halves of surrogate pairs."""
+        try:
+            data = json.dumps(args, allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"expected JSON: {e}") from e
+        if len(data) > _MOST_ARGS:
+            raise ValueError(f"expected at most {_MOST_ARGS} bytes of JSON, got {len(data)}")
+        return args
 
 
 class CommandAnswer(View):
