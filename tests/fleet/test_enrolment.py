@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -50,6 +52,32 @@ def test_an_agent_that_joined_is_heard_and_told(server: FleetServer, tmp_path: P
     finally:
         agent.stop()
     until(lambda: not server.fleet.store.devices.get("cam.1").online, "the device is offline")
+
+
+def test_an_agent_in_a_process_of_its_own_runs_what_is_rolled_out(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the model needs the extra 'onnxruntime'")
+    from tests.fleet.shop import begin, make_template
+
+    folder = make_template(tmp_path)
+    # Only over HTTPS: whoever vouches for the server is believed for files, too.
+    with running_server(folder, "nats", files=False) as server:
+        made = enrol(server, tmp_path, "cam-1")
+        command = [sys.executable, "-m", "edgec.cli", "agent", "run", "--config", str(made.path)]
+        agent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            begin(server.fleet, "first", "1")
+            server.fleet.wake()
+            digest = server.fleet.registry.by_hardware("digits", "1")[HARDWARE]
+            until(lambda: _active(server, "cam-1") == digest, "the agent runs the release", 120)
+        finally:
+            agent.terminate()
+            assert agent.wait(60) == 0
+
+
+def _active(server: FleetServer, device: str) -> str | None:
+    reported = server.fleet.store.devices.get(device).view.reported
+    model = reported.models.get("digits") if reported else None
+    return model.active if model else None
 
 
 def test_a_device_writes_and_reads_what_is_its_own_only(server: FleetServer, tmp_path: Path) -> None:

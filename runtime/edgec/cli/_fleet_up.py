@@ -79,6 +79,11 @@ _PORT = click.IntRange(0, 65535)
 @click.option("--broker-password-file", type=_FILE, help="Its first line is the password.")
 @click.option("--tenant", default="default", show_default=True, help="Whose topics devices use.")
 @click.option(
+    "--files/--no-files",
+    default=True,
+    help="Serve files over the broker, too, to devices that reach nothing else; by default so.",
+)
+@click.option(
     "--certificate-days",
     type=click.IntRange(1, 7320),
     default=3650,

@@ -60,6 +60,7 @@ class FleetOptions:
     broker_key: Path | None = None
     broker_user: str | None = None
     broker_password: str | None = None
+    files: bool = True
     certificate_days: int = 3650
     webhook: str | None = None
     webhook_secret: str | None = field(default=None, repr=False)

@@ -140,7 +140,9 @@ class FleetServer:
         self._where = whereabouts(self.options, self._http.port, self.broker)
         self._keep_ports()
         sources = tuple(s.replace("{host}", in_url(self._names[0])) for s in self._where.sources)
-        self.side = MqttSide(self.fleet, link, settings=MqttSettings(sources=sources))
+        self.side = MqttSide(
+            self.fleet, link, settings=MqttSettings(sources=sources, files=self.options.files)
+        )
         self._stack.callback(self.side.close)
         self.side.start()
         if self.broker is not None:
