@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo brokers test test-fast test-interpreters test-arm64 kill-test check format bench soak dist clean
+.PHONY: help demo services test test-fast test-interpreters test-arm64 kill-test check format bench soak dist clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,21 +33,27 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo  ## Compile the example model for three targets, prove it, run it (under 3 minutes)
 	@$(BIN)/python examples/digits/demo.py
 
-# Tests that need a broker run with Mosquitto and with nats-server, which pip brings. Without Mosquitto, its half is
-# skipped: nothing fails here, and the service that the package starts is not used.
-brokers:
-	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; command -v mosquitto >/dev/null || { \
+# What tests need of Debian: a second broker beside nats-server, which pip brings, a database and a browser. What
+# cannot be installed is skipped by its tests, and nothing fails here; no service that a package starts is used.
+services:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; missing=(); \
+	command -v mosquitto >/dev/null || missing+=(mosquitto); \
+	command -v postgres >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql); \
+	command -v chromium >/dev/null || missing+=(chromium); \
+	command -v chromedriver >/dev/null || missing+=(chromium-driver); \
+	if test $${#missing[@]} -gt 0; then \
 	as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; \
 	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
-	echo "installing mosquitto, a broker that tests run against"; \
-	install="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto"; \
-	$$install >/dev/null 2>&1 || { $$as_root apt-get update -q >/dev/null 2>&1 && $$install >/dev/null 2>&1; } || true; fi; \
-	command -v mosquitto >/dev/null || echo "mosquitto is not installed: tests with it are skipped (apt-get install mosquitto)"; }
+	echo "installing $${missing[*]}, which tests run against"; \
+	install="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends"; \
+	$$as_root apt-get update -q >/dev/null 2>&1 || true; \
+	for package in "$${missing[@]}"; do $$install "$$package" >/dev/null 2>&1 || echo "$$package cannot be installed: tests with it are skipped"; done; \
+	else echo "not installed, and tests with them are skipped: $${missing[*]} (apt-get install $${missing[*]})"; fi; fi
 
-test: $(VENV)/.dev brokers  ## Run every test
+test: $(VENV)/.dev services  ## Run every test
 	@$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-fast: $(VENV)/.dev brokers  ## Run the fast tests (under 2 minutes)
+test-fast: $(VENV)/.dev services  ## Run the fast tests (under 2 minutes)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-interpreters: $(VENV)/.dev  ## Run the device's tests on every Python from 3.10 to 3.13 that is installed
