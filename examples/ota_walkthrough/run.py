@@ -43,7 +43,7 @@ from edgec.protocol.brokers import FLEET, Broker, Mosquitto, Nats
 from edgec.trust import KeyRing, open_repositories
 
 DEVICE, TENANT = "press-17", "acme"
-_SLOW_BYTES_PER_S = 2_000_000
+_SLOW_BYTES_PER_S = 1_000_000
 _PATIENCE_S = 120.0
 _RESTING = ("idle", "cleaned")
 
@@ -120,7 +120,7 @@ class Walk:
 
     def install(self) -> str:
         """Bring version 1; nobody but the broker is needed, which carries the artifact as well."""
-        self.push("1", "--deltas", "0")
+        self.push("1")
         self.serves("1")
         check(self.device.calls_go_on(), "the application makes no calls")
         return f"version 1 came over the broker, was tried, and serves; {self.calls}"
@@ -128,6 +128,7 @@ class Walk:
     def update_with_a_kill(self) -> str:
         """Bring version 2 over a slow line, and kill the agent in the middle of the download."""
         self.server.bytes_per_s = _SLOW_BYTES_PER_S
+        # Nothing of version 1 is left in it: there is no patch to look for.
         self.push("2", "--url", self.server.url, "--deltas", "0", "--wait", "0")
         whole = self.artifact("2").stat().st_size
         self.wait(lambda: self.server.sent > whole // 2, "the download does not get on")
@@ -170,12 +171,19 @@ class Walk:
 
     def fall_back(self) -> str:
         """Bring version 4, which is signed and whole, passes every trial, and gives NaN for some images."""
-        self.push("4", "--url", self.server.url, "--deltas", "0", "--wait", "0")
+        before, whole = self.server.sent, self.artifact("4").stat().st_size
+        # Patches from versions 3 and 2; the device has the latter.
+        self.push("4", "--url", self.server.url, "--deltas", "2", "--wait", "0")
         event = self.ended("rolled_back", "4")
         self.serves("2")
+        sent = self.server.sent - before
+        check(sent < whole // 4, f"{sent} of {whole} bytes were sent: it did not come as a patch")
         nan = self.device.counts()["nan"]
         check(nan, "the application never saw version 4: nothing was tried")
-        return f"{event.reason}: rolled back to version 2 and quarantined; {self.calls}, {nan} gave NaN"
+        return (
+            f"came as a patch, {sent // 1000} of {whole // 1000} kB; {event.reason}: rolled back to version "
+            f"2 and quarantined; {self.calls}, {nan} gave NaN"
+        )
 
     def offline(self) -> str:
         """Take the network away; bring version 5 on a stick, and kill the agent meanwhile."""
