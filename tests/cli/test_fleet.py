@@ -166,6 +166,8 @@ def test_tokens_claims_audit_and_commands(run: Run, fleet: Fleet) -> None:
     assert answer(run("status", "--json"))["devices"] == 2
     assert "no incident" in run("incidents").output
     assert "nothing was said" in run("telemetry", "kws").output
+    assert answer(run("alerts", "--all", "--json")) == []
+    assert "1,000 values" in run("drift").output
 
 
 def test_a_revoked_device_is_asked_about_first(run: Run) -> None:

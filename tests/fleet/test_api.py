@@ -24,6 +24,8 @@ from edgec.fleet.api._once import Once
 from edgec.fleet.client import FleetClient
 from edgec.fleet.rollouts import OpenIncident
 from edgec.fleet.service import Fleet
+from edgec.fleet.store._alerts import Condition
+from edgec.fleet.store._drift import DriftRow
 from edgec.protocol import ModelWindow, Telemetry, TelemetryRecord
 from edgec.sketch import QuantileSketch
 
@@ -392,3 +394,38 @@ def test_an_upload_that_stalls_gives_up_its_place(
             assert b"nothing came for" in slow.recv(65536)
         with FleetClient(url, secret) as client:
             assert client.upload(artifact(tmp_path, "6")).version == "6"
+
+
+def test_alerts_and_drift_are_listed(api: TestClient, fleet: Fleet) -> None:
+    conditions = [
+        Condition(
+            rule="offline", subject=name, severity="warning", summary=f"{name} is away", figures={"h": 2}
+        )
+        for name in ("cam-1", "cam-2")
+    ]
+    fleet.store.alerts.compare(conditions, fleet.clock(), rules=["offline"], quiet_s=60)
+    page = api.get("/api/v1/alerts", params={"limit": 1}).json()
+    assert [a["summary"] for a in page["items"]] == ["cam-2 is away"]
+    rest = api.get("/api/v1/alerts", params={"cursor": page["next"]}).json()
+    assert ([a["figures"] for a in rest["items"]], rest["next"]) == ([{"h": 2}], None)
+    digest = fleet.registry.by_hardware("kws", "1")[HARDWARE][:16]
+    hour = int(fleet.clock() // 3600)
+    rows = [
+        DriftRow(
+            model="kws",
+            digest=digest,
+            hardware=HARDWARE,
+            output="y",
+            hour=h,
+            hours=1,
+            n=2000,
+            psi=0.3,
+            ks=0.2,
+        )
+        for h in (hour - 1, hour)
+    ]
+    fleet.store.drift.write(rows)
+    (newest,) = api.get("/api/v1/drift").json()
+    assert (newest["version"], newest["hour"], newest["psi"]) == ("1", hour * 3600.0, 0.3)
+    assert len(api.get("/api/v1/drift", params={"model": "kws"}).json()) == 2
+    assert api.get("/metrics").headers["content-type"].startswith("text/plain")

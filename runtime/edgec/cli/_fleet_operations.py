@@ -1,4 +1,4 @@
-"""``edgec fleet status``, ``incidents``, ``audit``, ``tokens``, ``claim`` and ``claims``."""
+"""The fleet at a glance: status, telemetry, incidents, alerts, drift, audit, tokens and claims."""
 
 from __future__ import annotations
 
@@ -81,6 +81,50 @@ def incidents(
     found = list(islice(client.incidents(only_open=not everything, rollout=rollout), limit))
     head = ["incident", "since", "state", "about", "reason", "detail"]
     show(as_json, found, lambda: table(head, map(incident_row, found), "no incident"))
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help="Those that no longer hold, too.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Most alerts.")
+@json_option
+@with_fleet
+def alerts(client: FleetClient, everything: bool, limit: int, as_json: bool) -> None:
+    """List what a person should know now, newest first; figures are in --json.
+
+    \b
+    edgec fleet alerts
+    edgec fleet alerts --all --json
+    """
+    found = list(islice(client.alerts(only_open=not everything), limit))
+    rows = [
+        [moment(a.raised_at), a.severity, a.rule, a.subject, a.summary,
+         f"until {moment(a.cleared_at)}" if a.cleared_at else ""]
+        for a in found
+    ]  # fmt: skip
+    head = ["since", "severity", "rule", "about", "what", ""]
+    show(as_json, found, lambda: table(head, rows, "nothing"))
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--hours", type=click.FloatRange(0.1, 9600), default=24.0, show_default=True)
+@json_option
+@with_fleet
+def drift(client: FleetClient, model: str | None, hours: float, as_json: bool) -> None:
+    """Show how far outputs have moved from calibration data: of MODEL hour by hour, or the newest of each.
+
+    \b
+    edgec fleet drift
+    edgec fleet drift kws --hours 168
+    """
+    found = client.drift(model, hours)
+    rows = [
+        [d.model, d.version or d.digest[:12], d.hardware, d.output, moment(d.hour), d.n, f"{d.psi:.3f}",
+         f"{d.ks:.3f}"]
+        for d in found
+    ]  # fmt: skip
+    head = ["model", "version", "hardware", "output", "hour", "values", "PSI", "KS"]
+    show(as_json, found, lambda: table(head, rows, "nothing was measured: it takes 1,000 values"))
 
 
 @click.command()

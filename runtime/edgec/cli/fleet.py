@@ -11,6 +11,7 @@ from edgec.cli._lazy import LazyGroup
 
 # By name: module:attribute of the click command, and its line of help.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "alerts": ("edgec.cli._fleet_operations:alerts", "List what a person should know now."),
     "audit": (
         "edgec.cli._fleet_operations:audit",
         "List who has changed what; check that nobody changed the log.",
@@ -27,6 +28,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         "Show one device: what it has, and what is the matter with it.",
     ),
     "devices": ("edgec.cli._fleet_devices:devices", "List devices by query."),
+    "drift": ("edgec.cli._fleet_operations:drift", "Show how far outputs have moved."),
     "groups": (
         "edgec.cli._fleet_devices:groups",
         "List the queries that have names; name one, or forget one.",

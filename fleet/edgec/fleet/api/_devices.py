@@ -18,8 +18,7 @@ from edgec.fleet.api._params import (
     MaybeModel,
     ModelQuery,
 )
-from edgec.fleet.api._views import view_behaviour, view_device, view_devices, view_record
-from edgec.fleet.store._telemetry import DIGEST_CHARS
+from edgec.fleet.api._views import versions_of, view_behaviour, view_device, view_devices, view_record
 from edgec.fleet.views import (
     BehaviourView,
     DeviceDetail,
@@ -76,7 +75,7 @@ def device_telemetry(
     fleet.store.devices.get(device)
     now = fleet.clock()
     said = fleet.store.telemetry.device(device, model, since=now - hours * 3600, until=now)
-    names = _versions(fleet, model)
+    names = versions_of(fleet, model)
     return [
         view_behaviour(digest, names.get(digest), part, hour)
         for (digest, hour), part in sorted(said.items(), key=lambda item: (item[0][1], item[0][0]))
@@ -96,7 +95,7 @@ def fleet_telemetry(
     """Show what all devices did with a model, by artifact: percentiles are those of all calls."""
     now = fleet.clock()
     said = fleet.store.telemetry.fleet(model, since=now - hours * 3600, until=now, hardware=hardware)
-    names = _versions(fleet, model)
+    names = versions_of(fleet, model)
     return [view_behaviour(digest, names.get(digest), part) for digest, part in sorted(said.items())]
 
 
@@ -156,12 +155,3 @@ def set_group(who: Operator, fleet: FleetOf, group: GroupName, body: GroupWanted
 def drop_group(who: Operator, fleet: FleetOf, group: GroupName, once: OnceOf) -> Response:
     """Forget the name of a query; devices stay as they are."""
     return once.carry_out(lambda: fleet.store.devices.drop_group(group, now=fleet.clock(), actor=who.name))
-
-
-def _versions(fleet: FleetOf, model: str) -> dict[str, str]:
-    """Return the version of each artifact of a model, by as much of its digest as telemetry has."""
-    return {
-        record.sha256[:DIGEST_CHARS]: version
-        for name, version, _ in fleet.registry.releases(model)
-        for record in fleet.registry.release(name, version)
-    }

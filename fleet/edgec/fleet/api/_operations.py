@@ -9,11 +9,14 @@ from fastapi import APIRouter, Query, Response
 from edgec.errors import FleetError
 from edgec.fleet.api._access import Admin, FleetOf, Operator, Viewer
 from edgec.fleet.api._once import OnceOf
-from edgec.fleet.api._params import Limit, Number, NumberCursor, TokenId
+from edgec.fleet.api._params import Hours, Limit, MaybeModel, Number, NumberCursor, TokenId
+from edgec.fleet.api._views import versions_of, view_drift
 from edgec.fleet.store._pages import Pages
 from edgec.fleet.views import (
+    AlertView,
     AuditCheck,
     AuditView,
+    DriftView,
     FleetView,
     IncidentView,
     Page,
@@ -65,6 +68,35 @@ def close_incident(
         return IncidentView.model_validate(Pages(store.database).incident(incident))
 
     return once.carry_out(deed)
+
+
+@router.get("/alerts", tags=["alerts"])
+def list_alerts(
+    who: Viewer,
+    fleet: FleetOf,
+    only_open: Annotated[bool, Query(alias="open", description="Only those that still hold.")] = True,
+    cursor: NumberCursor = 0,
+    limit: Limit = 100,
+) -> Page[AlertView]:
+    """List what a person should know now, newest first; with `open=false` also what was."""
+    found = fleet.store.alerts.find(only_open=only_open, before=cursor or None, limit=limit + 1)
+    items = [AlertView.model_validate(alert) for alert in found[:limit]]
+    return Page(items=items, next=str(items[-1].id) if len(found) > limit else None)
+
+
+@router.get("/drift", tags=["alerts"])
+def get_drift(
+    who: Viewer,
+    fleet: FleetOf,
+    model: MaybeModel = None,
+    hours: Hours = 24.0,
+) -> list[DriftView]:
+    """Show how far outputs have moved from calibration data: of a model by hour, else the newest of each."""
+    now, store = fleet.clock(), fleet.store
+    since = now - hours * 3600
+    found = store.drift.newest(since) if model is None else store.drift.history(model, since=since, until=now)
+    names = {name: versions_of(fleet, name) for name in {row.model for row in found}}
+    return [view_drift(row, names[row.model].get(row.digest)) for row in found]
 
 
 @router.get("/audit", tags=["audit"])

@@ -11,8 +11,10 @@ from edgec.errors import ProtocolError
 from edgec.fleet.rollouts import Begin, Hold, Look, Plan, Rollout, Soak
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DeviceRecord, HourOf, LoggedDecision, StoredRecord
+from edgec.fleet.store._drift import DriftRow
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.store._pages import Pages
+from edgec.fleet.store._telemetry import DIGEST_CHARS
 from edgec.fleet.views import (
     AlertOfDevice,
     BehaviourView,
@@ -20,6 +22,7 @@ from edgec.fleet.views import (
     DecisionView,
     DeviceDetail,
     DeviceView,
+    DriftView,
     FindingView,
     Json,
     LookView,
@@ -225,3 +228,17 @@ def view_behaviour(digest: str, version: str | None, said: HourOf, hour: int | N
         classes={str(number): count for number, count in sorted(said.classes.items())},
         **figures,
     )
+
+
+def versions_of(fleet: Fleet, model: str) -> dict[str, str]:
+    """Return the version of each artifact of a model, by as much of its digest as telemetry has."""
+    return {
+        record.sha256[:DIGEST_CHARS]: version
+        for name, version, _ in fleet.registry.releases(model)
+        for record in fleet.registry.release(name, version)
+    }
+
+
+def view_drift(row: DriftRow, version: str | None) -> DriftView:
+    """Return how far an output has moved as it is shown."""
+    return DriftView(**{**vars(row), "version": version, "hour": float(row.hour * HOUR_S)})

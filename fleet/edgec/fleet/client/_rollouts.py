@@ -1,4 +1,4 @@
-"""Rollouts and incidents."""
+"""Rollouts, incidents, alerts and drift."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from edgec.fleet.client._part import Part, at, wanted_of
 from edgec.fleet.views import (
+    AlertView,
     AssignedView,
     DecisionView,
+    DriftView,
     IncidentView,
     OrderWanted,
     ReasonWanted,
@@ -19,7 +21,7 @@ from edgec.fleet.views import (
 
 
 class Rollouts(Part):
-    """Rollouts, their decisions, and incidents."""
+    """Rollouts, their decisions, incidents, alerts and drift."""
 
     def create_rollout(self, wanted: RolloutWanted) -> RolloutView:
         """Write down what is to be rolled out, and how; with `start`, begin."""
@@ -55,3 +57,11 @@ class Rollouts(Part):
         """Say that an incident is settled."""
         wanted = wanted_of(ReasonWanted, reason=reason)
         return self.http.change(IncidentView, "POST", at("incidents", str(incident), "close"), wanted)
+
+    def alerts(self, *, only_open: bool = True) -> Iterator[AlertView]:
+        """Yield what a person should know now, newest first, or also what was."""
+        return self.pages(AlertView, "/api/v1/alerts", {"open": only_open})
+
+    def drift(self, model: str | None = None, hours: float = 24.0) -> list[DriftView]:
+        """Return how far outputs have moved: of a model hour by hour, or the newest of each."""
+        return self.http.get(list[DriftView], "/api/v1/drift", {"model": model, "hours": hours})

@@ -17,9 +17,11 @@ from edgec.fleet.views._devices import (
     WhyView,
 )
 from edgec.fleet.views._fleet import (
+    AlertView,
     AuditCheck,
     AuditView,
     BehaviourView,
+    DriftView,
     FleetView,
     GroupView,
     GroupWanted,
@@ -55,6 +57,7 @@ from edgec.fleet.views._rollouts import (
 
 __all__ = [
     "AlertOfDevice",
+    "AlertView",
     "ArtifactDetail",
     "ArtifactView",
     "AssignedView",
@@ -69,6 +72,7 @@ __all__ = [
     "DecisionView",
     "DeviceDetail",
     "DeviceView",
+    "DriftView",
     "FindingView",
     "FleetView",
     "GroupView",

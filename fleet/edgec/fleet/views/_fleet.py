@@ -67,6 +67,34 @@ class BehaviourView(View):
     classes: dict[str, int] = Field(description="Calls by class; -1 is all others.")
 
 
+class AlertView(View):
+    """Something that a person should know now; it ends by itself when it is no longer so."""
+
+    id: int
+    rule: str = Field(examples=["offline"])
+    subject: str = Field(description="Of what: a device, a model, a rollout.")
+    severity: str = Field(examples=["warning"])
+    summary: str = Field(description="For people.")
+    figures: Json
+    raised_at: Seconds
+    cleared_at: Seconds | None = Field(description="Null while it is open.")
+
+
+class DriftView(View):
+    """How far an output of an artifact has moved from its calibration data."""
+
+    model: str
+    digest: str = Field(description="The first 16 digits of the artifact's.")
+    version: str | None = Field(description="Null where the registry does not have it.")
+    hardware: str
+    output: str
+    hour: Seconds = Field(description="Beginning of the last hour that it is about.")
+    hours: int = Field(description="That it took to have enough values.")
+    n: int = Field(description="Values.")
+    psi: float = Field(description="Population stability index, less its bias; 0 for no drift.")
+    ks: float = Field(description="Largest difference of the distribution functions, 0 to 1.")
+
+
 class AuditView(View):
     """One change."""
 
