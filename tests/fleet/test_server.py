@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ import pytest
 pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
 pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
 
-from tests.fleet.servers import claim, enrol, running_server, skip_without, until
+from tests.fleet.servers import BROKERS, claim, enrol, running_server, skip_without, until
 
 from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options
 from edgec.errors import FleetError
 from edgec.fleet.server import FleetOptions, FleetServer
 from edgec.fleet.server._broker import end_orphans
+from edgec.fleet.server._upkeep import remove_leftovers, renew
+from edgec.fleet.service import Fleet
 from edgec.fleet.store import Store
 from edgec.protocol import DeviceEvent, LinkOptions, MqttLink, Outgoing, TelemetryAck, Topics
 from edgec.protocol.brokers import Mosquitto
@@ -205,6 +208,31 @@ def test_a_broker_that_dies_is_started_again_where_it_was(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("broker", BROKERS)
+def test_certificates_that_end_soon_are_renewed_while_it_runs(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(tmp_path / "fleet", broker) as server:
+        made = enrol(server, tmp_path, "cam-1")
+        before = _shown(server.url), _shown(server.broker_url)
+        assert not server.renew_certificates()
+        later = datetime.now(timezone.utc) + timedelta(days=340)
+        monkeypatch.setattr(server.authority, "_fixed_now", later)
+        with MqttLink(link_options(made.config)) as link:
+            link.wait_connected(60)
+            connections = link.status.connections
+            assert server.renew_certificates()
+            assert _shown(server.url) != before[0]
+            until(lambda: _shown(server.broker_url) != before[1], "the broker shows another one")
+            assert link.status.connections == connections
+
+
+def _shown(url: str) -> str:
+    host, _, port = url.partition("://")[2].rpartition(":")
+    return ssl.get_server_certificate((host, int(port)))
+
+
+@pytest.mark.slow
 def test_one_directory_has_one_server(tmp_path: Path) -> None:
     with running_server(tmp_path, "nats") as server:
         with pytest.raises(FleetError, match="another server") as caught:
@@ -278,6 +306,27 @@ def test_names_of_the_server_are_those_it_is_reached_under() -> None:
     everywhere = FleetOptions(data_dir=Path("x"), host="0.0.0.0").all_names()
     assert "0.0.0.0" not in everywhere
     assert {"localhost", "127.0.0.1"} < set(everywhere)
+
+
+def test_what_a_killed_upload_left_is_removed(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        assert remove_leftovers(fleet) == 0
+        left = fleet.image.directory / "incoming" / "half.part"
+        left.parent.mkdir()
+        left.write_bytes(b"half")
+        assert remove_leftovers(fleet) == 1
+        assert not left.exists()
+
+
+def test_metadata_is_renewed_when_a_third_of_its_life_is_over(tmp_path: Path) -> None:
+    now = [1.8e9]
+    with Fleet(tmp_path, clock=lambda: now[0]) as fleet:
+        assert not renew(fleet)
+        now[0] += 9 * 86400
+        assert not renew(fleet)
+        now[0] += 2 * 86400
+        assert renew(fleet)
+        assert fleet.image.snapshot().signed.expires.timestamp() > now[0] + 29 * 86400
 
 
 def test_no_process_of_others_is_ended(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class Broker(ABC):
     def admit(self, device: str) -> None:
         """Let a device in whose id was not known at the start."""
         self._devices.add(ID.read(device, "device"))
-        self._reload()
+        self.reload()
 
     def allow(self, access: Access) -> None:
         """Say who may connect from now on, beside those named at the start; others keep their connections.
@@ -150,7 +150,7 @@ class Broker(ABC):
         """
         before, self._access = self._access, access
         if self._concerns(before, access):
-            self._reload()
+            self.reload()
 
     def _concerns(self, before: Access, after: Access) -> bool:
         """Return whether the broker must read anew who may connect."""
@@ -197,7 +197,8 @@ class Broker(ABC):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
+        """Have it read its settings and certificates anew; connections stay."""
         self._write_configuration()
         if self.running and self._process is not None:
             self._process.send_signal(signal.SIGHUP)

@@ -78,6 +78,19 @@ class Http:
         if not begun.wait(_START_S) or self._error is not None:
             raise FleetError(f"the API does not start: {self._error or 'it takes too long'}", "address")
 
+    def renew(self, certificate: Certificate) -> None:
+        """Show another certificate from now on; connections that there are stay.
+
+        Raises:
+            FleetError: It cannot be read.
+        """
+        context = None if self._server is None else self._server.config.ssl
+        if context is not None:
+            try:
+                context.load_cert_chain(str(certificate.certificate), str(certificate.key))
+            except OSError as e:
+                raise FleetError(f"{certificate.certificate} cannot be read: {e}", "data") from e
+
     def close(self) -> None:
         """Answer what is in hand, and stop."""
         if self._server is not None:

@@ -18,10 +18,10 @@ from edgec.fleet.server._broker import Keeper, make_broker
 from edgec.fleet.server._http import Http
 from edgec.fleet.server._options import FleetOptions, Ports, in_url, read_ports, write_ports
 from edgec.fleet.server._places import own_link, shut_out, their_link, whereabouts
-from edgec.fleet.server._upkeep import Upkeep
+from edgec.fleet.server._upkeep import Upkeep, remove_leftovers
 from edgec.fleet.service import FirstStart, Fleet
 from edgec.protocol import LinkOptions, Topics
-from edgec.protocol.brokers import Broker
+from edgec.protocol.brokers import FLEET, Broker
 from edgec.protocol.certificates import CertificateAuthority
 
 _log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class FleetServer:
         try:
             self._open()
             link = self._own_broker() if self.options.own_broker else their_link(self.options, self.authority)
+            self._link = link
             self._serve(link)
         except BaseException:
             self.close()
@@ -101,6 +102,25 @@ class FleetServer:
         """Whether requests are answered."""
         return self._http.alive
 
+    def renew_certificates(self) -> bool:
+        """Renew the certificates of server, broker and fleet if they end soon; return whether one did.
+
+        Raises:
+            OutputError: One cannot be written.
+            FleetError: One cannot be read.
+        """
+        before = self._certificates()
+        if self.options.tls:
+            self._http.renew(self.authority.server("http", self._names))
+        own = self.authority.client(FLEET)
+        if self._link.tls is not None and self.options.broker_cert is None:
+            self._link.tls.load_cert_chain(str(own.certificate), str(own.key))
+        if self.broker is not None:
+            self.authority.server(hosts=self._names)
+            if self._certificates() != before:
+                self.broker.reload()
+        return self._certificates() != before
+
     def problems(self) -> list[str]:
         """Return what does not work now, for people; nothing where all does."""
         found = [check() for check in self._checks().values()]
@@ -113,10 +133,14 @@ class FleetServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _certificates(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.authority.directory.glob("*.crt")}
+
     def _open(self) -> None:
         options, enter = self.options, self._stack.enter_context
         enter(_only_one(options))
         self.fleet = enter(Fleet(options.data_dir, database=options.database, tenant=options.tenant))
+        remove_leftovers(self.fleet)
         self.authority = CertificateAuthority(self.fleet.data_dir / "tls", authority_days=_AUTHORITY_DAYS)
         self._ports = read_ports(self.fleet.data_dir / "ports.json")
         self._http = Http(options.host, options.port or self._ports.http)
@@ -150,7 +174,7 @@ class FleetServer:
         watch = Watch(self.fleet, sinks=self._sinks())
         self._stack.callback(watch.close)
         watch.start()
-        upkeep = Upkeep(self.fleet)
+        upkeep = Upkeep(self.fleet, also=self.renew_certificates)
         self._stack.callback(upkeep.close)
         upkeep.start()
         app = create_app(self.fleet, commands=self.side, checks=self._checks())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timezone
 
 from sqlalchemy.exc import OperationalError
@@ -20,9 +21,17 @@ _LEFT = 0.67
 class Upkeep:
     """Looks every hour, in a thread of its own."""
 
-    def __init__(self, fleet: Fleet, *, every_s: float = _EVERY_S) -> None:
-        """Prepare; `start` starts."""
-        self._fleet, self._every_s = fleet, every_s
+    def __init__(
+        self, fleet: Fleet, *, also: Callable[[], object] = lambda: None, every_s: float = _EVERY_S
+    ) -> None:
+        """Prepare; `start` starts.
+
+        Args:
+            fleet: Whose metadata is renewed, and whose old telemetry is forgotten.
+            also: What else is to be done each time.
+            every_s: How often.
+        """
+        self._fleet, self._also, self._every_s = fleet, also, every_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet-upkeep", daemon=True)
 
@@ -41,6 +50,7 @@ class Upkeep:
             try:
                 renew(self._fleet)
                 self._fleet.store.telemetry.prune(self._fleet.clock())
+                self._also()
             except (EdgecError, OperationalError) as e:
                 _log.error("the upkeep of the fleet failed, and is tried again within the hour: %s", e)
             if self._stopping.wait(self._every_s):
@@ -62,3 +72,11 @@ def renew(fleet: Fleet) -> bool:
         fleet.image.release(renew=True)
     fleet.wake()
     return True
+
+
+def remove_leftovers(fleet: Fleet) -> int:
+    """Remove what uploads have left behind that a killed server was receiving; return how many files."""
+    found = [path for path in (fleet.image.directory / "incoming").glob("*") if path.is_file()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
