@@ -26,7 +26,7 @@ from tests.serving.test_server import SlowSession, address
 from edgec.artifact import Artifact
 from edgec.errors import ServingError
 from edgec.gateway import Gateway, GatewayOptions, read_identities
-from edgec.gateway._rates import Rates
+from edgec.protocol._rates import Rates
 from edgec.runtime.testing import tiny_artifact
 from edgec.serving import Server, ServerOptions
 

@@ -13,9 +13,9 @@ from edgec.gateway._counters import Counters
 from edgec.gateway._following import Following
 from edgec.gateway._identities import Identities
 from edgec.gateway._options import GatewayOptions
-from edgec.gateway._rates import Rates
 from edgec.gateway._replies import Reply, captured, refusal, reply
 from edgec.gateway._upstream import Upstream
+from edgec.protocol._rates import Rates
 from edgec.serving import App, BusyError, ClientGoneError, Receive, Repository, Send
 
 _INFERENCES = ("infer", "predict")
