@@ -25,7 +25,7 @@ from tests.device_agent.fleet_side import DEVICE, Publisher, Server, config, qui
 
 from edgec.artifact import Artifact
 from edgec.device_agent import Agent, AgentConfig, Finding, HealthReport, UpdateSettings, read_status
-from edgec.protocol import desired_of
+from edgec.protocol import ModelWindow, desired_of
 from edgec.protocol.brokers import Broker
 from edgec.runtime import ObserveOptions
 from edgec.trust import Terms
@@ -211,6 +211,12 @@ def test_row_18_and_29_a_broker_that_is_away_costs_nothing_but_time(
         heard = server.wait(lambda h: h.kinds.count("note") >= 40 and "window" in h.kinds)
         until(lambda: agent.status().waiting == 0)
         assert agent.status().lost == 0
+        # Windows name the file that was assigned, as all else that the fleet hears does.
+        windows = [
+            record for record in heard.records.values() if b"digits" in record and b"line" not in record
+        ]
+        file = shop.open()[0].targets()[PATHS["1"]].sha256
+        assert {ModelWindow.from_bytes(window).digest.hex() for window in windows} == {file[:16]}
         # Counted once each, however often they came.
         assert sorted(seq for boot, seq in heard.records if boot.endswith("-e")) == sorted(
             {seq for boot, seq in heard.records if boot.endswith("-e")}

@@ -16,6 +16,7 @@ from tests.device_agent.fleet_side import DEVICE, HARDWARE, Publisher
 
 from edgec.device_agent._seams import Clock
 from edgec.device_agent._wishes import Wishes
+from edgec.errors import OutputError
 from edgec.protocol import Desired, desired_of
 from edgec.trust import DeviceTrust
 
@@ -42,7 +43,9 @@ class Work:
             self.begun.pop(0)()
 
 
-def wishes(folder: Path, shop: Publisher, work: Work, sources: tuple[str, ...] = ()) -> Wishes:
+def wishes(
+    folder: Path, shop: Publisher, work: Work, sources: tuple[str, ...] = (), clock: Clock | None = None
+) -> Wishes:
     trust = DeviceTrust(
         folder / "trust",
         device_id=DEVICE,
@@ -57,7 +60,7 @@ def wishes(folder: Path, shop: Publisher, work: Work, sources: tuple[str, ...] =
         allow_http=False,
         refresh_s=0,
         path=folder / "desired.json",
-        clock=Clock(),
+        clock=clock or Clock(),
         spawn=work.begun.append,
     )
 
@@ -131,3 +134,28 @@ def test_of_two_signed_messages_that_come_in_the_wrong_order_the_later_one_holds
     device.hear(first, retained=True)
     assert believed(device, work) == [second.epoch]
     assert set(device.targets) == {"digits"}
+
+
+def test_row_16_what_could_not_be_kept_is_checked_again_when_there_may_be_space(
+    tmp_path: Path, shop: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    work = Work()
+    device = wishes(tmp_path, shop, work, clock=Clock(monotonic=lambda: now[0]))
+    honest = wanted(shop, {"digits": PATH})
+    with monkeypatch.context() as full:
+        full.setattr("edgec.trust._state.write_document", _full)
+        device.hear(honest, retained=False)
+        assert believed(device, work) == []
+        assert device.error is not None
+        assert device.error.reason == "storage"
+    assert believed(device, work) == []
+    now[0] = 31.0
+    assert believed(device, work) == [honest.epoch]
+    assert device.error is None
+    now[0] = 1e6
+    assert believed(device, work) == []
+
+
+def _full(path: Path, content: object) -> None:
+    raise OutputError(f"cannot write {path}: the disk is full")

@@ -28,6 +28,9 @@ _FIRST_RETRY_S = 30.0
 _MOST_WAITING = 8
 # Where it says nothing about who signed: the place was not to be reached, or is not up to date.
 _ELSEWHERE = frozenset(("unreachable", "too_slow", "not_found"))
+# What may be otherwise in a while: the network, the disk, or the clock.
+_PASSES = _ELSEWHERE | {"storage", "expired"}
+_LAST_RETRY_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ class Wishes:
         self._results: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._view = _read_view(path)
         self._waiting: deque[Desired] = deque(maxlen=_MOST_WAITING)
+        # Messages to be checked again, and when; lost with the process, whose successor hears them again.
+        self._again: deque[tuple[float, Desired]] = deque(maxlen=_MOST_WAITING)
         self._busy = False
         self._due: float | None = clock.monotonic() if self._own and refresh_s else None
         self._failures = 0
@@ -202,6 +207,9 @@ class Wishes:
 
     def _next(self) -> Desired | None:
         """Return the message to check now; what was overtaken while it waited is left out."""
+        now = self._clock.monotonic()
+        self._waiting.extend(desired for at, desired in self._again if at <= now)
+        self._again = deque((one for one in self._again if one[0] > now), maxlen=_MOST_WAITING)
         while self._waiting:
             desired = self._waiting.popleft()
             if desired.epoch >= self.epoch:
@@ -237,7 +245,9 @@ class Wishes:
             self._error = error
         if error is not None:
             self._failures += 1
-            wait = _FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 20)
+            wait = min(_FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 20), _LAST_RETRY_S)
+            if outcome.desired is not None and error.reason in _PASSES:
+                self._again.append((now + wait, outcome.desired))
             if self._refresh_s:
                 self._due = now + min(wait, self._refresh_s)
             _log.warning("what is wanted is not believed: %s", error)
