@@ -24,6 +24,7 @@ from edgec.compiler.candidates import (
     usual_recipe,
 )
 from edgec.compiler.check import check_model
+from edgec.compiler.coarse import rounded_away
 from edgec.compiler.converters import Converter, get_converter
 from edgec.compiler.evidence import golden_bytes, golden_tolerances, observation, reference_quantiles
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
@@ -57,6 +58,7 @@ from edgec.targets import Engine, Target, host_arch, host_features
 
 _FLOATS = ("fp32", "fp16", "bf16")
 _MIN_ROUNDS = 50
+_LOOKED_AT = 64  # samples, where it is to be said why nothing may be shipped
 _MOST_WORKERS = 4  # each holds the model and an engine
 
 
@@ -591,7 +593,7 @@ def _winner(bench: Bench, plan: Plan, outcomes: Sequence[Outcome], choice: Choic
             return outcome
     name = plan.target.name
     tried = [o.contender for o in outcomes if o.contender.status != "skipped"]
-    reasons = "; ".join(choice.decisions)
+    reasons = "; ".join([*choice.decisions, *_too_coarse(bench, plan, tried)])
     if tried and all(c.status == "failed" for c in tried):
         if bench.plain.weights_from is None:
             check_model(bench.plain.model, plan.target).require()  # names every node at once
@@ -607,6 +609,14 @@ def _winner(bench: Bench, plan: Plan, outcomes: Sequence[Outcome], choice: Choic
         f"{name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept as "
         f"{kept}, without golden vectors and report"
     )
+
+
+def _too_coarse(bench: Bench, plan: Plan, tried: Sequence[Contender]) -> list[str]:
+    """Return why 8 bits may be too few, where only integers were tried and none may be shipped."""
+    scheme = plan.target.quantization
+    if scheme is None or not scheme.full_integer or all(c.precision != "int8" for c in tried):
+        return []
+    return rounded_away(bench.plain.spread_inputs(_LOOKED_AT))
 
 
 def _info(
