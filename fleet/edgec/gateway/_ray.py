@@ -26,6 +26,8 @@ from edgec.gateway._options import GatewayOptions
 
 _NAME = "edgec"
 _READY_S = 120.0
+# How long there have to be more requests than replicas are meant for, before there are more of them.
+_UPSCALE_S = 5.0
 # What replicas keep of a processor where an inference has no number of threads.
 _CPUS = 1.0
 
@@ -129,6 +131,7 @@ class RayGateway:
                 "min_replicas": self._ray.least,
                 "max_replicas": self._ray.most,
                 "target_ongoing_requests": self._ray.requests,
+                "upscale_delay_s": _UPSCALE_S,
             },
             graceful_shutdown_timeout_s=server.drain_timeout_s,
             ray_actor_options={"num_cpus": cpus, "num_gpus": self._ray.gpus},
