@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="browser tests need selenium: pip install --group test")
 
-from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException, WebDriverException
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -75,7 +75,10 @@ class Browser:
         """Wait until something is true; the page may change meanwhile."""
         ignored = (StaleElementReferenceException,)
         wait: WebDriverWait[Chrome] = WebDriverWait(self.driver, WAIT_S, 0.1, ignored_exceptions=ignored)
-        wait.until(lambda _: bool(true()), f"{what}; the page is {self.path}")
+        try:
+            wait.until(lambda _: bool(true()))
+        except TimeoutException:
+            pytest.fail(f"{what}; the page is {self.path}: {self.text[:600]}", pytrace=False)
 
     def until_text(self, words: str) -> None:
         """Wait until words are on the page."""
@@ -83,7 +86,9 @@ class Browser:
 
     def sign_in(self, token: str) -> None:
         """Sign in with a token."""
-        self.driver.delete_all_cookies()
+        # From elsewhere: a page that is open would ask on, without its session.
+        self.driver.get("about:blank")
+        self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
         self.go("/login")
         self.one("#token").send_keys(token)
         self.click("button[type=submit]")

@@ -18,7 +18,6 @@ from edgec.fleet.dashboard._sessions import Session, Sessions
 from edgec.fleet.service import Fleet
 
 T = TypeVar("T")
-_POLL_S = 5
 _MOST_KEPT = 500
 
 
@@ -65,6 +64,7 @@ class Dashboard:
         commands: Sends commands to devices; None where nothing does.
         sessions: Who asks.
         templates: Of all pages.
+        poll_s: How often an open page asks for what is new.
         recent: Answers that may be a few seconds old.
     """
 
@@ -72,6 +72,7 @@ class Dashboard:
     commands: CommandSender | None
     sessions: Sessions
     templates: Environment
+    poll_s: float = 5.0
     recent: Recent = field(default_factory=Recent)
 
     @property
@@ -88,9 +89,9 @@ class Dashboard:
             request=request,
             session=session,
             now=self.now,
-            poll_s=_POLL_S,
+            poll_s=f"{self.poll_s:g}",
             notice=None if polled else self.sessions.take_notice(request),
-            open_incidents=self._open_incidents() if session else 0,
+            waiting=self.recent.get("waiting", 2, self._waiting) if session else {},
             **values,
         )
         response = HTMLResponse(page, status_code=status)
@@ -110,6 +111,10 @@ class Dashboard:
         self.sessions.leave_notice(request, response, kind, text)
         return response
 
-    def _open_incidents(self) -> int:
-        incidents = self.fleet.store.rollouts.incidents
-        return self.recent.get("incidents", 2, lambda: len(incidents(only_open=True)))
+    def _waiting(self) -> dict[str, int]:
+        """Return what waits for a person, by page."""
+        store = self.fleet.store
+        return {
+            "incidents": len(store.rollouts.incidents(only_open=True)),
+            "alerts": sum(alert.rule != "incident" for alert in store.alerts.find()),
+        }

@@ -10,6 +10,7 @@ from starlette.types import Scope
 from edgec.fleet.api._commands import CommandSender
 from edgec.fleet.dashboard import (
     _access,
+    _alerts,
     _audit,
     _device,
     _devices,
@@ -27,7 +28,8 @@ from edgec.fleet.service import Fleet
 
 STATIC = "/static/dashboard"
 _PAGES = (
-    _login, _overview, _devices, _device, _registry, _rollouts, _rollout, _incidents, _audit, _access,
+    _login, _overview, _devices, _device, _registry, _rollouts, _rollout, _incidents, _alerts, _audit,
+    _access,
 )  # fmt: skip
 
 
@@ -40,7 +42,7 @@ class _Static(StaticFiles):
         return response
 
 
-def mount(app: FastAPI, fleet: Fleet, *, commands: CommandSender | None = None) -> None:
+def mount(app: FastAPI, fleet: Fleet, *, commands: CommandSender | None = None, poll_s: float = 5.0) -> None:
     """Serve the dashboard at ``/``: pages in HTML, none of which are part of the API.
 
     Who comes without a session is asked for a token of the API, and may then do what the token's role may.
@@ -50,13 +52,16 @@ def mount(app: FastAPI, fleet: Fleet, *, commands: CommandSender | None = None) 
         app: Of the API; its own paths stay as they are.
         fleet: What is shown and changed.
         commands: Sends commands to devices; that of the API if None.
+        poll_s: How often an open page asks for what is new.
 
     Raises:
         OutputError: The key that signs cookies cannot be kept in the fleet's directory.
     """
     if commands is None:
         commands = getattr(app.state, "commands", None)
-    dash = Dashboard(fleet=fleet, commands=commands, sessions=Sessions(fleet), templates=environment())
+    dash = Dashboard(
+        fleet=fleet, commands=commands, sessions=Sessions(fleet), templates=environment(), poll_s=poll_s
+    )
     app.mount(STATIC, _Static(directory=FOLDER / "static"), name="dashboard")
     # The API bounds what comes, by path.
     uploads: set[str] = getattr(app.state, "upload_paths", set())

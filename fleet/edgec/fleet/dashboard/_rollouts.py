@@ -119,11 +119,10 @@ def plan_of(dash: Dashboard, values: Mapping[str, str]) -> Plan:
     problems: list[str] = []
 
     def number(name: str, title: str, factor: float = 1.0) -> float:
-        try:
-            return float(values[name]) * factor
-        except ValueError:
+        if not re.fullmatch(r"\d{1,7}(\.\d{1,4})?", values[name]):
             problems.append(f"{title}: expected a number, got {values[name]!r}")
             return 1.0
+        return float(values[name]) * factor
 
     soak = number("soak", "Soak", 60)
     least, attempts = (

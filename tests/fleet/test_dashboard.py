@@ -1,0 +1,277 @@
+"""The dashboard: what comes without a session, from elsewhere, or with too small a role is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the dashboard needs the extra 'fleet'")
+pytest.importorskip("itsdangerous", reason="the dashboard needs the extra 'fleet'")
+
+import httpx2
+from tests.fleet.dashboard_scene import MODEL, Clock, Scene, artifact
+from tests.fleet.served import serving, token
+
+from edgec.fleet.api import create_app
+from edgec.fleet.dashboard import mount
+from edgec.fleet.service import Fleet
+
+pytestmark = pytest.mark.slow
+PAGES = (
+    "/", "/devices", "/devices/cam-001", "/releases", f"/releases/{MODEL}/1.0.0", "/rollouts",
+    "/rollouts/new", "/rollouts/first", "/incidents", "/alerts", "/audit", "/access", "/series",
+    f"/devices/cam-001/series/{MODEL}",
+)  # fmt: skip
+
+
+@dataclass
+class Place:
+    """A fleet with a dashboard on a port."""
+
+    scene: Scene
+    url: str
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.scene.fleet
+
+    @contextmanager
+    def client(self, role: str = "admin") -> Iterator[httpx2.Client]:
+        """Give a client that is signed in."""
+        with httpx2.Client(base_url=self.url, timeout=60) as made:
+            answer = made.post("/login", data={"token": token(self.fleet, role)})
+            assert (answer.status_code, answer.headers["location"]) == (303, "/")
+            yield made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("dashboard")
+    clock = Clock()
+    with Fleet(folder / "fleet", clock=clock) as fleet:
+        scene = Scene(fleet, clock, folder)
+        scene.join(3)
+        scene.release("1.0.0")
+        assert scene.go_on(scene.roll_out("first", "1.0.0", soak_s=900)) == "finished"
+        scene.work(900)
+        app = create_app(fleet)
+        mount(app, fleet)
+        with serving(app) as url:
+            yield Place(scene, url)
+
+
+def csrf(page: str) -> str:
+    """Return what forms of a page send along."""
+    found = re.search(r'name="csrf" value="(\w+)"', page)
+    assert found
+    return found[1]
+
+
+def test_every_page_is_there_for_who_is_signed_in_and_for_nobody_else(place: Place) -> None:
+    with httpx2.Client(base_url=place.url, timeout=60) as nobody, place.client() as admin:
+        for page in PAGES:
+            assert admin.get(page).status_code == 200, page
+            refused = nobody.get(page)
+            assert (refused.status_code, refused.headers["location"].partition("?")[0]) == (303, "/login"), (
+                page
+            )
+            polled = nobody.get(page, headers={"HX-Request": "true"})
+            assert (polled.status_code, polled.headers["hx-redirect"]) == (401, "/login")
+        where = nobody.get("/devices?query=site%3Dlab").headers["location"]
+        assert where == "/login?next=/devices%3Fquery%3Dsite%253Dlab"
+        unknown = admin.get("/rollouts/nothing")
+        assert unknown.status_code == 404
+        assert "There is no rollout" in unknown.text
+
+
+def test_pages_load_nothing_from_elsewhere_and_no_script_of_their_own(place: Place) -> None:
+    with place.client() as admin:
+        for page in PAGES:
+            answer = admin.get(page)
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "no-store"
+            if not answer.headers["content-type"].startswith("text/html"):
+                continue
+            assert not re.search(r"<script(?![^>]*\bsrc=)|\sstyle=|\son\w+=|javascript:", answer.text), page
+            for link in re.findall(r'(?:src|href|action)="([^"]*)"', answer.text):
+                assert link.startswith(("/", "#")), (page, link)
+        for file in re.findall(r'(?:src|href)="(/static/[^"]+)"', admin.get("/").text):
+            assert admin.get(file).status_code == 200, file
+
+
+def test_a_session_is_a_signed_cookie_that_ends_with_its_token(place: Place) -> None:
+    fleet = place.fleet
+    made, secret = fleet.tokens.create("carl", "operator", now=fleet.clock(), actor="test")
+    with httpx2.Client(base_url=place.url, timeout=60) as client:
+        answer = client.post("/login", data={"token": f" {secret} ", "next": "/rollouts"})
+        assert answer.headers["location"] == "/rollouts"
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=lax" in cookie
+        assert secret not in cookie
+        assert client.get("/").status_code == 200
+        value = client.cookies["edgec_session"]
+        for wrong in (value[:-2] + "xx", "x" + value, "", "a.b.c"):
+            forged = {"Cookie": f"edgec_session={wrong}"}
+            assert httpx2.get(f"{place.url}/", headers=forged, timeout=60).status_code == 303
+        fleet.tokens.revoke(made.id, now=fleet.clock(), actor="test")
+        assert client.get("/").status_code == 303
+
+
+@pytest.mark.parametrize(
+    "there", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:x", "/login"]
+)
+def test_nobody_is_sent_elsewhere_after_signing_in(place: Place, there: str) -> None:
+    secret = token(place.fleet, "viewer")
+    answer = httpx2.post(f"{place.url}/login", data={"token": secret, "next": there}, timeout=60)
+    assert answer.headers["location"] == "/"
+
+
+def test_a_wrong_token_opens_nothing(place: Place) -> None:
+    for wrong in ("", "edgec_" + "x" * 43, "\udcff".encode("utf-8", "surrogatepass").decode("latin-1")):
+        answer = httpx2.post(f"{place.url}/login", data={"token": wrong}, timeout=60)
+        assert (answer.status_code, "opens nothing" in answer.text) == (401, True)
+        assert "set-cookie" not in answer.headers
+
+
+def test_forms_from_elsewhere_do_nothing(place: Place) -> None:
+    with place.client() as admin, place.client() as other:
+        good, foreign = csrf(admin.get("/").text), csrf(other.get("/").text)
+        before = place.fleet.store.devices.get("cam-001").labels
+        form = {"labels": "site=mars"}
+        sent: list[tuple[dict[str, Any], int]] = [
+            ({"data": form}, 403),
+            ({"data": {**form, "csrf": foreign}}, 403),
+            ({"data": {**form, "csrf": good}, "headers": {"Origin": "https://evil.example"}}, 403),
+            ({"data": {**form, "csrf": good}, "headers": {"Sec-Fetch-Site": "cross-site"}}, 403),
+            ({"data": {**form, "csrf": good, "more": "x" * 70_000}}, 413),
+        ]
+        for request, status in sent:
+            assert admin.post("/devices/cam-001/labels", **request).status_code == status
+            assert place.fleet.store.devices.get("cam-001").labels == before
+        fine = {
+            "data": {**form, "csrf": good},
+            "headers": {"Origin": place.url, "Sec-Fetch-Site": "same-origin"},
+        }
+        assert admin.post("/devices/cam-001/labels", **fine).status_code == 303  # type: ignore[arg-type]
+        assert place.fleet.store.devices.get("cam-001").labels == {"site": "mars"}
+
+
+# What needs which role; a smaller one is neither shown it nor may send it.
+FORMS = {
+    "/devices/cam-002/labels": "operator",
+    "/devices/cam-002/settle": "operator",
+    "/devices/cam-002/command": "operator",
+    "/devices/cam-002/revoke": "admin",
+    "/groups": "operator",
+    "/releases": "releaser",
+    "/rollouts/new": "releaser",
+    "/rollouts/first/start": "releaser",
+    "/rollouts/first/pause": "operator",
+    "/rollouts/first/undo": "operator",
+    "/incidents/1/close": "operator",
+    "/access/tokens": "admin",
+    "/access/tokens/x/revoke": "admin",
+    "/access/claims": "admin",
+    "/access/claims/x/withdraw": "admin",
+}
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "releaser"])
+def test_a_role_is_shown_and_may_do_what_it_says(place: Place, role: str) -> None:
+    order = ("viewer", "operator", "releaser", "admin")
+    artifact_page = f"/artifacts/{place.fleet.registry.release(MODEL, '1.0.0')[0].sha256}"
+    forms = {**FORMS, f"{artifact_page}/quarantine": "releaser"}
+    with place.client(role) as client:
+        pages = [
+            client.get(p).text for p in ("/devices/cam-002", "/releases", "/rollouts/first", artifact_page)
+        ]
+        shown = set(re.findall(r'action="([^"]+)"', " ".join(pages))) - {"/logout", "/devices"}
+        allowed = {path for path, needs in forms.items() if order.index(role) >= order.index(needs)}
+        assert {path for path in shown if path in forms} <= allowed
+        seal = csrf(pages[0])
+        for path in set(forms) - allowed:
+            assert client.post(path, data={"csrf": seal}).status_code == 403, path
+        assert client.get("/access").status_code == 403
+        assert (client.get("/rollouts/new").status_code == 200) == (role == "releaser")
+
+
+def test_what_a_form_says_wrong_is_told_and_nothing_is_made(place: Place) -> None:
+    with place.client() as admin:
+        seal = csrf(admin.get("/").text)
+        good = {
+            "csrf": seal, "release": f"{MODEL} 1.0.0", "stages": "1, 100", "soak": "1", "least_devices": "5",
+            "quorum": "50", "install": "60", "first_look": "1", "patience": "60", "attempts": "1",
+        }  # fmt: skip
+        before = len(place.fleet.store.rollouts.find())
+        wrong = [
+            ({"release": ""}, "Choose a release"), ({"release": f"{MODEL} 9"}, "there is no release"),
+            ({"stages": "5, 1"}, "stages must grow"), ({"stages": "ten"}, "per cents such as"),
+            ({"soak": "long", "quorum": "x"}, "Soak: expected a number"), ({"query": "a="}, "expected key"),
+            ({"quorum": "0"}, "quorum must be above 0"), ({"soak": "nan"}, "expected a number"),
+            ({"least_devices": "1e999"}, "expected a number"),
+        ]  # fmt: skip
+        for change, words in wrong:
+            answer = admin.post("/rollouts/new", data={**good, **change})
+            assert (answer.status_code, words.lower() in answer.text.lower()) == (400, True), (change, words)
+        assert len(place.fleet.store.rollouts.find()) == before
+        for path, data in (
+            ("/access/tokens", {"name": "", "role": "viewer"}),
+            ("/access/tokens", {"name": "x", "role": "king"}),
+            ("/access/claims", {"uses": "many"}),
+            ("/access/claims", {"uses": "1", "days": "x"}),
+        ):
+            assert admin.post(path, data={"csrf": seal, **data}).status_code == 400, (path, data)
+
+
+def test_uploads_are_refused_as_the_registry_refuses_them(place: Place, tmp_path: Path) -> None:
+    with place.client("releaser") as client:
+        seal = csrf(client.get("/releases").text)
+
+        def send(data: bytes, **more: str) -> httpx2.Response:
+            files = {"file": ("m.edgec", data)}
+            return client.post("/releases", data={"csrf": seal, **more}, files=files)
+
+        assert "cannot" in send(b"PK no artifact").text or "not" in send(b"PK no artifact").text
+        failed = artifact(tmp_path, "7.0.0", "cpu-x86_64", passed=False)
+        refused = send(failed)
+        assert refused.status_code == 409
+        assert "parity failed" in refused.text
+        taken = send(failed, override="measured <b>elsewhere</b>")
+        assert taken.headers["location"] == f"/releases/{MODEL}/7.0.0"
+        page = client.get(taken.headers["location"]).text
+        assert "measured &lt;b&gt;elsewhere&lt;/b&gt;" in page
+        assert send(b"").status_code == 409
+
+
+def test_pages_ask_the_database_the_same_however_many_devices_there_are(place: Place) -> None:
+    from sqlalchemy import event
+
+    engine, asked = place.fleet.store.database.engine, [0]
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def count(*_: object) -> None:
+        asked[0] += 1
+
+    def queries(page: str, client: httpx2.Client) -> int:
+        asked[0] = 0
+        assert client.get(page).status_code == 200
+        return asked[0]
+
+    pages = ("/devices", "/rollouts/first", "/rollouts")
+    with place.client() as admin:
+        admin.get("/")
+        few = [queries(page, admin) for page in pages]
+        place.scene.join(40, prefix="more")
+        many = [queries(page, admin) for page in pages]
+    event.remove(engine, "before_cursor_execute", count)
+    assert all(b <= a + 4 for a, b in zip(few, many, strict=True))
