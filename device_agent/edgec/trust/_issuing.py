@@ -64,6 +64,10 @@ def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, Sig
     after a power cut they may be as before, and are made again with the next wish. So that a device never
     sees a version twice, also not after a backup was restored, versions are seconds since 1970 at the least.
 
+    Args:
+        director: Signs.
+        wishes: One per device.
+
     Returns:
         By device; an error where a wish cannot be: an artifact is not in force, of another model or hardware,
         below the rollback floor, or the metadata does not fit into a message.
@@ -72,8 +76,8 @@ def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, Sig
         TrustError: The director's key is not at hand, or a repository is damaged.
         OutputError: Files cannot be written.
     """
-    work = _Issuing(director)
     found: dict[str, SignedWish | TrustError] = {}
+    work = _Issuing(director)
     for wish in wishes:
         found[wish.device] = work.attempt(wish)
     return found
@@ -101,7 +105,8 @@ class _Issuing:
     def _issue(self, wish: Wish) -> SignedWish:
         targets = self._director.checked(wish.models, set(wish.hardware) or None, self._published)
         folder = f"{DIRECTOR}/{checked_name(wish.device, 'the id of the device')}"
-        version = max(self._last(folder), wish.after) + 1
+        # Files are slower than the caller's books, and know no more.
+        version = (wish.after or self._last(folder)) + 1
         version = max(version, int(self._now))
         if max(version, wish.epoch) > MAX_INTEGER:
             raise TrustError(
@@ -164,13 +169,16 @@ class _Issuing:
 
     def _keep(self, folder: str, files: Mapping[str, bytes]) -> None:
         place = self._director.directory / folder
+        *fresh, timestamp = files
         try:
             place.mkdir(parents=True, exist_ok=True)
+            for file in fresh:
+                # Nothing leads there before the timestamp does.
+                (self._director.directory / file).write_bytes(files[file])
         except OSError as e:
-            raise OutputError(f"cannot make the folder {place}: {e.strerror}") from e
-        for file, data in files.items():
-            with atomic_write(self._director.directory / file, durable=False) as out:
-                out.write(data)
+            raise OutputError(f"cannot write to {place}: {e.strerror}") from e
+        with atomic_write(self._director.directory / timestamp, durable=False) as out:
+            out.write(files[timestamp])
         for role in ("targets", "snapshot"):
             ending = f".{role}.json"
             names = [n for n in os.listdir(place) if n.endswith(ending) and n[: -len(ending)].isdigit()]

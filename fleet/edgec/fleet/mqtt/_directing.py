@@ -22,8 +22,8 @@ from edgec.trust import SignedWish, Terms, Wish, issue
 _log = logging.getLogger(__name__)
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
 _PUBLISH_S = 20.0
-# Between turns there is at least this, and twice what the last one took: others work, too.
-_LEAST_PAUSE_S = 0.1
+# Between turns that devices' reports ask for there is twice what the last one took: others work, too.
+_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 2.0
 _RETRY_S = 5.0
 
 
@@ -38,16 +38,17 @@ class Directing:
         self._counters, self._settings = counters, settings
         self._random = random.Random()
         self._changed = threading.Condition()
-        self._poked = self._stopping = False
+        self._poked = self._urgent = self._stopping = False
         self._connections = 0
         self._late_at = 0.0
         self._late_poked = True
 
-    def poke(self, *, late: bool = True) -> None:
-        """Let a turn begin soon; with `late`, rollouts that are over are looked at, too."""
+    def poke(self, *, urgent: bool = True) -> None:
+        """Let a turn begin soon; an urgent one at once, and rollouts that are over are looked at, too."""
         with self._changed:
             self._poked = True
-            self._late_poked |= late
+            self._urgent |= urgent
+            self._late_poked |= urgent
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -64,7 +65,7 @@ class Directing:
             spent = time.monotonic() - began
             self._counters.count("turns")
             self._counters.spend("turn_seconds", spent)
-            self._pause(max(_LEAST_PAUSE_S, 2 * spent))
+            self._pause(min(2 * spent, _MOST_PAUSE_S))
 
     def turn(self) -> None:
         """Let rollouts decide what they can, and tell devices what they have not been told."""
@@ -76,16 +77,18 @@ class Directing:
             self._counters.count("orders", "interrupted")
             _log.error("devices cannot be directed now, and will be: %s", e)
 
-    def _pause(self, least_s: float) -> None:
+    def _pause(self, rest_s: float) -> None:
+        """Wait until the next turn is due: at once where it is urgent, else after a rest."""
         began = time.monotonic()
         with self._changed:
             while not self._stopping:
                 passed = time.monotonic() - began
-                due = least_s if self._poked else max(least_s, self._settings.turn_s)
-                if passed >= due:
+                due = 0.0 if self._urgent else rest_s if self._poked else self._settings.turn_s
+                left = max(due, _LEAST_PAUSE_S) - passed
+                if left <= 0:
                     break
-                self._changed.wait(due - passed)
-            self._poked = False
+                self._changed.wait(left)
+            self._poked = self._urgent = False
 
     def _decide(self) -> None:
         now = self._fleet.clock()

@@ -71,7 +71,7 @@ class MqttSide:
         self._commands = Commands(fleet, self._link, self._topics, self.counters)
         self._ingest = Ingest(
             self._link, self._topics, fleet.store, self.counters, self.settings,
-            clock=fleet.clock, heard=lambda: self._directing.poke(late=False), reply=self._commands.take,
+            clock=fleet.clock, heard=lambda: self._directing.poke(urgent=False), reply=self._commands.take,
         )  # fmt: skip
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()

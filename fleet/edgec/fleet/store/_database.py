@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Database:
         """
         self.engine = _engine(url)
         self._joint = threading.local()
+        # SQLite's own waiting is polling, and starves who asks for long; other processes must do with it.
+        self._turn: AbstractContextManager[object] = (
+            threading.RLock() if self.engine.dialect.name == "sqlite" else nullcontext()
+        )
         try:
             with self.engine.connect() as connection:
                 config = Config()
@@ -58,7 +62,7 @@ class Database:
         if (joint := self._together) is not None:
             yield joint
             return
-        with self.engine.begin() as connection:
+        with self._turn, self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -82,7 +86,7 @@ class Database:
         if (joint := self._together) is not None:
             yield joint
             return
-        with self.engine.begin() as connection:
+        with self._turn, self.engine.begin() as connection:
             self._joint.connection = connection
             try:
                 yield connection

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from edgec.errors import FleetError
 from edgec.fleet.store._audit import add_entry
@@ -221,17 +221,45 @@ def unknown(device: str) -> FleetError:
     return FleetError(f"there is no device {device!r} in the fleet", "not_found")
 
 
-def tell(connection: Connection, device: str, model: str, digest: str | None) -> int:
-    """Write down that a device is to have an artifact; return the epoch of the order, the greatest yet."""
-    row = locked(connection, device)
-    wanted = {k: v for k, v in row.wanted.items() if k != model} | ({model: digest} if digest else {})
-    epoch = view_from_dict(row.view).next_epoch(row.epoch)
-    connection.execute(
-        update(devices)
-        .where(devices.c.id == device)
-        .values(wanted=wanted, epoch=epoch, revision=row.revision + 1)
-    )
-    return epoch
+def tell(connection: Connection, model: str, digests: Mapping[str, str | None]) -> dict[str, int]:
+    """Write down which artifact of a model devices are to have; return the epochs of the orders.
+
+    An epoch is greater than any that the device was told, or knows of.
+
+    Args:
+        connection: In a transaction.
+        model: Name of the model.
+        digests: Of the artifact by device; None for none.
+
+    Raises:
+        FleetError: There is no such device.
+    """
+    changed = []
+    for piece in pieces(sorted(digests)):
+        query = select(devices.c.id, devices.c.wanted, devices.c.epoch, devices.c.acknowledged)
+        query = query.where(devices.c.id.in_(piece)).order_by(devices.c.id).with_for_update()
+        for row in connection.execute(query):
+            digest = digests[row.id]
+            others = {k: v for k, v in row.wanted.items() if k != model}
+            changed.append(
+                {
+                    "one": row.id,
+                    "new_wanted": others | ({model: digest} if digest else {}),
+                    "new_epoch": max(row.epoch, row.acknowledged) + 1,
+                }
+            )
+    epochs = {row["one"]: row["new_epoch"] for row in changed}
+    missing = sorted(set(digests) - set(epochs))
+    if missing:
+        raise unknown(missing[0])
+    if changed:
+        columns: dict[str, Any] = {
+            "wanted": bindparam("new_wanted"),
+            "epoch": bindparam("new_epoch"),
+            "revision": devices.c.revision + 1,
+        }
+        connection.execute(update(devices).where(devices.c.id == bindparam("one")).values(columns), changed)
+    return epochs
 
 
 def _set_labels(connection: Connection, device: str, own: Mapping[str, str]) -> None:

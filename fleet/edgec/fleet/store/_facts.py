@@ -12,13 +12,14 @@ from edgec.fleet.store._hours import HOUR_S, HourOf
 from edgec.fleet.store._labels import parse_query, where
 from edgec.fleet.store._schema import artifacts, assignments, device_hours, devices, quarantine, rollouts
 from edgec.fleet.store._telemetry import DIGEST_CHARS
-from edgec.fleet.store._views import view_from_dict
+from edgec.fleet.store._views import active_in
 from edgec.fleet.verdicts import DeviceEvidence, Evidence
 from edgec.sketch import reference_bins
 
 # So many devices of either side say all that more would.
 _MOST_DEVICES = 1000
 _BEFORE_S = 86400.0
+_COLUMNS = ("id", "hardware", "revoked_at", "fenced", "seen_at", "view", "wanted")
 
 
 def quarantined(connection: Connection) -> frozenset[str]:
@@ -34,11 +35,12 @@ def gather_devices(connection: Connection, rollout: Rollout) -> tuple[DeviceFact
     plan = rollout.plan
     mine = select(assignments).where(assignments.c.rollout == plan.id)
     told = {row.device: row for row in connection.execute(mine)}
-    rows = [*connection.execute(select(devices).where(where(parse_query(plan.query))))]
+    columns = [devices.c[name] for name in _COLUMNS]
+    rows = [*connection.execute(select(*columns).where(where(parse_query(plan.query))))]
     named = {row.id for row in rows}
     others = sorted(set(told) - named)
     for i in range(0, len(others), 500):
-        rows += connection.execute(select(devices).where(devices.c.id.in_(others[i : i + 500])))
+        rows += connection.execute(select(*columns).where(devices.c.id.in_(others[i : i + 500])))
     taken = _taken(connection, rollout) if rollout.state in OVER else frozenset[str]()
     # In one order everywhere, so that of two transactions one waits and none dies.
     rows.sort(key=lambda row: row.id)
@@ -90,9 +92,7 @@ def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evi
 
 
 def _facts(row: Row[Any], told: Row[Any] | None, model: str, named: bool) -> DeviceFacts:
-    reported = view_from_dict(row.view).reported
-    report = reported.models.get(model) if reported else None
-    active = report.active if report else None
+    active = active_in(row.view, model)
     available = named and row.revoked_at is None and not row.fenced
     if told is None:
         return DeviceFacts(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from edgec.errors import FleetError
 from edgec.fleet.rollouts import (
@@ -159,8 +160,8 @@ class RolloutStore:
             made = plan(before, facts, now)
             if made:
                 _write(connection, row, before, made, now)
-                for decision in made:
-                    _carry_out(connection, before, decision, now)
+                for kind, same in groupby(made, type):
+                    _carry_out(connection, before.plan, kind, list(same), now)
         return made
 
     def decisions(self, rollout: str, *, after: int = 0, limit: int = 1000) -> list[LoggedDecision]:
@@ -258,35 +259,45 @@ def _write(
     return after
 
 
-def _carry_out(connection: Connection, rollout: Rollout, decision: Decision, now: float) -> None:
-    wanted = rollout.plan
-    if isinstance(decision, Assign):
-        epoch = tell(connection, decision.device, wanted.model, decision.digest)
+def _carry_out(
+    connection: Connection, wanted: Plan, kind: type[Decision], made: Sequence[Any], now: float
+) -> None:
+    """Do what decisions of one kind say."""
+    if kind is Assign:
+        epochs = tell(connection, wanted.model, {d.device: d.digest for d in made})
         fresh = {
-            "rollout": wanted.id, "device": decision.device, "digest": decision.digest,
-            "previous": decision.previous, "epoch": epoch, "assigned_at": now, "attempts": decision.attempt,
-            "undone": False, "phase": "assigned", "phase_at": now, "reason": "", "noticed": False,
-            "confirmed": False,
+            "rollout": wanted.id, "assigned_at": now, "undone": False, "phase": "assigned", "phase_at": now,
+            "reason": "", "noticed": False, "confirmed": False,
         }  # fmt: skip
-        upsert(connection, assignments, [fresh])
-    elif isinstance(decision, Undo):
-        epoch = tell(connection, decision.device, wanted.model, decision.digest)
-        key = (assignments.c.rollout == wanted.id) & (assignments.c.device == decision.device)
-        values = {"undone": True, "epoch": epoch, "noticed": False, "confirmed": False}
-        connection.execute(update(assignments).where(key).values(**values))
-    elif isinstance(decision, Quarantine):
-        _quarantine(connection, decision.digest, decision.reason, wanted.id, now)
-    elif isinstance(decision, OpenIncident):
-        connection.execute(
-            incidents.insert(),
+        rows = [
             {
-                "rollout": wanted.id,
-                "reason": decision.reason[:256],
-                "detail": decision.detail,
-                "evidence": decision.evidence,
-                "opened_at": now,
-            },
-        )
+                **fresh, "device": d.device, "digest": d.digest, "previous": d.previous,
+                "epoch": epochs[d.device], "attempts": d.attempt,
+            }
+            for d in made
+        ]  # fmt: skip
+        upsert(connection, assignments, rows)
+    elif kind is Undo:
+        epochs = tell(connection, wanted.model, {d.device: d.digest for d in made})
+        key = (assignments.c.rollout == wanted.id) & (assignments.c.device == bindparam("one"))
+        values = {"undone": True, "epoch": bindparam("new_epoch"), "noticed": False, "confirmed": False}
+        rows = [{"one": device, "new_epoch": epoch} for device, epoch in sorted(epochs.items())]
+        connection.execute(update(assignments).where(key).values(values), rows)
+    elif kind is Quarantine:
+        for decision in made:
+            _quarantine(connection, decision.digest, decision.reason, wanted.id, now)
+    elif kind is OpenIncident:
+        connection.execute(incidents.insert(), [_incident(wanted, decision, now) for decision in made])
+
+
+def _incident(wanted: Plan, decision: OpenIncident, now: float) -> dict[str, Any]:
+    return {
+        "rollout": wanted.id,
+        "reason": decision.reason[:256],
+        "detail": decision.detail,
+        "evidence": decision.evidence,
+        "opened_at": now,
+    }
 
 
 def _quarantine(connection: Connection, digest: str, reason: str, rollout: str | None, now: float) -> None:

@@ -13,7 +13,7 @@ from edgec.fleet.store._database import Database, clean, upsert
 from edgec.fleet.store._hearing import pieces
 from edgec.fleet.store._hours import HOUR_S, HourOf, hour
 from edgec.fleet.store._schema import device_hours, devices, fleet_hours, ledgers, records
-from edgec.fleet.store._views import view_from_dict
+from edgec.fleet.store._views import active_in
 from edgec.protocol import DeviceEvent, ModelWindow, Telemetry, TelemetryAck
 from edgec.protocol._ledgers import Received
 
@@ -232,7 +232,7 @@ def _take_event(batch: _Batch, device: str, event: DeviceEvent, view: dict[str, 
     )  # fmt: skip
     if event.model is None or event.kind not in (*CRASHES, SHADOW):
         return
-    digest = event.data.get("digest") or _active(view, event.model)
+    digest = event.data.get("digest") or active_in(view, event.model)
     if not digest:
         return
     part = HourOf()
@@ -263,12 +263,6 @@ def _row(
         "device": device, "boot_id": boot_id, "seq": seq, "kind": kind, "at": at, "received_at": now,
         "payload": payload, "severity": severity, "word": word,
     }  # fmt: skip
-
-
-def _active(view: dict[str, Any], model: str) -> str:
-    reported = view_from_dict(view).reported
-    report = reported.models.get(model) if reported else None
-    return (report.active if report else None) or ""
 
 
 def _number(text: str) -> int:

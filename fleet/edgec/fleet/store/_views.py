@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,18 @@ def view_from_dict(document: Mapping[str, Any]) -> DeviceView:
         ),
         alive_after=frozenset(document["alive_after"]),
     )
+
+
+def active_in(document: Mapping[str, Any], model: str) -> str | None:
+    """Return the artifact that serves a model, by the newest report in what `view_to_dict` gave.
+
+    Reads nothing else of it: a planner asks for a whole fleet.
+    """
+    reported = document.get("reported") if document else None
+    if not reported:
+        return None
+    active: str | None = json.loads(reported)["models"].get(model, {}).get("active")
+    return active
 
 
 def progress(report: ModelReport | None, digest: str) -> tuple[Phase, str]:
