@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from functools import partial
 from math import ceil
 from statistics import median
 from typing import Any, TypeVar
 
 from edgec.errors import RequestError
-from edgec.runtime._interrupt import Interrupt
+from edgec.serving._calls import Running
 from edgec.serving._margin import Margin
 from edgec.serving._metrics import ModelMetrics
 
@@ -133,53 +132,51 @@ class Lane:
             await self._wait(gone, self._patience(timeout_s, deadline))
         else:
             self._metrics.in_flight += 1
-        took: list[float] = []
-        interrupt = Interrupt() if self.service_s >= _WATCHED_S else None
-        running = asyncio.get_running_loop().run_in_executor(self._executor, _timed, call, took, interrupt)
+        running = Running(call, self._leave, stoppable=self.service_s >= _WATCHED_S)
+        self._executor.submit(running.work)
         try:
-            if interrupt is not None:
-                await self._watch(running, gone, deadline, interrupt)
-            # Shielded: a thread cannot be stopped, and its place is taken until it is done.
-            return await asyncio.shield(running)
+            if not running.stoppable:
+                return await running.answer
+            return await self._watched(running, gone, deadline)
         finally:
-            heard = running.done() and not _ends_at_once(gone())
+            heard = running.has_ended and not _ends_at_once(gone())
             if deadline is not None:
                 self._learn(heard, deadline)
-            if running.done():
-                self._leave(took, heard, running)
-            else:
-                running.add_done_callback(partial(self._leave, took, False))
+            if running.has_ended:
+                self._leave(running.took_s, heard)
 
     async def drained(self) -> None:
         """Return when nothing runs and nothing waits."""
         while self._metrics.in_flight or self._waiting:
             await asyncio.sleep(0.005)
 
-    async def _watch(
-        self, running: asyncio.Future[T], gone: Gone, deadline: float | None, interrupt: Interrupt
-    ) -> None:
-        """Return when a call has ended; when nobody waits for it, it is stopped, where the engine can.
+    async def _watched(self, running: Running[T], gone: Gone, deadline: float | None) -> T:
+        """Return what a call gives; when nobody waits for it, it is stopped, where the engine can.
 
         Raises:
             ClientGoneError: The client went away.
             BusyError: The deadline has passed.
         """
+
+        def left(_: asyncio.Future[Any]) -> None:
+            running.give_up(ClientGoneError())
+
+        loop, timer = asyncio.get_running_loop(), None
         leaving = asyncio.ensure_future(gone())
-        both: set[asyncio.Future[Any]] = {running, leaving}
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        leaving.add_done_callback(left)
+        if deadline is not None:
+            late = _overloaded("the inference took longer than its deadline allows")
+            timer = loop.call_later(max(0.0, deadline - time.monotonic()), running.give_up, late)
         try:
-            await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                return
-            interrupt.ask()
-            self._metrics.stopped += 1
-            if leaving.done():
-                raise ClientGoneError
-            raise _overloaded("the inference took longer than its deadline allows")
+            return await running.answer
         finally:
-            if not running.done():
-                interrupt.ask()
+            leaving.remove_done_callback(left)
             leaving.cancel()
+            if timer is not None:
+                timer.cancel()
+            if not running.has_ended:
+                self._metrics.stopped += 1
+                running.give_up(ClientGoneError())
 
     def _learn(self, heard: bool, deadline: float) -> None:
         # Clients that went away long before their deadline did so for another reason.
@@ -228,13 +225,11 @@ class Lane:
         else:
             self._waiting.remove(turn)
 
-    def _leave(self, took: list[float], heard: bool, running: asyncio.Future[T]) -> None:
-        if not running.cancelled():
-            running.exception()  # looked at, or asyncio reports it as lost
-        for seconds in took:
-            self._spread_s += _WEIGHT * (abs(seconds - self.service_s) - self._spread_s)
-            self.service_s += _WEIGHT * (seconds - self.service_s)
-            self._metrics.computed(seconds, heard=heard)
+    def _leave(self, took_s: float | None, heard: bool) -> None:
+        if took_s is not None:
+            self._spread_s += _WEIGHT * (abs(took_s - self.service_s) - self._spread_s)
+            self.service_s += _WEIGHT * (took_s - self.service_s)
+            self._metrics.computed(took_s, heard=heard)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -256,19 +251,6 @@ async def hop_seconds(executor: Executor, times: int = 50) -> float:
 
 def _nothing() -> None:
     pass
-
-
-def _timed(call: Callable[[], T], took: list[float], interrupt: Interrupt | None) -> T:
-    """Run a call; append what it took, unless it was given up before it had begun."""
-    start = time.perf_counter()
-    try:
-        if interrupt is None:
-            return call()
-        with interrupt:
-            return call()
-    finally:
-        if interrupt is None or interrupt.was_begun:
-            took.append(time.perf_counter() - start)
 
 
 def _ends_at_once(asked: Coroutine[Any, Any, object]) -> bool:
