@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -160,8 +161,9 @@ def begin(
     parts.orders.start()
 
 
+@cache
 def software() -> str:
-    """Return name and version of this software."""
+    """Return name and version of this software, which is looked up on the disk once."""
     return f"edgec {version('edgec')}"
 
 
