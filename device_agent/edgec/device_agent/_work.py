@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgec.device_agent._actions import Context, PostponedError, WorkFailedError
 from edgec.device_agent._conditions import check_conditions
 from edgec.device_agent._config import UpdateSettings
+from edgec.device_agent._engines import check_engine
 from edgec.device_agent._events import Work
 from edgec.device_agent._findings import FAIL
 from edgec.device_agent._line import Cancel, Limits
 from edgec.device_agent._slot_work import SlotWork
+from edgec.device_agent._ways import Files, fetch_by_any_way
 from edgec.errors import ArtifactError, EdgecError, TransferError, TrustError
 
 if TYPE_CHECKING:
@@ -26,28 +27,14 @@ if TYPE_CHECKING:
     from edgec.trust import AssignedTarget, DeviceTrust
     from edgec.trust import Source as MetadataSource
 
-# Packages that bring an engine; where it is another's, its own loader says what is missing.
-_PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-    "openvino": ("openvino",),
-    "litert": ("ai-edge-litert",),
-    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-}
 # Nothing is wrong with the artifact: the metadata must be signed anew, or the network come back.
 _TRUST_PASSES = frozenset(("expired", "unreachable", "too_slow", "storage", "not_found"))
 # The place has something else than it should: an old stick, a server that lies. The next one may be better.
 _OF_THE_SOURCE = frozenset(("rollback", "epoch", "signature", "repository", "malformed", "too_large"))
 # No source has it, will give it, or has what was signed: asking again in a while is no use.
 _GONE = frozenset(("refused", "not_found", "digest", "length", "range", "redirects"))
-# Another way may do.
-_ELSEWHERE = frozenset(("not_found", "link", "unavailable", "too_slow", "requests", "bytes"))
-# In a row, of a way that has another one after it.
-_LAST_ATTEMPTS = 6
 _LOOK_S = 1.0
 _BLOCK = 2**20
-
-
-Files = Callable[[str], "Sequence[Source]"]
 
 
 class AgentActions(SlotWork):
@@ -113,7 +100,7 @@ class AgentActions(SlotWork):
         """Check that it is still assigned, the engine is here, and now is the time."""
         context.check()
         target = self._assigned(work)
-        _check_engine(target.custom.engine)
+        check_engine(target.custom.engine)
         check_conditions(self._settings, self._clock.wall())
 
     def fetch(self, work: Work, context: Context) -> None:
@@ -141,7 +128,14 @@ class AgentActions(SlotWork):
             )
 
         try:
-            self._fetch_by_any_way(fetch, target.location, context)
+            fetch_by_any_way(
+                fetch,
+                target.location,
+                files=self._files,
+                chunks=self._chunks,
+                limits=self._limits,
+                check=context.check,
+            )
         except TransferError as e:
             context.check()
             raise WorkFailedError(e.reason, str(e), passing=e.reason not in _GONE) from e
@@ -296,33 +290,6 @@ class AgentActions(SlotWork):
         for application in self._applications:
             application.follow(model, artifact)
 
-    def _fetch_by_any_way(
-        self, fetch: Callable[[Files, Limits], None], location: str, context: Context
-    ) -> None:
-        """Fetch from web servers and directories; over the broker where there are none, or they have nothing.
-
-        Raises:
-            TransferError: By which the last way has failed.
-        """
-        chunks = self._chunks
-        if chunks is None or chunks(location) is None:
-            fetch(self._files, self._limits())
-            return
-        limits = self._limits(attempts=_LAST_ATTEMPTS)
-        if self._files(location):
-            try:
-                fetch(self._files, limits)
-            except TransferError as e:
-                context.check()
-                if e.reason not in _ELSEWHERE:
-                    raise
-                limits = limits if e.reason == "not_found" else self._limits()
-            else:
-                return
-        else:
-            limits = self._limits()
-        fetch(lambda place: [*self._files(place), *_one(chunks(place))], limits)
-
     def _limits(self, **more: Any) -> Limits:
         rate = self._settings.max_bytes_per_s
         if rate:
@@ -349,34 +316,6 @@ class _ContextCancel(Cancel):
 
     def is_set(self) -> bool:
         return self._context.cancelled
-
-
-def _check_engine(engine: Mapping[str, str]) -> None:
-    """Refuse an artifact before its download where its engine is not here, or another version of it."""
-    from edgec.runtime.backends._versions import is_in_line
-
-    packages = _PACKAGES.get(engine["name"])
-    if packages is None:
-        return
-    versions = {name: version for name in packages if (version := _version(name)) is not None}
-    if not versions:
-        raise WorkFailedError(
-            "engine", f"it needs {engine['name']}: run  pip install 'edgec[{engine['name']}]'"
-        )
-    if not any(is_in_line(version, engine["version"]) for version in versions.values()):
-        here = ", ".join(f"{name} {version}" for name, version in versions.items())
-        raise WorkFailedError("engine", f"it needs {engine['name']} {engine['version']}, and here is {here}")
-
-
-def _one(source: Source | None) -> list[Source]:
-    return [] if source is None else [source]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _is_whole(path: Path, length: int, sha256: str, context: Context) -> bool:
