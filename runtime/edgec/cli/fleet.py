@@ -16,6 +16,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         "edgec.cli._fleet_operations:audit",
         "List who has changed what; check that nobody changed the log.",
     ),
+    "backup": ("edgec.cli._fleet_backup:command", "Copy a fleet's directory while its server runs."),
     "claim": ("edgec.cli._fleet_operations:claim", "Make a claim, with which devices come into the fleet."),
     "claims": ("edgec.cli._fleet_operations:claims", "List claims; take one back."),
     "command": (

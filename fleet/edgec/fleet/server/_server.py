@@ -114,7 +114,10 @@ class FleetServer:
             self._http.renew(self.authority.server("http", self._names))
         own = self.authority.client(FLEET)
         if self._link.tls is not None and self.options.broker_cert is None:
-            self._link.tls.load_cert_chain(str(own.certificate), str(own.key))
+            try:
+                self._link.tls.load_cert_chain(str(own.certificate), str(own.key))
+            except OSError as e:
+                raise FleetError(f"{own.certificate} cannot be read: {e}", "data") from e
         if self.broker is not None:
             self.authority.server(hosts=self._names)
             if self._certificates() != before:
@@ -174,9 +177,6 @@ class FleetServer:
         watch = Watch(self.fleet, sinks=self._sinks())
         self._stack.callback(watch.close)
         watch.start()
-        upkeep = Upkeep(self.fleet, also=self.renew_certificates)
-        self._stack.callback(upkeep.close)
-        upkeep.start()
         app = create_app(self.fleet, commands=self.side, checks=self._checks())
         app.state.counted = self.side.counters
         app.state.enrolment = Enrolment(
@@ -184,9 +184,12 @@ class FleetServer:
         )
         mount(app, self.fleet)
         certificate = self.authority.server("http", self._names) if self.options.tls else None
-        # The first to stop: no request finds half a server.
         self._http.start(app, certificate)
+        # Stops before what is above: no request finds half a server.
         self._stack.callback(self._http.close)
+        upkeep = Upkeep(self.fleet, also=self.renew_certificates)
+        self._stack.callback(upkeep.close)
+        upkeep.start()
 
     def _sinks(self) -> list[Sink]:
         """Return who is told of alerts."""
