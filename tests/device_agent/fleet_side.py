@@ -166,7 +166,7 @@ class Server:
         topic = self.topics.command(device, command.name)
         self.link.publish(Outgoing(topic=topic, payload=command.to_bytes())).wait(20)
 
-    def wait(self, holds: Callable[[Heard], Any], timeout_s: float = 40.0, device: str = DEVICE) -> Heard:
+    def wait(self, holds: Callable[[Heard], Any], timeout_s: float = 90.0, device: str = DEVICE) -> Heard:
         """Wait until something holds of what was heard."""
         end = time.monotonic() + timeout_s
         with self._changed:
@@ -177,7 +177,7 @@ class Server:
             return self.heard(device)
 
     def ended(
-        self, epoch: int, model: str = "digits", timeout_s: float = 40.0, device: str = DEVICE
+        self, epoch: int, model: str = "digits", timeout_s: float = 90.0, device: str = DEVICE
     ) -> DeviceEvent:
         """Wait for the event that an update has ended; return it."""
         ends = {f"update_{r}" for r in ("committed", "failed", "rolled_back", "refused", "aborted", "removed",

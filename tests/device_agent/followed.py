@@ -115,7 +115,7 @@ def device() -> Iterator[Device]:
         yield Device(Path(root))
 
 
-def eventually(happens: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(happens: Callable[[], Any], seconds: float = 90.0) -> Any:
     """Wait until something is so; return it."""
     end = time.monotonic() + seconds
     while not (found := happens()):

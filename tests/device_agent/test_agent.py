@@ -58,7 +58,7 @@ def running(settings: AgentConfig, **more: Any) -> Iterator[Agent]:
         yield agent
 
 
-def until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(holds: Callable[[], Any], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not come to pass"
@@ -166,7 +166,7 @@ def test_row_24_a_poison_that_live_calls_show_is_rolled_back_and_quarantined(
                     and h.view.reported.models["digits"].state == "probation")  # fmt: skip
         session = agent.session("digits")
         feeds = [{"pixels": image} for image in poison.images("evaluation")]
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not server_has(server, first) and time.monotonic() < end:
             for feed in feeds:
                 session.run(feed)

@@ -132,7 +132,7 @@ def test_row_23_an_application_that_dies_of_a_model_again_and_again_gets_the_old
 
         while not over():  # as a supervisor starts it again
             with here.application(script) as process:
-                eventually(lambda: process.poll() is not None or over(), 60)
+                eventually(lambda: process.poll() is not None or over())
         heard = server.wait(lambda h: any(e.kind == "update_rolled_back" for e in h.events.values()))
         (event,) = [e for e in heard.events.values() if e.kind == "update_rolled_back"]
         assert event.reason == "crash_loop"

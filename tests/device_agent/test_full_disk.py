@@ -64,7 +64,7 @@ def test_row_16_an_agent_on_a_full_disk_serves_talks_and_goes_on_when_there_is_s
     paths = [shop.publish(file) for file in files]
     limits = Limits(backoff_s=1.0, backoff_limit_s=2.0)
     with Server(mosquitto) as server, small_agent(small_disk, shop, mosquitto, limits) as agent:
-        server.ended(server.want(shop, {"digits": paths[0]}), timeout_s=90)
+        server.ended(server.want(shop, {"digits": paths[0]}))
         session = agent.session("digits")
         ballast = fill(small_disk)
         server.want(shop, {"digits": paths[1]})
@@ -76,7 +76,7 @@ def test_row_16_an_agent_on_a_full_disk_serves_talks_and_goes_on_when_there_is_s
         assert not notes_are_kept(agent)
         ballast.unlink()
         again = server.want(shop, {"digits": paths[1]}, retry=["digits"])
-        assert server.ended(again, timeout_s=90).kind == "update_committed"
+        assert server.ended(again).kind == "update_committed"
         assert session.manifest.model_version == "2"
         assert notes_are_kept(agent)
 
