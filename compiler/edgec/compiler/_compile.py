@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgec.artifact import Pipeline, read_pipeline
 from edgec.compiler.accuracy import Baseline, measure_baseline
 from edgec.compiler.cache import BuildCache, build_key
 from edgec.compiler.datachecks import data_warnings
+from edgec.compiler.environments import default_home
 from edgec.compiler.figures import build_info
 from edgec.compiler.ingest import load_source
 from edgec.compiler.model import SourceModel
@@ -96,6 +97,9 @@ def compile_model(
         reuse=cache_dir is not None,
         progress=progress,
     )
+    if options.environments is None:
+        place = default_home() if home is None else Path(home)
+        options = replace(options, environments=place / "environments")
     declared = read_pipeline(pipeline) if isinstance(pipeline, str | Path) else pipeline
     if declared is not None:
         check_pipeline(declared, source.inputs, source.outputs)

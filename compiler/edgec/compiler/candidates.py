@@ -417,7 +417,12 @@ def _make(candidate: Candidate, target: Target, shared: Shared) -> tuple[Made, S
     directory = shared.directory()
     payload = directory / "payload"
     payload.mkdir()
-    prepared = replace(prepared, sparsity=variant.sparsity)
+    prepared = replace(
+        prepared,
+        sparsity=variant.sparsity,
+        environments=shared.options.environments,
+        timeout_s=shared.options.timeout_s,
+    )
     converted = converter.convert(prepared, candidate.engine, target, payload)
     path = pack(
         directory / "candidate.edgec",

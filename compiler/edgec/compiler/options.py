@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -43,6 +44,7 @@ class CompileOptions:
         workers: Processes that make candidates; None for one per core, up to 4; 0 to make them in this
             process, where a crash of a converter is a crash of the build.
         timeout_s: For one candidate; one that takes longer is out.
+        environments: Where environments of converters are; None for those in ``~/.cache/edgec``.
         seed: Of everything that is random.
     """
 
@@ -64,6 +66,7 @@ class CompileOptions:
     measure_s: float = 1.0
     workers: int | None = None
     timeout_s: float = 900.0
+    environments: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

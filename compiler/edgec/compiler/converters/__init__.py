@@ -62,6 +62,8 @@ class Prepared:
         weights_from: Directory of the external data of a model above 2 GB; None otherwise.
         quantities: For converters that quantize by themselves, the ones with a true ``quantizes``.
         sparsity: The pattern of zeros in its weights, where it was given one; None otherwise.
+        environments: Where converters have environments of their own; None where none may be used.
+        timeout_s: For a converter in such an environment.
     """
 
     model: onnx.ModelProto
@@ -69,6 +71,8 @@ class Prepared:
     weights_from: Path | None = None
     quantities: Quantities | None = None
     sparsity: Pattern | None = None
+    environments: Path | None = None
+    timeout_s: float = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,20 +7,25 @@ applications that feed the file themselves; edgec's runtime reads it too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 
 from edgec.artifact import EngineSpec, atomic_write
 from edgec.compiler.converters import Converted, Prepared, Quantities, fallback_spec
 from edgec.compiler.edgetpu import compile_for_edgetpu
+from edgec.compiler.environments import EnvironmentStore
+from edgec.compiler.environments.onnx2tf import convert_with_onnx2tf
 from edgec.compiler.fake_quantization import PRODUCTS
 from edgec.compiler.lint_litert import lint_npu
-from edgec.compiler.tflite import Mode, TfliteModel, TfliteTensor, write_tflite
+from edgec.compiler.tflite import Mode, TfliteModel, TfliteTensor, UnsupportedOperatorsError, write_tflite
 from edgec.compiler.vela import compile_for_ethos_u
-from edgec.errors import ConversionError
+from edgec.errors import ConversionError, MissingEnvironmentError
 from edgec.targets import Engine, Target
 
 FILE = "model.tflite"
@@ -31,6 +36,8 @@ _MODES = {
     "int16x8": Mode.INT16X8,
     "int8-dynamic": Mode.DYNAMIC,
 }
+# Operators with graphs inside, which onnx2tf does not take, either.
+_BODIES = ("If", "Loop", "Scan")
 _NOT_RUN = (
     "the NPU's delegate takes what it can of the file on the device: its numerics are proven on the CPU "
     "here; placement and speed on the NPU are not"
@@ -53,7 +60,12 @@ class LiteRtConverter:
         if prepared.weights_from is not None:
             raise ConversionError("a TFLite file holds at most 2 GB, and the model's weights are larger")
         _require_limits(prepared.model, target)
-        written = _write(prepared, engine, target)
+        notes: tuple[str, ...] = ()
+        try:
+            written = _write(prepared, engine, target)
+        except UnsupportedOperatorsError as e:
+            written = _by_onnx2tf(prepared, engine, directory, e)
+            notes = (f"LiteRT's file was written by onnx2tf, because edgec's writer has no {_lacking(e)}",)
         path = directory / FILE
         with atomic_write(path) as file:
             file.write(written.data)
@@ -70,6 +82,7 @@ class LiteRtConverter:
             fallback=fallback_spec(target, prepared.precision, (FILE,)),
             recipe=_recipe(written),
             not_run=() if engine.device == "CPU" else (_NOT_RUN,),
+            notes=notes,
         )
         if engine.device == "ethos-u":
             return compile_for_ethos_u(plain, target, directory)
@@ -117,6 +130,69 @@ def _write(prepared: Prepared, engine: Engine, target: Target) -> TfliteModel:
         float_fallback=integer and not full,
         keep_layout=engine.device == "CPU",
     )
+
+
+def _by_onnx2tf(
+    prepared: Prepared, engine: Engine, directory: Path, lacking: UnsupportedOperatorsError
+) -> TfliteModel:
+    """Return what onnx2tf makes of a model that the writer refuses; parity is its proof.
+
+    It is for floats on the CPU only: its integers fail on most models.
+
+    Raises:
+        ConversionError: It is not for this candidate, not installed, or refuses the model too.
+    """
+    graph = prepared.model.graph
+    foreign = any(node.domain not in ("", "ai.onnx") or node.op_type in _BODIES for node in graph.node)
+    if prepared.precision != "fp32" or engine.device != "CPU" or prepared.environments is None or foreign:
+        raise lacking
+    with TemporaryDirectory(dir=directory.parent) as scratch:
+        source = Path(scratch, "model.onnx")
+        onnx.save(prepared.model, source)
+        try:
+            made = convert_with_onnx2tf(
+                source,
+                source.parent,
+                EnvironmentStore(prepared.environments),
+                keep=[value.name for value in graph.input],
+                timeout_s=prepared.timeout_s,
+            )
+        except MissingEnvironmentError as e:
+            raise ConversionError(
+                f"{lacking}\n- or have onnx2tf write it, in fp32: edgec doctor --install onnx2tf"
+            ) from e
+        data = made.read_bytes()
+    from ai_edge_litert.interpreter import Interpreter  # here, because it is seldom needed
+
+    interpreter = Interpreter(model_content=data)
+    given, gives = (
+        {d["name"]: d for d in details}
+        for details in (interpreter.get_input_details(), interpreter.get_output_details())
+    )
+    return TfliteModel(
+        data=data,
+        inputs=tuple(_placed(value, given) for value in graph.input),
+        outputs=tuple(_placed(value, gives) for value in graph.output),
+    )
+
+
+def _placed(value: onnx.ValueInfoProto, details: Mapping[str, Mapping[str, Any]]) -> TfliteTensor:
+    """Return how a tensor of onnx2tf's file lies to the source's: channels may have become last."""
+    found = details.get(value.name)
+    shape = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    has = () if found is None else tuple(int(n) for n in found["shape"])
+    last = (0, *range(2, len(shape)), 1) if len(shape) > 2 else ()
+    for order in (tuple(range(len(shape))), last):
+        if found is not None and has == tuple(shape[axis] for axis in order):
+            dtype = np.dtype(found["dtype"]).name
+            return TfliteTensor(
+                name=value.name, dtype=dtype, shape=has, source_shape=shape, permutation=order
+            )
+    raise ConversionError(f"onnx2tf gives {value.name!r} the shape {list(has)}, the source has {list(shape)}")
+
+
+def _lacking(error: UnsupportedOperatorsError) -> str:
+    return ", ".join(dict.fromkeys(u.operator for u in error.found))
 
 
 def _recipe(written: TfliteModel) -> dict[str, Any]:
