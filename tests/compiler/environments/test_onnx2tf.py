@@ -67,6 +67,7 @@ def candidates(folder: Path, home: Path) -> dict[str, CandidateInfo]:
     return {c["name"]: c for c in built.report["artifacts"][0]["candidates"]}
 
 
+@pytest.mark.slow
 def test_a_build_says_what_would_write_what_the_writer_lacks(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="needs the extra litert")
     reason = candidates(tmp_path, tmp_path / "home")["litert fp32"].get("reason") or ""
