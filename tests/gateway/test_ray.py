@@ -46,7 +46,7 @@ def running(artifact: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert process.stdout is not None
         line = process.stdout.readline()
         said.seek(0)
-        assert line, said.read()[-4000:]
+        assert line.startswith("{"), line + said.read()[-4000:]
         try:
             yield process, json.loads(line)["url"]
         finally:

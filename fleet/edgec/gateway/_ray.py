@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection, HTTPException
@@ -100,11 +102,13 @@ class RayGateway:
             import ray
             from ray import serve
 
+            with redirect_stdout(sys.stderr):  # where Ray prints what it has to say
+                _start(ray, self._ray)
             # Ray's own handlers would end this process before its replicas.
-            _start(ray, self._ray)
             before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
             try:
-                self._deploy(serve, with_haproxy)
+                with redirect_stdout(sys.stderr):
+                    self._deploy(serve, with_haproxy)
                 if not stop.is_set() and on_ready is not None:
                     on_ready()
                 stop.wait()
