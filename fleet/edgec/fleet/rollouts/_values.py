@@ -150,7 +150,8 @@ class DeviceFacts:
         id: Its id.
         hardware: Its class of hardware.
         active: Digest of the artifact that serves, as it reports; None for none, or before its first report.
-        wanted: Digest that it is told to have; None for none.
+        wanted: Digest that it is told to have, or that it runs where it follows orders of somebody else; None
+            for none.
         available: Whether it may be given anything: not revoked, not fenced, not in another rollout.
         assigned: Digest that this rollout has assigned to it; None before.
         previous: What it was told to have before that; None for nothing.

@@ -19,7 +19,7 @@ from edgec.sketch import reference_bins
 # So many devices of either side say all that more would.
 _MOST_DEVICES = 1000
 _BEFORE_S = 86400.0
-_COLUMNS = ("id", "hardware", "revoked_at", "fenced", "seen_at", "view", "wanted")
+_COLUMNS = ("id", "hardware", "revoked_at", "fenced", "seen_at", "view", "wanted", "epoch", "acknowledged")
 
 
 def quarantined(connection: Connection) -> frozenset[str]:
@@ -93,14 +93,16 @@ def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evi
 
 def _facts(row: Row[Any], told: Row[Any] | None, model: str, named: bool) -> DeviceFacts:
     active = active_in(row.view, model)
+    # It may follow orders that these books have lost, or of another fleet: what it runs is what counts.
+    wanted = row.wanted.get(model) if row.acknowledged <= row.epoch else active
     available = named and row.revoked_at is None and not row.fenced
     if told is None:
         return DeviceFacts(
-            id=row.id, hardware=row.hardware, active=active, wanted=row.wanted.get(model),
+            id=row.id, hardware=row.hardware, active=active, wanted=wanted,
             available=available, seen_at=row.seen_at,
         )  # fmt: skip
     return DeviceFacts(
-        id=row.id, hardware=row.hardware, active=active, wanted=row.wanted.get(model),
+        id=row.id, hardware=row.hardware, active=active, wanted=wanted,
         available=available, assigned=told.digest, previous=told.previous, assigned_at=told.assigned_at,
         attempts=told.attempts, phase=told.phase, phase_at=told.phase_at, noticed=told.noticed,
         seen_at=row.seen_at, undone=told.undone, confirmed=told.confirmed, reason=told.reason,
