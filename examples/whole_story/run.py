@@ -40,7 +40,7 @@ DIGITS = Path(__file__).parents[1] / "digits"
 MODEL, TARGET, KIOSK = "digits", "cpu-x86_64", "kiosk"
 _KEY = "a-key-that-only-the-kiosk-has"
 _UNSURE = 0.75
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0
 # Half of the devices, then all; seconds are what hours are in the field.
 _STAGES = ((50.0, 4.0), (100.0, 3.0))
 _SETTINGS = SimulationSettings(

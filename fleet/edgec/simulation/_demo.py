@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.device_agent import UpdateSettings
+from edgec.device_agent import AgentConfig, UpdateSettings
 from edgec.errors import MissingExtraError
 from edgec.simulation._places import state_directory
 from edgec.simulation._settings import SimulationError, SimulationSettings
@@ -125,9 +125,10 @@ def _play(
     # A directory that was used before has releases and devices: these come beside them.
     known = sum(1 for _ in client.releases(MODEL))
     run = known // 2 + 1
-    configs = _enrol(options, access, client, states, run)
+    settings = _settings(options)
+    configs = _enrol(options, settings, access, client, states, run)
     failed: list[str] = []
-    simulation = Simulation(configs, SETTINGS, failed=lambda name, error: failed.append(f"{name}: {error}"))
+    simulation = Simulation(configs, settings, failed=lambda name, error: failed.append(f"{name}: {error}"))
     with simulation:
         story = Story(client, say)
         if not simulation.wait_online(_ONLINE_S) or failed:
@@ -156,7 +157,14 @@ def _play(
         return {"rollouts": told, "devices": len(configs)}
 
 
-def _enrol(options: DemoOptions, access: Access, client: FleetClient, states: Path, run: int) -> list[Any]:
+def _enrol(
+    options: DemoOptions,
+    settings: SimulationSettings,
+    access: Access,
+    client: FleetClient,
+    states: Path,
+    run: int,
+) -> list[AgentConfig]:
     """Bring the devices into the fleet, some at each site."""
     from edgec.simulation._enrolling import enrol_devices
 
@@ -174,9 +182,16 @@ def _enrol(options: DemoOptions, access: Access, client: FleetClient, states: Pa
             states,
             authority=Path(access.authority),
             hardware=HARDWARE,
-            settings=SETTINGS,
+            settings=settings,
         )
     return configs
+
+
+def _settings(options: DemoOptions) -> SimulationSettings:
+    if options.poison != "disagreement":
+        return SETTINGS
+    # Answers that only look as ever are seen by who compares them with those of the model before.
+    return replace(SETTINGS, updates=replace(SETTINGS.updates, shadow_s=1.0))
 
 
 @contextmanager

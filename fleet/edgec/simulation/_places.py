@@ -1,8 +1,9 @@
-"""Where simulated devices keep their state: in memory, where there is room, for nothing of it is to last."""
+"""What simulated devices take of a machine: memory for their state, none of which is to last, and files."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def state_directory(devices: int, given: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def allow_files() -> None:
+    """Let this process have as many files open as the system lets it: a device has about a dozen."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _has_room(devices: int) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgec.errors import EdgecError
+from edgec.simulation._places import allow_files
 from edgec.simulation._settings import SimulationError
 
 _END_S = 60.0
@@ -92,6 +93,7 @@ def main(data_dir: Path, broker: str) -> None:
     """Serve until the input ends."""
     from edgec.fleet.server import FleetOptions, FleetServer
 
+    allow_files()
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     logging.basicConfig(level=logging.WARNING, filename=data_dir / "server.log")
     options = FleetOptions(data_dir=data_dir, port=0, broker_port=0, token_port=0, broker=broker)

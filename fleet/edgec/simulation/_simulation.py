@@ -16,6 +16,7 @@ from edgec.errors import EdgecError
 from edgec.simulation._asking import RealCalls
 from edgec.simulation._calls import DeclaredArtifacts
 from edgec.simulation._device import DeviceNews, SimulatedDevice
+from edgec.simulation._places import allow_files
 from edgec.simulation._settings import SimulationSettings
 from edgec.simulation._trial import SharedTrial
 
@@ -102,6 +103,7 @@ class Simulation:
 
     def start(self) -> None:
         """Begin to switch devices on; return at once."""
+        allow_files()
         self._thread = threading.Thread(target=self._run, name="edgec-simulation", daemon=True)
         self._thread.start()
         if self._real is not None:
