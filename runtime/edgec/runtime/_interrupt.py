@@ -6,7 +6,13 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-_here = threading.local()
+
+class _Here(threading.local):
+    # Of the class, so that a thread without one finds it at once: every call asks.
+    interrupt: Interrupt | None = None
+
+
+_here = _Here()
 
 
 class Interrupt:
@@ -56,4 +62,4 @@ class Interrupt:
 
 def interrupt_here() -> Interrupt | None:
     """Return what may stop calls of the present thread; None where nothing does."""
-    return getattr(_here, "interrupt", None)
+    return _here.interrupt
