@@ -24,8 +24,8 @@ SITES = ("berlin", "lyon", "porto", "turku", "vienna")
 # What the two extras bring, by a package of each.
 _NEEDED = (("fastapi", "fleet"), ("uvicorn", "fleet"), ("sqlalchemy", "fleet"), ("tuf", "fleet"),
            ("onnxruntime", "onnxruntime"))  # fmt: skip
-_ONLINE_S = 60.0
-_ROLLOUT_S = 180.0
+_ONLINE_S = 120.0
+_ROLLOUT_S = 300.0
 # A fifth of the devices, then all; seconds are what hours are in the field.
 _STAGES = ((20.0, 2.0), (100.0, 2.0))
 SETTINGS = SimulationSettings(
