@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
 _BEGIN, _END = "<!-- faults: from the tests -->", "<!-- end of faults -->"
 _NAME = re.compile(r"def test_row_(?P<rows>\d\d(?:_(?:\d\d_)*and_\d\d)?)_(?P<what>\w+)\(")
-_PLACES = ("delta", "device_agent", "protocol", "trust")
-# What devices answer for; the others are the gateway's, or about the agent's own software.
+_PLACES = ("delta", "device_agent", "gateway", "protocol", "serving", "trust")
+# Those that are left out are about the agent's own software.
 FAULTS = {
     1: "power is lost at any step",
     2: "killed during a rollback or while cleaning up",
@@ -45,6 +45,8 @@ FAULTS = {
     29: "a report that cannot be sent",
     30: "bad data in logs",
     31: "404, 410, 5xx",
+    32: "the gateway: requests that are malformed",
+    33: "the gateway: a server behind it that is slow, dead or has another version; a client that is gone",
 }
 
 

@@ -207,7 +207,7 @@ MALFORMED: list[tuple[bytes, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize("which", ["gateway", "behind"])
-def test_malformed_requests_are_refused_with_4xx_and_it_lives(
+def test_row_32_malformed_requests_are_refused_with_4xx_and_it_lives(
     which: str, request: pytest.FixtureRequest
 ) -> None:
     server: Server = request.getfixturevalue(which)
@@ -223,7 +223,9 @@ def test_malformed_requests_are_refused_with_4xx_and_it_lives(
     assert ask(server, body=bytes(limit + 1)).status == 413
 
 
-def test_a_model_of_another_digest_is_not_asked(gateway: Server, behind: Server, artifact: Path) -> None:
+def test_row_33_a_model_of_another_digest_is_not_asked(
+    gateway: Server, behind: Server, artifact: Path
+) -> None:
     with Artifact.open(artifact) as opened:
         digest = opened.content_digest
     for server in (gateway, behind):
@@ -231,7 +233,7 @@ def test_a_model_of_another_digest_is_not_asked(gateway: Server, behind: Server,
         assert ask(server, Edgec_Model_Digest=f"sha256:{'0' * 64}").status == 409
 
 
-def test_deadlines_hold_and_who_goes_away_is_forgotten(artifact: Path) -> None:
+def test_row_33_deadlines_hold_and_who_goes_away_is_forgotten(artifact: Path) -> None:
     sessions: list[SlowSession] = []
 
     def loader(path: Path) -> SlowSession:
@@ -302,7 +304,7 @@ def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
         (b"HTTP/1.1 200 OK\r\nContent-Leng", 503),
     ],
 )
-def test_whatever_the_upstream_does_is_4xx_or_503(sent: bytes, status: int) -> None:
+def test_row_33_whatever_the_upstream_does_is_4xx_or_503(sent: bytes, status: int) -> None:
     with (
         answering(lambda c: c.sendall(sent)) as url,
         Gateway([], GatewayOptions(server=ANY, upstream=url)) as gateway,
@@ -312,7 +314,7 @@ def test_whatever_the_upstream_does_is_4xx_or_503(sent: bytes, status: int) -> N
         assert reply.json["error"]
 
 
-def test_an_upstream_that_is_down_is_left_alone_and_it_says_so() -> None:
+def test_row_33_an_upstream_that_is_down_is_left_alone_and_it_says_so() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -345,7 +347,7 @@ def test_the_command_answers_what_is_in_flight_before_it_ends(artifact: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["gateway", "behind"])
-def test_it_never_fails_on_what_its_description_allows(
+def test_row_32_it_never_fails_on_what_its_description_allows(
     which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     pytest.importorskip("schemathesis", reason="needs schemathesis: pip install --group test")

@@ -85,7 +85,9 @@ def test_a_deadline_that_cannot_be_kept_is_refused_before_any_work(server: Serve
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
 
 
-def test_behind_a_queue_only_what_can_be_in_time_waits_and_who_hangs_up_costs_nothing(artifact: Path) -> None:
+def test_row_33_behind_a_queue_only_what_can_be_in_time_waits_and_who_hangs_up_costs_nothing(
+    artifact: Path,
+) -> None:
     sessions: list[SlowSession] = []
 
     def loader(path: Path) -> SlowSession:
@@ -162,7 +164,7 @@ class WaitingSession(SlowSession):
 
 
 @pytest.mark.parametrize("why", ["gone", "late"])
-def test_an_inference_is_stopped_when_nobody_waits_for_it(artifact: Path, why: str) -> None:
+def test_row_33_an_inference_is_stopped_when_nobody_waits_for_it(artifact: Path, why: str) -> None:
     sessions: list[WaitingSession] = []
 
     def loader(path: Path) -> WaitingSession:
@@ -186,7 +188,7 @@ def test_an_inference_is_stopped_when_nobody_waits_for_it(artifact: Path, why: s
         assert sessions[0].stopped == 1
 
 
-def test_a_margin_grows_where_answers_are_not_heard_and_goes_by_itself() -> None:
+def test_row_33_a_margin_grows_where_answers_are_not_heard_and_goes_by_itself() -> None:
     now = [0.0]
     margin = Margin(lambda: now[0])
     margin.learn(True, 0.01)
