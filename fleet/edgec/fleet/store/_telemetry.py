@@ -48,7 +48,11 @@ class _Batch:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, model: str, digest: str, device: str, at: int, part: HourOf) -> None:
-        self.hours.setdefault((model, digest[:DIGEST_CHARS], device, at), HourOf()).merge(part)
+        key = (model, digest[:DIGEST_CHARS], device, at)
+        if key in self.hours:
+            self.hours[key].merge(part)
+        else:
+            self.hours[key] = part
 
 
 class TelemetryStore:
@@ -295,6 +299,8 @@ def _merge_rows(
         query = select(table).where(tuple_(*columns).in_(keys[i : i + 200])).order_by(*columns)
         for row in connection.execute(query.with_for_update()).mappings():
             key = (row[names[0]], row[names[1]], row[names[2]], row[names[3]])
+            if all(row[name] == value for name, value in empty.items()):
+                continue
             whole = HourOf.of_row(dict(row))
             whole.merge(added[key])
             added[key] = whole
