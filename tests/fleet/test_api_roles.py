@@ -67,7 +67,13 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Test
 
 def ask(client: TestClient, method: str, path: str) -> Any:
     """Send what is in form, of things that there are not."""
-    for name, value in (("digest", "0" * 64), ("incident", "1"), ("token", "0"), ("version", "1")):
+    for name, value in (
+        ("digest", "0" * 64),
+        ("incident", "1"),
+        ("token", "0"),
+        ("claim", "0"),
+        ("version", "1"),
+    ):
         path = path.replace(f"{{{name}}}", value)
     path = path.replace("{", "no-").replace("}", "")
     return client.request(method, path, json=None if method in ("GET", "DELETE") else {})

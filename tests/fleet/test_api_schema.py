@@ -87,6 +87,19 @@ def test_every_operation_says_what_it_does_and_how_it_fails(document: dict[str, 
             assert parameter["schema"], where
 
 
+def test_every_field_that_is_sent_has_an_example_or_may_be_left_out(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for path, method, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {})
+        for media in content.values():
+            name = media["schema"].get("$ref", "").rpartition("/")[2]
+            for field, shape in schemas[name]["properties"].items() if name else ():
+                assert {"examples", "default", "$ref"} & set(shape), f"{method} {path}: {name}.{field}"
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] == "path":
+                assert parameter["schema"].get("examples"), f"{method} {path}: {parameter['name']}"
+
+
 def test_every_mutation_takes_an_idempotency_key(document: dict[str, Any]) -> None:
     for path, method, operation in operations(document):
         if method == "get" or path == "/api/v1/enrol":

@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse
 
 from edgec.fleet.api._access import Admin, FleetOf, Operator
 from edgec.fleet.api._once import OnceOf
+from edgec.fleet.api._params import TokenId
 from edgec.fleet.api._problems import ApiError
 from edgec.fleet.enrolment import Asked, Enrolment
 from edgec.fleet.store import Claim
@@ -25,20 +26,29 @@ class EnrolWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    claim: str = Field(max_length=128, description="That the device was given.")
-    hardware: list[Id] = Field(
-        min_length=1, max_length=16, description="Classes of hardware that it is, the best first."
+    claim: str = Field(
+        max_length=128, description="That the device was given.", examples=["edgec-claim_9xQ2"]
     )
-    device: Id | None = Field(default=None, description="The id that it wants; any if null.")
+    hardware: list[Id] = Field(
+        min_length=1,
+        max_length=16,
+        description="Classes of hardware that it is, the best first.",
+        examples=[["rpi5", "cpu-aarch64"]],
+    )
+    device: Id | None = Field(
+        default=None, description="The id that it wants; any if null.", examples=["cam-1"]
+    )
     request: str | None = Field(
         default=None,
         max_length=16_384,
         description="For a certificate (CSR, PEM), with a key on P-256 or P-384.",
+        examples=["-----BEGIN CERTIFICATE REQUEST-----"],
     )
     token: str | None = Field(
         default=None,
         pattern="^[A-Za-z0-9_-]{43,72}$",
         description="Made by the device of 32 random bytes, base64url.",
+        examples=["A" * 43],
     )
 
 
@@ -113,7 +123,7 @@ def make_claim(who: Admin, fleet: FleetOf, request: Request, body: ClaimWanted, 
 
 
 @router.post("/claims/{claim}/withdraw", status_code=204, response_class=Response)
-def withdraw_claim(who: Admin, fleet: FleetOf, claim: str, once: OnceOf) -> Response:
+def withdraw_claim(who: Admin, fleet: FleetOf, claim: TokenId, once: OnceOf) -> Response:
     """Take a claim back; devices that came with it stay."""
     return once.carry_out(lambda: fleet.claims.withdraw(claim, now=fleet.clock(), actor=who.name))
 

@@ -19,7 +19,7 @@ Digest = Annotated[
 ModelPath = Annotated[str, Path(pattern=_WORD, examples=["kws"])]
 VersionPath = Annotated[str, Path(pattern=_WORD, examples=["2"])]
 TokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{1,16}$", examples=["74f4dcf2a064"])]
-Number = Annotated[int, Path(ge=1, le=_MOST_NUMBER)]
+Number = Annotated[int, Path(ge=1, le=_MOST_NUMBER, examples=[3])]
 ModelQuery = Annotated[str, Query(pattern=_WORD, examples=["kws"], description="Name of the model.")]
 MaybeModel = Annotated[str | None, Query(pattern=_WORD, examples=["kws"], description="Of this model only.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most items of a page.")]

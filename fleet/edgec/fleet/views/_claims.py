@@ -18,10 +18,12 @@ class ClaimWanted(Wanted):
     expires_in_s: float | None = Field(
         default=7 * 86400.0, gt=0, le=10 * 366 * 86400.0, description="Null for never."
     )
-    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
-    hardware: Id | None = Field(default=None, description="That each of them must be.")
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64, examples=[{"site": "lab"}])
+    hardware: Id | None = Field(default=None, description="That each of them must be.", examples=["rpi5"])
     device: Id | None = Field(
-        default=None, description="The only one, also one that is in the fleet and has a new key."
+        default=None,
+        description="The only one, also one that is in the fleet and has a new key.",
+        examples=["cam-1"],
     )
 
 

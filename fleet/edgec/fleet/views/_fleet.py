@@ -143,5 +143,9 @@ class TokenWanted(Wanted):
     name: str = Field(min_length=1, max_length=128, pattern=r"^[ -~]*[!-~][ -~]*$", examples=["ann"])
     role: Role = Field(examples=["operator"])
     valid_s: float | None = Field(
-        default=None, gt=0, le=10 * 366 * 86400, description="When it ends, from now; never if left out."
+        default=None,
+        gt=0,
+        le=10 * 366 * 86400,
+        description="When it ends, from now; never if left out.",
+        examples=[7776000],
     )

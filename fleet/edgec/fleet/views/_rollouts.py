@@ -60,6 +60,7 @@ class RolloutWanted(Wanted):
     group: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        examples=["lab"],
         description="Instead of `query`: the query of this name, as it is now.",
     )
     stages: list[StageWanted] = Field(default=_STAGES, min_length=1, max_length=20)
