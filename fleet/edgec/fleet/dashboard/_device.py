@@ -16,6 +16,7 @@ from edgec.fleet.dashboard._queries import artifact_versions, models_of, version
 from edgec.fleet.dashboard._requests import posted, route_class, signed_in, text_of
 from edgec.fleet.dashboard._series import Series, series_of
 from edgec.fleet.dashboard._sessions import Session
+from edgec.fleet.dashboard._spread import Spread, spreads
 from edgec.fleet.store import DeviceRecord, HourOf, StoredRecord
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.why import Why, why
@@ -44,6 +45,7 @@ class ModelOnDevice:
     why: Why
     series: Series
     total: HourOf
+    spreads: list[Spread]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,8 @@ def _models(dash: Dashboard, device: DeviceRecord, hours: int) -> list[ModelOnDe
         found.append(
             ModelOnDevice(
                 name=name, report=reports.get(name), why=why(store, device.id, name), series=series,
-                total=total, slots=_slots(reports.get(name), device.wanted.get(name), versions),
+                total=total, spreads=spreads(total),
+                slots=_slots(reports.get(name), device.wanted.get(name), versions),
             )
         )  # fmt: skip
     return found
