@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,8 @@ from tests.oip_conformance.oip import Client, assert_refused
 
 from edgec.artifact import Artifact
 from edgec.errors import MissingExtraError, ServingError
-from edgec.gateway import GatewayOptions, RayGateway, RayOptions
+from edgec.gateway import FollowOptions, GatewayOptions, RayGateway, RayOptions
+from edgec.gateway._replica import Replica, _share
 from edgec.runtime.testing import tiny_artifact
 from edgec.serving import ServerOptions
 
@@ -90,6 +93,51 @@ def test_it_answers_as_the_gateway_does_one_hop_behind_haproxy(
         assert client.request("POST", INFER, REQUEST, {"X-API-Key": "key-of-the-second-device"}).status == 200
     process.terminate()
     assert process.wait(120) == 0
+
+
+def test_a_replica_answers_with_its_share_of_what_is_allowed(artifact: Path, tmp_path: Path) -> None:
+    follow = FollowOptions(url="https://fleet", token="a-token", directory=tmp_path)
+    options = GatewayOptions(rate=6.0, burst=8.0, follow=follow)
+    share = _share(options, 1, 4)
+    assert (share.rate, share.burst) == (1.5, 2.0)
+    assert share.follow is not None
+    assert share.follow.directory == tmp_path / "replica-1"
+
+    async def answered() -> list[dict[str, Any]]:
+        said: list[dict[str, Any]] = []
+        orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        replica = Replica([str(artifact)], GatewayOptions(rate=0.001, burst=4.0), number=0, of=4)
+
+        async def send(message: dict[str, Any]) -> None:
+            said.append(message)
+
+        async def whole() -> dict[str, Any]:
+            return {"type": "http.request", "body": REQUEST, "more_body": False}
+
+        living = asyncio.ensure_future(replica({"type": "lifespan"}, orders.get, send))
+        orders.put_nowait({"type": "lifespan.startup"})
+        while not said:
+            await asyncio.sleep(0.001)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": INFER.encode(),
+            "headers": [],
+            "query_string": b"",
+        }
+        for _ in range(2):
+            await replica(scope, whole, send)
+        orders.put_nowait({"type": "lifespan.shutdown"})
+        await living
+        return said
+
+    interval = sys.getswitchinterval()
+    try:
+        said = asyncio.run(answered())
+    finally:
+        sys.setswitchinterval(interval)
+    assert (said[0]["type"], said[-1]["type"]) == ("lifespan.startup.complete", "lifespan.shutdown.complete")
+    assert [m["status"] for m in said if m["type"] == "http.response.start"] == [200, 429]
 
 
 def test_what_ray_does_not_do_is_refused(artifact: Path, tmp_path: Path) -> None:
