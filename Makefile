@@ -87,7 +87,7 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
 	@touch $@
 
 bench: $(VENV)/.dev $(VENV)/.bench  ## Run the benchmarks; writes benchmarks/results/*.json; zoo, peers and pruning need EDGEC_TEST_MODELS
-	@for name in bounds overhead pipeline footprint swap isolation batching observe chains deltas outbox agent; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+	@for name in bounds overhead pipeline footprint swap isolation batching observe chains deltas outbox agent fleet; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 	@if test -n "$${EDGEC_TEST_MODELS:-}"; then test -e build/minilm/minilm.onnx || $(BIN)/python benchmarks/export_minilm.py; \
 	for name in zoo peers pruning; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done; fi
 
