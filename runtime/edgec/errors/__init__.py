@@ -60,7 +60,7 @@ class MissingExtraError(EdgecError, ModuleNotFoundError):
     """
 
     def __init__(self, what: str, module: str | None, extra: str) -> None:
-        where = " with Python 3.11 or later" if extra == "compiler" else ""
+        where = " with Python 3.11 or later" if extra in ("compiler", "fleet", "postgres") else ""
         super().__init__(
             f"{what} needs {module!r}, which is not installed: run  pip install 'edgec[{extra}]'{where}"
         )
