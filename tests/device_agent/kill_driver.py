@@ -47,6 +47,7 @@ class Scenario:
         after: What serves in the end.
         result: How the end is reported.
         bad: Who finds which version bad.
+        ahead: Whether it is wanted to be fetched first, and to be installed then.
     """
 
     before: tuple[str, ...]
@@ -54,11 +55,12 @@ class Scenario:
     after: str | None
     result: str
     bad: dict[str, str] = field(default_factory=dict)
+    ahead: bool = False
 
     @property
     def epoch(self) -> int:
         """Of the update; the ones before have those before."""
-        return len(self.before) + 1
+        return len(self.before) + 1 + self.ahead
 
     @property
     def old(self) -> str | None:
@@ -74,6 +76,7 @@ SCENARIOS = {
     "rollback": Scenario(before=("v1",), want="v2", after="v1", result="rolled_back", bad={"v2": "watch"}),
     "gate": Scenario(before=("v1",), want="v2", after="v1", result="failed", bad={"v2": "self_test"}),
     "first_bad": Scenario(before=(), want="v1", after=None, result="rolled_back", bad={"v1": "watch"}),
+    "ahead": Scenario(before=("v1",), want="v2", after="v2", result="committed", ahead=True),
     "remove": Scenario(before=("v1",), want=None, after=None, result="removed"),
 }
 
@@ -122,6 +125,8 @@ def install(root: Path, scenario: Scenario) -> None:
 def update(root: Path, scenario: Scenario) -> None:
     """Start an agent, let the fleet want what it wants, and see it through."""
     device = Device(root, World(root, scenario.bad))
+    if scenario.ahead:
+        device.want(scenario.epoch - 1, scenario.want, prepare=True)
     state = device.want(scenario.epoch, scenario.want)
     assert state.phase == "idle", f"it does not end: {state}"
     agrees(root, state)

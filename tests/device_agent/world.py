@@ -31,12 +31,19 @@ LIMITS = Limits(backoff_s=1.0, backoff_limit_s=4.0)
 ENDS = {"committed", "unchanged", "removed", "refused", "failed", "rolled_back", "aborted", "superseded"}
 
 
-def wanted(epoch: int, name: str | None, *, retry: bool = False) -> Wanted:
+def wanted(epoch: int, name: str | None, *, retry: bool = False, prepare: bool = False) -> Wanted:
     """Return a wish for one of the versions, or for none."""
     if name is None:
         return Wanted(epoch=epoch)
     digest, length = DIGEST[name], len(CONTENT[name])
-    return Wanted(epoch=epoch, digest=digest, length=length, target=name, retry=epoch if retry else 0)
+    return Wanted(
+        epoch=epoch,
+        digest=digest,
+        length=length,
+        target=name,
+        retry=epoch if retry else 0,
+        prepare=prepare,
+    )
 
 
 class World(SlotWork):
@@ -142,15 +149,26 @@ class Device:
                 told = max((report.seq for report in self.actions.told), default=0)
                 self.runner.post(Acknowledged(now=self.now(), seq=told))
                 self.seconds += 1.0
-            elif state.phase in ("idle", "cleaned") and not busy and self.runner.degraded is None:
+            elif (state.phase in ("idle", "cleaned") or state.verdict == "prepared") and not (
+                busy or state.work or self.runner.degraded
+            ):
                 return state
             if not busy:
                 self.seconds += 1.0
         return self.runner.state
 
-    def want(self, epoch: int, name: str | None, *, retry: bool = False, rounds: int = 400) -> State:
+    def want(
+        self,
+        epoch: int,
+        name: str | None,
+        *,
+        retry: bool = False,
+        prepare: bool = False,
+        rounds: int = 400,
+    ) -> State:
         """Let the fleet want a version, and wait for what comes of it."""
-        return self.settle(Desired(now=self.now(), wanted=wanted(epoch, name, retry=retry)), rounds=rounds)
+        wish = wanted(epoch, name, retry=retry, prepare=prepare)
+        return self.settle(Desired(now=self.now(), wanted=wish), rounds=rounds)
 
     def close(self) -> None:
         """End without a word, as a crash would."""
