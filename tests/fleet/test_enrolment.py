@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
 pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
 
 from tests.fleet.servers import BROKERS, HARDWARE, claim, enrol, running_server, until
 
+from edgec.cli import main_group
+from edgec.device_agent._config import make_config, read_config
 from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options as _link
 from edgec.errors import AgentError, LinkError
@@ -162,6 +166,39 @@ def test_what_does_not_fit_is_refused_and_leaves_no_settings(
     with pytest.raises(AgentError, match=expected):
         enrol(server, tmp_path, **{"device": "dev", **options})
     assert not (tmp_path / "etc/agent.toml").exists()
+
+
+def test_the_command_says_what_it_has_written(server: FleetServer, tmp_path: Path) -> None:
+    (tmp_path / "claim").write_text(claim(server) + "\n")
+    arguments = ["agent", "enrol", server.url, "--claim-file", str(tmp_path / "claim"), "--device", "told"]
+    arguments += ["--hardware", HARDWARE, "--hardware", "cpu-arm64", "--ca", str(server.authority.root)]
+    arguments += ["--directory", str(tmp_path / "etc"), "--state-dir", str(tmp_path / "state"), "--json"]
+    done = CliRunner().invoke(main_group, arguments)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told == {
+        "device": "told",
+        "config": str(tmp_path / "etc/agent.toml"),
+        "tenant": "default",
+        "broker": server.broker_url.removeprefix("mqtts://"),
+    }
+    config = make_config(read_config(tmp_path / "etc/agent.toml"), base=tmp_path / "etc")
+    assert config.hardware == (HARDWARE, "cpu-arm64")
+    assert config.sources == (f"{server.url}/repo",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["enrol", "https://fleet.example", "--hardware", "cpu"], "--claim"),
+        (["enrol", "https://fleet.example", "--claim", "c"], "--hardware"),
+        (["enroll", "https://fleet.example", "--hardware", "cpu"], "edgec agent enrol https://fleet.example"),
+    ],
+)
+def test_wrong_usage_says_what_is_missing(arguments: list[str], expected: str) -> None:
+    done = CliRunner().invoke(main_group, ["agent", *arguments])
+    assert done.exit_code == 2
+    assert expected in done.output
 
 
 @pytest.mark.parametrize("url", ["http://fleet.example", "ftp://x", "https://u:p@x", "https://x?a", "x"])
