@@ -16,7 +16,7 @@ pytest.importorskip("itsdangerous", reason="the dashboard needs the extra 'fleet
 
 import httpx2
 from tests.fleet.dashboard_scene import MODEL, Clock, Scene, artifact
-from tests.fleet.served import serving, token
+from tests.fleet.served import Sender, serving, token
 
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
@@ -36,6 +36,7 @@ class Place:
 
     scene: Scene
     url: str
+    sender: Sender
 
     @property
     def fleet(self) -> Fleet:
@@ -60,10 +61,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         scene.release("1.0.0")
         assert scene.go_on(scene.roll_out("first", "1.0.0", soak_s=900)) == "finished"
         scene.work(900)
-        app = create_app(fleet)
+        sender = Sender()
+        app = create_app(fleet, commands=sender)
         mount(app, fleet)
         with serving(app) as url:
-            yield Place(scene, url)
+            yield Place(scene, url, sender)
 
 
 def csrf(page: str) -> str:
@@ -251,6 +253,17 @@ def test_uploads_are_refused_as_the_registry_refuses_them(place: Place, tmp_path
         page = client.get(taken.headers["location"]).text
         assert "measured &lt;b&gt;elsewhere&lt;/b&gt;" in page
         assert send(b"").status_code == 409
+
+
+def test_a_command_is_sent_as_it_would_be_from_a_terminal_and_its_result_shown(place: Place) -> None:
+    with place.client("operator") as client:
+        seal = csrf(client.get("/devices/cam-002").text)
+        form = {"csrf": seal, "name": "logs", "args": "lines=50\nsource = agent\n\nx=<b>"}
+        page = client.post("/devices/cam-002/command", data=form)
+        assert page.status_code == 200
+        assert place.sender.sent == [("cam-002", "logs", {"lines": 50, "source": "agent", "x": "<b>"})]
+        assert "logs: done" in page.text
+        assert "&#34;hello&#34;" in page.text
 
 
 def test_pages_ask_the_database_the_same_however_many_devices_there_are(place: Place) -> None:

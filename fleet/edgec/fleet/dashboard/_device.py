@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +21,10 @@ from edgec.fleet.dashboard._spread import Spread, spreads
 from edgec.fleet.store import DeviceRecord, HourOf, StoredRecord
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.why import Why, why
-from edgec.protocol import DeviceEvent, ModelReport
+from edgec.protocol import CommandReply, DeviceEvent, ModelReport
 
+# Those that every agent knows; others may know more.
+COMMANDS = ("status", "refresh", "abort", "logs", "verify", "benchmark", "telemetry", "restart")
 SPANS = {"24": "24 hours", "72": "3 days", "336": "14 days"}
 _EVENTS = 40
 
@@ -64,14 +67,7 @@ def routes(dash: Dashboard) -> APIRouter:
 
     @router.get("/devices/{device}")
     def show(request: Request, device: str, hours: str = "24") -> Response:
-        session = signed_in(dash, request)
-        found = dash.fleet.store.devices.get(device)
-        span = hours if hours in SPANS else "24"
-        return dash.render(
-            request, session, "device.html", device=found, models=_models(dash, found, int(span)), hours=span,
-            spans=SPANS, events=_events(dash, device), here=_path(device),
-            can_command=dash.commands is not None, boots=found.view.boots[::-1][:6], alerts=_alerts(found),
-        )  # fmt: skip
+        return _page(dash, request, signed_in(dash, request), device, hours if hours in SPANS else "24")
 
     @router.get("/devices/{device}/series/{model}")
     def series(request: Request, device: str, model: str, hours: str = "24") -> Response:
@@ -107,6 +103,23 @@ def routes(dash: Dashboard) -> APIRouter:
             return await run_in_threadpool(_command, dash, request, session, device, name, words)
 
     return router
+
+
+def _page(
+    dash: Dashboard,
+    request: Request,
+    session: Session,
+    device: str,
+    hours: str = "24",
+    reply: CommandReply | None = None,
+) -> Response:
+    found = dash.fleet.store.devices.get(device)
+    return dash.render(
+        request, session, "device.html", device=found, models=_models(dash, found, int(hours)), hours=hours,
+        spans=SPANS, events=_events(dash, device), here=_path(device), commands=COMMANDS,
+        can_command=dash.commands is not None, boots=found.view.boots[::-1][:6], alerts=_alerts(found),
+        reply=reply,
+    )  # fmt: skip
 
 
 def _path(device: str) -> str:
@@ -203,11 +216,18 @@ def _command(
 ) -> Response:
     if dash.commands is None:
         return dash.go(request, _path(device), "bad", "This server sends no commands: it has no broker.")
-    args = dict(line.split("=", 1) for line in words.splitlines() if "=" in line)
+    args = {key.strip(): _value(value) for key, _, value in (w.partition("=") for w in words.splitlines())}
+    args.pop("", None)
     try:
         reply = dash.commands.send_command(device, name, args, actor=session.name)
     except EdgecError as e:
         return dash.go(request, f"{_path(device)}#command", "bad", str(e))
-    words = ": ".join(filter(None, (f"{name} {reply.state}", reply.detail, reply.result)))
-    kind = "good" if reply.state in ("accepted", "done") else "bad"
-    return dash.go(request, f"{_path(device)}#command", kind, words)
+    return _page(dash, request, session, device, reply=reply)
+
+
+def _value(words: str) -> Any:
+    """Return an argument: JSON, or else text, as ``edgec command`` has it."""
+    try:
+        return json.loads(words)
+    except ValueError:
+        return words.strip()

@@ -55,6 +55,7 @@ def environment() -> Environment:
         "ago": ago, "bytes": text.bytes_text, "count": text.count_text, "date": date, "metric": metric,
         "lasting": lasting, "ms": text.time_text, "percent": percent, "sig": text.significant,
         "sentence": text.sentence, "reasons": reasons, "iso": iso, "pretty": pretty, "short": short,
+        "unpacked": unpacked,
     }  # fmt: skip
     made.globals |= {"state_tone": STATES, "against_words": AGAINST, "actions": ACTIONS}
     return made
@@ -125,6 +126,14 @@ def figure_of(name: str, value: float | None) -> str:
 def pretty(value: Any) -> str:
     """Return a value as JSON for people."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def unpacked(words: str) -> str:
+    """Return JSON for people; other text as it is."""
+    try:
+        return pretty(json.loads(words))
+    except ValueError:
+        return words
 
 
 def short(digest: str | None) -> str:
