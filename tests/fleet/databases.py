@@ -11,8 +11,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+
+_TRIES = 3
 
 
 def _program(name: str) -> str:
@@ -43,20 +46,31 @@ def running_cluster(folder: Path) -> Iterator[str]:
     )  # fmt: skip
     if made.returncode:
         pytest.skip(f"no PostgreSQL cluster can be made here: {made.stderr.strip()[-300:]}")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = (folder / "log").open("wb")
-    server = subprocess.Popen(
-        [postgres, "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", ""],
-        stdout=log, stderr=log, cwd=folder, user=user,
-    )  # fmt: skip
-    try:
-        _wait(port, server)
-        yield f"postgresql://edgec@127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
-        log.close()
+    with (folder / "log").open("wb") as log:
+        port, server = _started(postgres, data, log, user)
+        try:
+            yield f"postgresql://edgec@127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def _started(
+    postgres: str, data: Path, log: BinaryIO, user: str | None
+) -> tuple[int, subprocess.Popen[bytes]]:
+    """Start a server that answers; on another port where somebody else was quicker on the first."""
+    for _ in range(_TRIES):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = subprocess.Popen(
+            [postgres, "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", ""],
+            stdout=log, stderr=log, cwd=data.parent, user=user,
+        )  # fmt: skip
+        if _wait(port, server):
+            return port, server
+        server.kill()
+        server.wait(60)
+    pytest.skip(f"PostgreSQL does not start here: {Path(log.name).read_text(errors='replace')[-300:]}")
 
 
 def make_database(url: str) -> str:
@@ -69,12 +83,13 @@ def make_database(url: str) -> str:
     return f"{url}/{name}"
 
 
-def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
+def _wait(port: int, server: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + 120
     while not _answers(port):
         if server.poll() is not None or time.monotonic() > end:
-            pytest.skip("PostgreSQL does not start here")
+            return False
         time.sleep(0.1)
+    return True
 
 
 def _answers(port: int) -> bool:
