@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
 _BEGIN, _END = "<!-- faults: from the tests -->", "<!-- end of faults -->"
 _NAME = re.compile(r"def test_row_(?P<rows>\d\d(?:_(?:\d\d_)*and_\d\d)?)_(?P<what>\w+)\(")
-_PLACES = ("delta", "device_agent", "gateway", "protocol", "serving", "trust")
+_PLACES = ("delta", "device_agent", "fleet", "gateway", "protocol", "serving", "trust")
 # Those that are left out are about the agent's own software.
 FAULTS = {
     1: "power is lost at any step",

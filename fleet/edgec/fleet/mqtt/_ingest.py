@@ -40,6 +40,7 @@ _KINDS: Mapping[str, type[Message]] = {
 }
 # The database is away, or its disk is full: nothing is acknowledged, and the broker keeps what comes.
 _RETRY_S = (0.1, 5.0)
+_MOST_UNSENT = 20_000
 
 
 @dataclass(kw_only=True)
@@ -83,6 +84,7 @@ class Ingest:
         self._link, self._topics, self._store, self._counters = link, topics, store, counters
         self._settings, self._clock = settings, clock
         self._heard, self._reply = heard, reply
+        self._unsent: dict[tuple[str, str], TelemetryAck] = {}
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -96,11 +98,12 @@ class Ingest:
             batch = self._gather()
             if batch.inbound:
                 self._keep(batch)
+            self._flush()
 
     def _gather(self) -> _Batch:
         """Wait for a message, and a moment for others."""
         batch = _Batch()
-        inbound = self._link.get(timeout_s=1.0)
+        inbound = self._link.get(timeout_s=0.1 if self._unsent else 1.0)
         batch.began = time.monotonic()
         while inbound is not None:
             self._sort(batch, inbound)
@@ -143,7 +146,8 @@ class Ingest:
             inbound.ack()
         self._count(batch, began)
         for device, ack in kept[1]:
-            self._acknowledge(device, ack)
+            # A newer one says what an older one would have said.
+            self._unsent[device, ack.boot_id] = ack
         for device, reply in batch.replies:
             self._reply(device, reply)
         if kept[0]:
@@ -210,17 +214,28 @@ class Ingest:
             acks += kept[1]
         return views, acks
 
-    def _acknowledge(self, device: str, ack: TelemetryAck) -> None:
+    def _flush(self) -> None:
+        """Send acknowledgements, as many as the link takes now."""
+        while self._unsent:
+            device, boot = key = next(iter(self._unsent))
+            if not self._acknowledge(device, self._unsent[key]):
+                break
+            del self._unsent[device, boot]
+        while len(self._unsent) > _MOST_UNSENT:
+            # The device sends again, and is answered again.
+            del self._unsent[next(iter(self._unsent))]
+            self._counters.count("acknowledgements", "lost")
+
+    def _acknowledge(self, device: str, ack: TelemetryAck) -> bool:
         message = Outgoing(
             topic=self._topics.ack(device), payload=ack.to_bytes(), content_type="application/cbor"
         )
         try:
             self._link.publish(message)
         except LinkError:
-            # The device sends again, and is answered again.
-            self._counters.count("acknowledgements", "lost")
-        else:
-            self._counters.count("acknowledgements", "sent")
+            return False
+        self._counters.count("acknowledgements", "sent")
+        return True
 
 
 def _records(message: Told) -> int:
