@@ -231,6 +231,7 @@ def test_what_a_form_says_wrong_is_told_and_nothing_is_made(place: Place) -> Non
             ("/access/tokens", {"name": "x", "role": "king"}),
             ("/access/claims", {"uses": "many"}),
             ("/access/claims", {"uses": "1", "days": "x"}),
+            ("/access/claims", {"uses": "1", "labels": "site"}),
         ):
             assert admin.post(path, data={"csrf": seal, **data}).status_code == 400, (path, data)
 

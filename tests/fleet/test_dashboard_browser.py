@@ -23,8 +23,8 @@ from edgec.fleet.service import Fleet
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=window.taken=1><script>window.taken=1</script>"
 PAGES = (
-    "/", "/devices", "/devices/cam-003", "/releases", f"/releases/{MODEL}/2.0.0", "/rollouts", "/incidents",
-    "/alerts", "/audit?check=true", "/access", f"/rollouts/new?release={MODEL}+2.0.0",
+    "/", "/devices", "/devices/cam-003", "/releases", f"/releases/{MODEL}/1.0.0", "/rollouts", "/incidents",
+    "/alerts", "/audit?check=true", "/access", f"/rollouts/new?release={MODEL}+1.0.0",
 )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_a_viewer_sees_no_order_and_nobody_sees_anything_after_signing_out(desk:
         forms = [f.get_attribute("action") for f in browser.all("main form[method=post]")]
         assert forms == [], page
         assert not browser.all("a[href='/rollouts/new'], a[href='/access']")
-    browser.click(".side > .who button")
+    browser.click(".side > .foot button")
     browser.until(lambda: browser.path == "/login", "it is still signed in")
     browser.go("/devices")
     assert browser.path == "/login?next=/devices"

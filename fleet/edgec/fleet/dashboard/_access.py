@@ -9,7 +9,7 @@ from starlette.datastructures import FormData
 
 from edgec.errors import FleetError
 from edgec.fleet.dashboard._context import Dashboard
-from edgec.fleet.dashboard._requests import posted, route_class, signed_in, text_of
+from edgec.fleet.dashboard._requests import pairs_of, posted, route_class, signed_in, text_of
 from edgec.fleet.dashboard._sessions import Session
 from edgec.fleet.store._tokens import ROLES
 
@@ -87,9 +87,8 @@ def _make_token(dash: Dashboard, request: Request, session: Session, form: FormD
 
 
 def _make_claim(dash: Dashboard, request: Request, session: Session, form: FormData) -> Response:
-    words = text_of(form, "labels")
-    labels = dict(part.strip().split("=", 1) for part in words.split(",") if "=" in part)
     try:
+        labels = pairs_of(text_of(form, "labels"))
         uses = text_of(form, "uses", 9) or "1"
         if not uses.isascii() or not uses.isdigit():
             raise FleetError(f"expected a number of devices, got {uses!r}", "invalid")

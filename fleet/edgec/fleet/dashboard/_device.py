@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from edgec.errors import EdgecError, FleetError, ProtocolError
 from edgec.fleet.dashboard._context import Dashboard
 from edgec.fleet.dashboard._queries import artifact_versions, models_of, versions_by_digest
-from edgec.fleet.dashboard._requests import posted, route_class, signed_in, text_of
+from edgec.fleet.dashboard._requests import pairs_of, posted, route_class, signed_in, text_of
 from edgec.fleet.dashboard._series import Series, series_of
 from edgec.fleet.dashboard._sessions import Session
 from edgec.fleet.dashboard._spread import Spread, spreads
@@ -188,16 +188,8 @@ def _alerts(device: DeviceRecord) -> list[Any]:
 
 
 def _label(dash: Dashboard, request: Request, session: Session, device: str, words: str) -> Response:
-    own: dict[str, str] = {}
-    wrong = []
-    for line in filter(None, (part.strip() for part in words.replace(",", "\n").splitlines())):
-        key, equals, value = line.partition("=")
-        if not equals:
-            wrong.append(line)
-        own[key.strip()] = value.strip()
     try:
-        if wrong:
-            raise FleetError(f"expected key=value on every line, got {', '.join(map(repr, wrong))}", "query")
+        own = pairs_of(words)
         dash.fleet.store.devices.label(device, own, now=dash.now, actor=session.name)
     except FleetError as e:
         return dash.go(request, f"{_path(device)}#labels", "bad", str(e))

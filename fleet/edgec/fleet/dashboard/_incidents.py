@@ -7,6 +7,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from edgec.fleet.dashboard._context import Dashboard
+from edgec.fleet.dashboard._queries import incident_of
 from edgec.fleet.dashboard._requests import posted, route_class, signed_in, text_of
 from edgec.fleet.dashboard._stages import findings_of
 
@@ -27,7 +28,7 @@ def routes(dash: Dashboard) -> APIRouter:
     @router.get("/incidents/{number}")
     def one(request: Request, number: int) -> Response:
         session = signed_in(dash, request)
-        found = next((i for i in dash.fleet.store.rollouts.incidents(limit=_MOST) if i.id == number), None)
+        found = incident_of(dash.fleet.store.database, number)
         if found is None:
             raise HTTPException(404, f"There is no incident {number}.")
         return dash.render(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import case, func, select
 
 from edgec.fleet.rollouts import Rollout, decision_from_dict, place
-from edgec.fleet.store import Database, HourOf, LoggedDecision, parse_query
+from edgec.fleet.store import Database, HourOf, Incident, LoggedDecision, parse_query
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.store._labels import where
 from edgec.fleet.store._schema import (
@@ -19,6 +19,7 @@ from edgec.fleet.store._schema import (
     device_hours,
     devices,
     fleet_hours,
+    incidents,
     labels,
 )
 from edgec.fleet.store._telemetry import DIGEST_CHARS
@@ -213,6 +214,13 @@ def log_of(database: Database, rollout: str) -> tuple[list[LoggedDecision], list
             for row in connection.execute(told)
         ]
     return log, at_once
+
+
+def incident_of(database: Database, number: int) -> Incident | None:
+    """Return an incident by its number; None where there is none."""
+    with database.read() as connection:
+        row = connection.execute(select(incidents).where(incidents.c.id == number)).first()
+    return None if row is None else Incident(**row._asdict())
 
 
 def last_entry(database: Database) -> int:

@@ -136,6 +136,19 @@ def text_of(form: FormData, name: str, most: int = 1000) -> str:
     return value.strip()[:most] if isinstance(value, str) else ""
 
 
+def pairs_of(words: str) -> dict[str, str]:
+    """Return ``key=value`` by key, one on a line or between commas.
+
+    Raises:
+        FleetError: Something else is there (``reason`` ``query``).
+    """
+    parts = [part.strip() for part in words.replace(",", "\n").splitlines() if part.strip()]
+    wrong = [part for part in parts if "=" not in part]
+    if wrong:
+        raise FleetError(f"expected key=value, got {', '.join(map(repr, wrong))}", "query")
+    return {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in parts)}
+
+
 def _to_login(request: Request) -> Response:
     if request.headers.get("hx-request") == "true":
         return Response(status_code=401, headers={"HX-Redirect": "/login"})
