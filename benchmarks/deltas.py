@@ -1,10 +1,11 @@
 """Bytes per update: patches between artifacts of a model and of what became of it, against the full file.
 
-    python -m benchmarks.deltas [--only NAME ...] [--output deltas.json]
+    python -m benchmarks.deltas [--only NAME ...] [--engines NAME ...] [--output deltas.json]
 
-Rows of models that are not run again are kept.
+Rows of models and engines that are not run again are kept.
 
-Two models, each compiled by edgec before and after a change, per engine and precision:
+Two models, one of them also at a third of its width, each compiled by edgec before and after a change, per
+engine and precision:
 
 * ``last layer``: digits, trained on by gradient descent on its calibration images; MobileNetV2, drawn anew.
 * ``all layers``: every weight moved by a normal step of standard deviation 1e-4 or 1e-3, which is what some
@@ -42,14 +43,14 @@ from edgec.targets import load_target
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples/digits"
-MODELS = ["digits", "mobilenet_v2"]
+MODELS = ["digits", "mobilenet_v2", "mobilenet_v2_035"]
 WORTH = 0.7  # as `make_delta` has it
 NOTE = (
     "Last layer of digits: trained on, 200 steps of gradient descent at 0.05. All other changes of weights "
     "are stand-ins: normal steps of the given standard deviation on every weight, and the last layer of "
     "MobileNetV2 drawn anew. MobileNetV2 has random weights; trained ones were not at hand. Golden vectors "
     "are part of an artifact: those of MobileNetV2 have noisy pictures of 600 kB each, others after a "
-    "calibration on other samples."
+    "calibration on other samples. mobilenet_v2_035 is MobileNetV2 at 0.35 of its width."
 )
 # Name of the target, engine, precisions.
 FORMS = (
@@ -57,6 +58,7 @@ FORMS = (
     ("cpu-x86_64", "litert", ("fp32", "int8")),
     ("intel-cpu", "openvino", ("fp32", "fp16", "int8")),
 )
+ENGINES = sorted({engine for _, engine, _ in FORMS})
 Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -145,8 +147,14 @@ def models(names: list[str], folder: Path) -> Iterator[tuple[str, onnx.ModelProt
         halves = [images[0::2], images[1::2]]
         yield "digits", onnx.load(str(DIGITS / "digits.onnx")), trained_last_layer, _saved(folder, halves)
     if "mobilenet_v2" in names:
-        shown = pictures(16)
-        yield "mobilenet_v2", mobilenet_v2(), redrawn_last_layer, _saved(folder, [shown[:8], shown[8:]])
+        yield "mobilenet_v2", mobilenet_v2(), redrawn_last_layer, _shown(folder)
+    if "mobilenet_v2_035" in names:
+        yield "mobilenet_v2_035", mobilenet_v2(0.35), redrawn_last_layer, _shown(folder)
+
+
+def _shown(folder: Path) -> list[Path]:
+    shown = pictures(16)
+    return _saved(folder, [shown[:8], shown[8:]])
 
 
 def _saved(folder: Path, sets: list[NDArray[Any]]) -> list[Path]:
@@ -199,7 +207,7 @@ def patched(old: Path, new: Path) -> dict[str, Any]:
     }
 
 
-def measure(names: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+def measure(names: list[str], engines: list[str], folder: Path) -> Iterator[dict[str, Any]]:
     """Yield a row per model, engine, precision and change."""
     for name, base, last, (first, second) in models(names, folder):
         changes: dict[str, Change] = {
@@ -207,7 +215,7 @@ def measure(names: list[str], folder: Path) -> Iterator[dict[str, Any]]:
             "all layers, 1e-4": moved(1e-4),
             "all layers, 1e-3": moved(1e-3),
         }
-        for target, engine, precisions in FORMS:
+        for target, engine, precisions in (form for form in FORMS if form[1] in engines):
             for precision in precisions:
                 row = {"model": name, "engine": engine, "precision": precision}
                 place = folder / name / engine / precision
@@ -227,12 +235,14 @@ def main() -> None:
     """Compile, patch, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/deltas.json")
     arguments = parser.parse_args()
     kept = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
-    rows = [row for row in kept if row["model"] not in arguments.only]
+    again = {(model, engine) for model in arguments.only for engine in arguments.engines}
+    rows = [row for row in kept if (row["model"], row["engine"]) not in again]
     with tempfile.TemporaryDirectory() as scratch:
-        for row in measure(arguments.only, Path(scratch)):
+        for row in measure(arguments.only, arguments.engines, Path(scratch)):
             rows.append(row)
             print(line(row), flush=True)
             write(arguments.output, rows)

@@ -118,11 +118,11 @@ def resnet18() -> onnx.ModelProto:
     return b.model("resnet18", b.head(x, channels))
 
 
-def mobilenet_v2() -> onnx.ModelProto:
-    """MobileNetV2 1.0."""
+def mobilenet_v2(width_multiplier: float = 1.0) -> onnx.ModelProto:
+    """MobileNetV2, all but its last convolution so many times as wide, at most once (Sandler et al. 2018)."""
     b = _Builder(np.random.default_rng(0))
-    x = b.relu6(b.conv("image", (3, 32), 3, 2))
-    channels = 32
+    channels = _wide(32, width_multiplier)
+    x = b.relu6(b.conv("image", (3, channels), 3, 2))
     stages = (
         (1, 16, 1, 1),
         (6, 24, 2, 2),
@@ -132,7 +132,8 @@ def mobilenet_v2() -> onnx.ModelProto:
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
-    for expansion, width, blocks, first_stride in stages:
+    for expansion, full, blocks, first_stride in stages:
+        width = _wide(full, width_multiplier)
         for block in range(blocks):
             stride, inner = first_stride if block == 0 else 1, expansion * channels
             y = b.relu6(b.conv(x, (channels, inner), 1, 1)) if expansion > 1 else x
@@ -143,6 +144,11 @@ def mobilenet_v2() -> onnx.ModelProto:
             channels = width
     x = b.relu6(b.conv(x, (channels, 1280), 1, 1))
     return b.model("mobilenet_v2", b.head(x, 1280))
+
+
+def _wide(channels: int, multiplier: float) -> int:
+    """Return a number of channels that is a multiple of eight, as the paper's authors have it."""
+    return max(8, int(channels * multiplier + 4) // 8 * 8)
 
 
 STRUCTURES: dict[str, Callable[[], onnx.ModelProto]] = {
