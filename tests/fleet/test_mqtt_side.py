@@ -217,9 +217,9 @@ def test_row_21_a_restored_database_takes_no_device_back(
             assert [fleet.store.devices.get(n).epoch for n in names] == [1, 1]
             assert all(t.view.epoch == 2 for t in talkers.devices.values())
             # What is decided from now on is above all that devices know.
-            begin(fleet, "r3", "2")
+            begin(fleet, "r3", "1")
             talkers.wait(lambda: all(t.view.epoch == 3 for t in talkers.devices.values()))
-            until(lambda: actives(fleet, *names) == [digest(fleet, "2")] * 2)
+            until(lambda: actives(fleet, *names) == [digest(fleet, "1")] * 2)
 
 
 # Killed at any moment. The server is a process of its own.

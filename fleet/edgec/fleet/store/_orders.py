@@ -178,7 +178,12 @@ def _due(now: float, renew_s: float) -> ColumnElement[bool]:
     unheard = and_(
         devices.c.acknowledged < devices.c.epoch, devices.c.online.is_(True), orders.c.next_at <= now
     )
-    expiring = and_(orders.c.expires_at < now + renew_s, orders.c.next_at <= now)
+    # Devices that are ahead of the books would take no notice.
+    expiring = and_(
+        orders.c.expires_at < now + renew_s,
+        orders.c.next_at <= now,
+        devices.c.acknowledged <= devices.c.epoch,
+    )
     live = and_(devices.c.revoked_at.is_(None), devices.c.fenced.is_(False), devices.c.epoch > 0)
     return and_(live, or_(untold, undelivered, unheard, expiring))
 
