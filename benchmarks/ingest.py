@@ -117,8 +117,8 @@ def flood(
             for publication in sent:
                 publication.wait(600)
         while len(kept) < len(devices) or min(kept.values()) < rounds - 1:
-            inbound = ears.get(timeout_s=60)
-            assert inbound is not None, f"{sum(n < rounds - 1 for n in kept.values())} devices wait"
+            inbound = ears.get(timeout_s=120)
+            assert inbound is not None, f"{sum(kept.get(n, -1) < rounds - 1 for n in devices)} devices wait"
             address = TOPICS.parse(inbound.topic)
             assert address is not None
             kept[address.device] = TelemetryAck.from_bytes(inbound.payload).seq or 0
