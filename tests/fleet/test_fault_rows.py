@@ -101,7 +101,8 @@ def settle(store: Store, seq: int, now: float, poison: Any = None) -> None:
         part = window(LATENCIES, digest=active, since=now, **bad)
         told.append((device.id, telemetry(seq, part)))
         if callable(poison) and active == NEW:
-            told.append((device.id, replace(poison(seq), at=now)))
+            event: DeviceEvent = poison(seq)
+            told.append((device.id, replace(event, at=now)))
     store.ingest(said, told, now)
 
 
