@@ -100,9 +100,8 @@ def settle(store: Store, seq: int, now: float, poison: Any = None) -> None:
         bad = poison if isinstance(poison, dict) and active == NEW else {}
         part = window(LATENCIES, digest=active, since=now, **bad)
         told.append((device.id, telemetry(seq, part)))
-        if callable(poison) and active == NEW:
-            event: DeviceEvent = poison(seq)
-            told.append((device.id, replace(event, at=now)))
+        if not isinstance(poison, dict | None) and active == NEW:
+            told.append((device.id, replace(poison(seq), at=now)))
     store.ingest(said, told, now)
 
 
