@@ -107,9 +107,10 @@ def _plan(path: Path | None) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
         raise FleetError(f"{path} cannot be read: {e}", "invalid") from e
+    return document
 
 
 @rollout.command()
