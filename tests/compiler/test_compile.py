@@ -25,6 +25,7 @@ from edgec.artifact import Artifact
 from edgec.compiler import CompileOptions, compile_model
 from edgec.compiler.converters import Converted, Prepared
 from edgec.compiler.converters.onnxruntime import OnnxRuntimeConverter
+from edgec.compiler.environments._store import MARKER
 from edgec.errors import (
     BudgetError,
     CompileError,
@@ -422,6 +423,14 @@ def test_a_repeated_build_comes_from_the_cache(model: Path, calibration: Path, t
     first, _ = build("a")
     assert build("b") == (first, True)
     assert build("c", options=replace(FASTEST, max_drop=0.02))[1] is False
+    # What a converter could go through now, it could not before.
+    environments = tmp_path / "environments"
+    beside = replace(FASTEST, environments=environments)
+    build("d", options=beside)
+    assert build("d", options=beside)[1] is True
+    (environments / "onnx2tf").mkdir(parents=True)
+    (environments / "onnx2tf" / MARKER).write_text("{}")
+    assert build("e", options=beside)[1] is False
     other = tmp_path / "other.npz"
     np.savez(other, image=np.load(calibration)["image"][:20])
     assert build("d", data=other)[1] is False

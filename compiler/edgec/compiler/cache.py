@@ -14,6 +14,7 @@ from typing import Any
 import diskcache
 
 from edgec.artifact import Pipeline, atomic_write
+from edgec.compiler.environments import EnvironmentStore, get_environment
 from edgec.compiler.extensions import extensions_digest
 from edgec.compiler.figures import tool_versions
 from edgec.compiler.model import SourceModel
@@ -100,11 +101,19 @@ def build_key(
         "version": options.version,
         "inputs_stay": options.inputs_stay,
         "tools": tool_versions(),
+        "environments": _installed(options),
         "edgec": _own_digest(),
         "extensions": extensions_digest(),
         "machine": [machine.cpu, machine.cores, machine.arch, sorted(host_features())],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _installed(options: CompileOptions) -> str:
+    """Return what is installed beside edgec that a build may go through."""
+    if options.environments is None:
+        return ""
+    return EnvironmentStore(options.environments).installed(get_environment("onnx2tf"))
 
 
 def _file_digests(pipeline: Pipeline | None) -> dict[str, str]:

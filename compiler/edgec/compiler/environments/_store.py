@@ -112,6 +112,13 @@ class EnvironmentStore:
             return found("broken", f"its packages are not what was installed: {', '.join(changed)}", marker)
         return found("ready", "", marker)
 
+    def installed(self, environment: Environment) -> str:
+        """Return what was written down when an environment was installed; empty where it was not."""
+        try:
+            return (self.directory / environment.name / MARKER).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
     def install(self, environment: Environment, *, progress: Progress, timeout_s: float) -> EnvironmentState:
         """Make an environment, anew if it is there; it replaces what was there only once it works.
 
