@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 pytest.importorskip("sqlalchemy", reason="the store needs the extra 'fleet'")
 pytest.importorskip("scipy", reason="the store needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="the store needs the extra 'fleet'")
+
+from sqlalchemy import text
 
 from edgec.errors import FleetError
 from edgec.fleet.store import Store
@@ -130,3 +133,60 @@ def test_of_the_same_request_at_once_one_is_carried_out(store: Store) -> None:
     assert len(found) == 6
     assert len(set(found)) == 1
     assert [e.action for e in store.audit.entries()] == ["work"]
+
+
+@pytest.fixture
+def shared(postgresql: str) -> Iterator[Store]:
+    """A store whose writers are several at once."""
+    from tests.fleet.databases import make_database
+
+    opened = Store(make_database(postgresql))
+    yield opened
+    opened.close()
+
+
+def beside(store: Store, first: Callable[[], object], second: Callable[[], object]) -> list[object]:
+    """Do the second while the first is done and not committed; return what each returned, or raised."""
+    found: list[object] = []
+
+    def attempt(work: Callable[[], object]) -> None:
+        try:
+            found.append(work())
+        except FleetError as e:
+            found.append(e.reason)
+
+    other = threading.Thread(target=attempt, args=(second,))
+    waits = text(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with store.database.together():
+        attempt(first)
+        other.start()
+        end = time.monotonic() + 60
+        while other.is_alive() and time.monotonic() < end:
+            with store.database.engine.connect() as connection:
+                if connection.execute(waits).first():
+                    break
+            other.join(0.02)
+    other.join(60)
+    return found
+
+
+def test_what_may_not_be_done_twice_is_begun_once_by_two_at_once(shared: Store) -> None:
+    replies = Replies(shared.database)
+    once: Callable[[], object] = lambda: replies.begin(  # noqa: E731
+        "t", "s", "k", "r", now=NOW, kept_s=3600, again=False
+    )
+    assert beside(shared, once, once) == [None, "conflict"]
+
+
+def test_one_of_two_admins_who_revoke_each_other_at_once_remains(shared: Store) -> None:
+    tokens = Tokens(shared.database)
+    ann, bob = (tokens.create(name, "admin", now=NOW, actor="test")[0] for name in ("ann", "bob"))
+    found = beside(
+        shared,
+        lambda: tokens.revoke(bob.id, now=NOW, actor="ann").name,
+        lambda: tokens.revoke(ann.id, now=NOW, actor="bob").name,
+    )
+    assert found == ["bob", "refused"]
+    assert [token.name for token in tokens.all() if token.revoked_at is None] == ["ann"]

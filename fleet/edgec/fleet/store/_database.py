@@ -124,6 +124,17 @@ def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]], *, 
     connection.execute(statement, rows)
 
 
+def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
+    """Insert a row unless its primary key is there already; return whether it was inserted.
+
+    It waits for another transaction that is inserting the same key.
+    """
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    keys = list(table.primary_key)
+    statement = insert.values(row).on_conflict_do_nothing(index_elements=keys).returning(*keys)
+    return connection.execute(statement).first() is not None
+
+
 def clean(text: str) -> str:
     """Return text that every database can keep: zeros and halves of surrogate pairs become U+FFFD."""
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import delete, select, update
 
 from edgec.errors import FleetError
-from edgec.fleet.store._database import Database, upsert
+from edgec.fleet.store._database import Database, insert_new
 from edgec.fleet.store._schema import idempotency
 
 MOST_KEY = 128
@@ -73,15 +73,17 @@ class Replies:
         row = {"token": token, "key": key, "request": request, "at": now, "status": None, "reply": None}
         with self._database.write() as connection:
             connection.execute(delete(idempotency).where(idempotency.c.at < now - kept_s))
-            before = connection.execute(select(idempotency.c.key).where(mine)).first()
-            upsert(connection, idempotency, [row], update=False)
-            found = connection.execute(select(idempotency).where(mine).with_for_update()).one()
+            new = insert_new(connection, idempotency, row)
+            query = select(idempotency).where(mine).with_for_update()
+            while (found := connection.execute(query).first()) is None:
+                # It was there, and has just been forgotten.
+                new = insert_new(connection, idempotency, row)
         if found.request != request:
             raise FleetError(
                 f"the idempotency key {key!r} was used for another request; take a new one", "conflict"
             )
         if found.status is None:
-            if before is not None and not again:
+            if not new and not again:
                 raise FleetError(
                     f"what came under the idempotency key {key!r} was begun, and how it ended is not known; "
                     "see what became of it before you take a new key",

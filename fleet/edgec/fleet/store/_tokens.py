@@ -118,15 +118,17 @@ class Tokens:
                 any more (``refused``).
         """
         with self._database.write() as connection:
+            # Two admins who revoke each other come one after the other.
+            admins = select(tokens).where(tokens.c.role == "admin").order_by(tokens.c.id).with_for_update()
+            others = [row for row in connection.execute(admins) if row.id != token]
             query = select(tokens).where(tokens.c.id == token).with_for_update()
             row = connection.execute(query).first()
             if row is None:
                 raise FleetError(f"there is no token {token!r}; list them", "not_found")
             if row.revoked_at is not None:
                 return _token(row)
-            in_force = tokens.c.revoked_at.is_(None) & tokens.c.expires_at.is_(None)
-            others = select(tokens.c.id).where(in_force, tokens.c.role == "admin", tokens.c.id != token)
-            if row.role == "admin" and connection.execute(others.limit(1)).first() is None:
+            lasting = [other for other in others if other.revoked_at is None and other.expires_at is None]
+            if row.role == "admin" and not lasting:
                 raise FleetError(
                     f"{token} is the last token of an admin that does not end; make another one first",
                     "refused",
