@@ -71,6 +71,9 @@ class Body:
             size += len(piece)
             if size > self._limit:
                 raise too_large(self._limit)
+            # Else the upstream would read the rest as a request, or the next request as the rest.
+            if self.size is not None and (size > self.size or (size < self.size and not more)):
+                raise RequestError(f"expected a body of {self.size} bytes, as content-length says")
             if piece:
                 yield piece
         self._ended.set()

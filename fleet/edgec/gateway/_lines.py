@@ -83,6 +83,8 @@ class Line(asyncio.Protocol):
         if isinstance(body, bytes):
             self._transport.writelines([head, body] if body else [head])
             return
+        # Until all is written, whatever ends this: the next request would be read as the rest of the body.
+        self._is_cut = True
         self._transport.write(head)
         async for piece in body:
             self._transport.writelines([b"%x\r\n" % len(piece), piece, b"\r\n"] if chunked else [piece])
@@ -90,10 +92,10 @@ class Line(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             if self._has_head:
-                self._is_cut = True
                 return
         if chunked:
             self._transport.write(b"0\r\n\r\n")
+        self._is_cut = False
 
     async def head(self) -> None:
         """Return when `status` and `headers` of the answer are there.
@@ -146,6 +148,9 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self._complete:  # it would be taken as the answer to the next request
+            self.fail(LineError("more came than the answer"))
+            return
         if not self._has_head:
             self._head_bytes += len(data)
         try:
@@ -176,6 +181,9 @@ class Line(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """See the head as complete, unless it only says that the answer will come; called by the parser."""
+        if self._complete:  # a second answer in one piece with the first
+            self._keeps = False
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self.headers.clear()
@@ -187,6 +195,8 @@ class Line(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece; called by the parser."""
+        if self._complete:
+            return
         self._pieces.append(body)
         self._waiting_bytes += len(body)
 
