@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import subprocess
@@ -13,7 +14,8 @@ from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -26,10 +28,12 @@ from tests.runtime.test_session import repacked
 from edgec.artifact import Artifact, Privacy
 from edgec.errors import BackendUnavailableError, FleetError
 from edgec.gateway import FollowOptions, Gateway, GatewayOptions
-from edgec.gateway._fleet import FleetSource
+from edgec.gateway._counters import Counters
+from edgec.gateway._fleet import FleetSource, Seen
+from edgec.gateway._following import Following
 from edgec.runtime import Session
 from edgec.runtime.testing import tiny_artifact
-from edgec.serving import Server, ServerOptions
+from edgec.serving import App, Server, ServerOptions
 from edgec.serving._chains import load_served
 
 TOKEN = "a-token"
@@ -260,6 +264,87 @@ def test_the_command_follows_a_fleet(tmp_path: Path) -> None:
                 assert client.request("POST", INFER, REQUEST).status == 200
             process.terminate()
             assert process.wait(60) == 0
+
+
+class Told:
+    """A fleet that runs what it is told, and has the files."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.files = {sha256(path.read_bytes()).hexdigest(): path for path in paths}
+        self.devices = dict.fromkeys(self.files, 1)
+        self.quarantined: frozenset[str] = frozenset()
+        self.error: Exception | None = None
+        self.looks = 0
+
+    def look(self) -> Seen:
+        self.looks += 1
+        if self.error is not None:
+            raise self.error
+        return Seen(self.devices, self.quarantined)
+
+    def fetch(self, digest: str, path: Path) -> None:
+        path.write_bytes(self.files[digest].read_bytes())
+
+
+class Served:
+    """Takes artifacts as an application does."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+
+    async def adopt(self, path: Path, label: str) -> Any:
+        self.paths.add(path)
+        return SimpleNamespace(path=path, name=label, version="1")
+
+    async def dismiss(self, slot: Any) -> None:
+        self.paths.remove(slot.path)
+
+
+def numbers(counters: Counters) -> dict[str, float]:
+    lines = counters.exposition().decode().splitlines()
+    pairs = (line.split() for line in lines if not line.startswith("#"))
+    return {name.removeprefix("edgec_gateway_fleet_"): float(value) for name, value in pairs}
+
+
+def test_what_is_quarantined_goes_however_the_disk_and_the_turns_before_failed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    source, served, counters = Told(tiny_artifact(tmp_path / "tiny.edgec")), Served(), Counters()
+    (digest,) = source.files
+    now = 1.79e9 + 1.0
+
+    async def turns(n: int) -> None:
+        before, end = source.looks, time.monotonic() + 60
+        while source.looks < before + n + 1:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.002)
+
+    async def follow() -> None:
+        following = Following(source, kept, every_s=0.01, most=3, clock=lambda: now)
+        await following.start(cast("App", served), counters)
+        try:
+            assert len(served.paths) == 1
+            assert numbers(counters)["followed_timestamp_seconds"] == now
+            assert numbers(counters)["follow_failures_total"] == 0
+            # Neither the list nor the file can be written or removed: directories have their names.
+            for name in ("following.json", f"{digest}.edgec"):
+                (kept / name).unlink()
+                (kept / name / "full").mkdir(parents=True)
+            await turns(2)
+            failures = numbers(counters)["follow_failures_total"]
+            assert failures > 0
+            # What nobody foresaw.
+            source.error = RuntimeError("unforeseen")
+            await turns(2)
+            assert numbers(counters)["follow_failures_total"] > failures
+            assert len(served.paths) == 1
+            source.error, source.quarantined = None, frozenset({digest})
+            await turns(2)
+            assert not served.paths
+            assert following.is_ready
+        finally:
+            await following.stop()
+
+    asyncio.run(follow())
 
 
 def test_a_device_that_is_not_there_is_an_error_and_auto_goes_on_without(tmp_path: Path) -> None:

@@ -18,6 +18,14 @@ _HELP = {
     "edgec_gateway_upstream_up": ("gauge", "Whether the upstream said lately that it is ready."),
     "edgec_gateway_fleet_up": ("gauge", "Whether the fleet said lately what its devices run."),
     "edgec_gateway_fleet_failures_total": ("counter", "Times that it did not, or gave no file."),
+    "edgec_gateway_fleet_follow_failures_total": (
+        "counter",
+        "Times that this machine failed to follow it, such as by a full disk.",
+    ),
+    "edgec_gateway_fleet_followed_timestamp_seconds": (
+        "gauge",
+        "When what devices run was last asked and served, in seconds since 1970; 0 for never.",
+    ),
     "edgec_gateway_fleet_artifacts": ("gauge", "Artifacts that are served because devices run them."),
     "edgec_gateway_fleet_artifacts_left_out": ("gauge", "Those that devices run and that are not served."),
 }
@@ -41,5 +49,5 @@ class Counters:
         """Return all of them as Prometheus reads them."""
         lines = []
         for name, (kind, what) in _HELP.items():
-            lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}", f"{name} {self._values[name]:g}"]
+            lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}", f"{name} {self._values[name]:.15g}"]
         return ("\n".join(lines) + "\n").encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -38,10 +39,19 @@ class Following:
     """Keeps what is served the same as what devices run. For one event loop.
 
     Files and the list of them are kept in a directory, so that a gateway that is started while the fleet is
-    away serves what it did. An artifact that cannot be served here is left alone, and said once.
+    away serves what it did. An artifact that cannot be served here is left alone, and said once. A disk that
+    fails keeps nothing from being served or taken out of service; it is said and counted.
     """
 
-    def __init__(self, source: Source, directory: Path, *, every_s: float, most: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        directory: Path,
+        *,
+        every_s: float,
+        most: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Serve nothing yet.
 
         Args:
@@ -49,7 +59,9 @@ class Following:
             directory: For its artifacts, and nothing else; made if missing.
             every_s: How often it is asked.
             most: Artifacts that are served at most: those that most devices run.
+            clock: Seconds since 1970.
         """
+        self._clock = clock
         self._source, self._directory = source, directory
         self._every_s, self._most = every_s, most
         self._slots: dict[str, Slot] = {}
@@ -99,7 +111,12 @@ class Following:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._every_s)
-            await self.turn()
+            try:
+                await self.turn()
+            except Exception as e:  # noqa: BLE001
+                # Whatever it is, the next turn may do better; without one, what is quarantined would be
+                # served for ever.
+                self._failed("the fleet is not followed in this turn", e)
 
     async def _serve(self, seen: Seen, *, fetch: bool) -> None:
         """Load what is missing, then unload what is left over; what is bad goes first."""
@@ -115,9 +132,13 @@ class Following:
             await self._drop(digest, "no device runs it any more, or others more do")
         self._counters.set("fleet_artifacts", len(self._slots))
         self._counters.set("fleet_artifacts_left_out", len(runs) - len(self._slots))
-        if fetch:
-            await _in_thread(partial(self._remember, {d: runs[d] for d in kept}))
         self.is_ready = True
+        if fetch:
+            self._counters.set("fleet_followed_timestamp_seconds", self._clock())
+            try:
+                await _in_thread(partial(self._remember, {d: runs[d] for d in kept}))
+            except OutputError as e:
+                self._failed("what is served is not noted for the next start", e)
 
     async def _take(self, digest: str, fetch: bool) -> bool:
         """Fetch an artifact where it is missing, and serve it; return whether it is served."""
@@ -135,30 +156,41 @@ class Following:
             self._counters.add("fleet_failures_total")
             return False
         except EdgecError as e:
-            self._leave_out(digest, path, str(e))
+            await self._leave_out(digest, path, str(e))
             return False
         try:
             if await _in_thread(partial(_stays, path)):
-                self._leave_out(digest, path, "its inputs stay on devices")
+                await self._leave_out(digest, path, "its inputs stay on devices")
                 return False
             self._slots[digest] = await self._app.adopt(path, digest[:12])
         except EdgecError as e:
-            self._leave_out(digest, path, str(e))
+            await self._leave_out(digest, path, str(e))
             return False
         getLogger(__name__).info("serving %s: %s %s", digest, *_named(self._slots[digest]))
         return True
 
-    def _leave_out(self, digest: str, path: Path, why: str) -> None:
+    async def _leave_out(self, digest: str, path: Path, why: str) -> None:
         self._unfit[digest] = why
-        path.unlink(missing_ok=True)
         getLogger(__name__).warning("%s is not served: %s", digest, why)
+        await self._remove(path)
 
     async def _drop(self, digest: str, why: str) -> None:
         assert self._app is not None
         slot = self._slots.pop(digest)
         getLogger(__name__).info("serving %s no longer: %s %s: %s", digest, *_named(slot), why)
         await self._app.dismiss(slot)
-        slot.path.unlink(missing_ok=True)
+        await self._remove(slot.path)
+
+    async def _remove(self, path: Path) -> None:
+        try:
+            await _in_thread(partial(path.unlink, missing_ok=True))
+        except OSError as e:
+            self._failed("a file that is not served any more stays", e)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        known = isinstance(error, (EdgecError, OSError))
+        getLogger(__name__).warning("%s: %s", what, error, exc_info=None if known else error)
+        self._counters.add("fleet_follow_failures_total")
 
     def _remember(self, runs: dict[str, int]) -> None:
         with atomic_write(self._directory / _LIST) as out:
