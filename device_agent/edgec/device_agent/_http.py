@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from edgec.device_agent._line import Failure, Line
 from edgec.device_agent._sources import Reader
+from edgec.protocol import client_context
 
 _MOST_REDIRECTS = 5
 _SLICE_S = 0.25
@@ -111,7 +112,7 @@ class HttpSource:
                 sock.close()
 
     def _secured(self, sock: socket.socket, host: str, line: Line) -> ssl.SSLSocket:
-        context = self._context or ssl.create_default_context()
+        context = self._context or client_context()
         try:
             secured = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
         except BaseException:

@@ -26,7 +26,7 @@ from edgec.device_agent._enrolment import (
     write_secret,
 )
 from edgec.errors import AgentError
-from edgec.protocol import broker_address
+from edgec.protocol import broker_address, client_context
 
 AUTHORITY, PASSWORD = "fleet-ca.crt", "broker-password"
 _HERE = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -127,9 +127,9 @@ def _context(url: str, trusted: Trusted, timeout_s: float) -> ssl.SSLContext:
     if trusted.fingerprint is not None and authority is None and url.startswith("https:"):
         authority = _authority(url, trusted.fingerprint, timeout_s)
     if authority is None:
-        return ssl.create_default_context()
+        return client_context()
     try:
-        return ssl.create_default_context(cadata=authority.decode("ascii"))
+        return client_context(cadata=authority.decode("ascii"))
     except (ssl.SSLError, UnicodeDecodeError, ValueError) as e:
         raise AgentError(f"the authority is no certificate (PEM): {e}") from e
 
@@ -142,17 +142,19 @@ def _authority(url: str, fingerprint: str, timeout_s: float) -> bytes:
     # Nothing secret is sent, and what comes is compared with the fingerprint.
     blind = ssl.create_default_context()
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-    pem = _fetch(urllib.request.Request(f"{url.rstrip('/')}/api/v1/authority"), blind, timeout_s)
+    shown = _fetch(urllib.request.Request(f"{url.rstrip('/')}/api/v1/authority"), blind, timeout_s)
     try:
-        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii").strip())).hexdigest()
+        der = ssl.PEM_cert_to_DER_cert(shown.decode("ascii").strip())
     except ValueError as e:
         raise AgentError(f"{url} shows no certificate: is it the server of a fleet?") from e
+    found = hashlib.sha256(der).hexdigest()
     if found != expected:
         raise AgentError(
             f"{url} has an authority with the fingerprint {found}, not {expected}: it is another server, or "
             "somebody is in between"
         )
-    return pem
+    # Only what was compared is believed, whatever else came with it.
+    return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
 def _ask(url: str, asked: Mapping[str, Any], context: ssl.SSLContext, timeout_s: float) -> bytes:

@@ -12,7 +12,7 @@ from threading import Event, Lock
 from edgec.device_agent._http import HttpSource
 from edgec.device_agent._sources import ChunkSource, DirectorySource, Source
 from edgec.errors import AgentError, LinkError, TransferError
-from edgec.protocol import Chunk, ChunkRequest
+from edgec.protocol import Chunk, ChunkRequest, client_context
 
 _ANSWER_S = 30.0
 _DIGEST = re.compile(r"(?:.*/)?([0-9a-f]{64})\.[^/]*")
@@ -82,7 +82,7 @@ def source_context(authority: Path | None) -> ssl.SSLContext | None:
     """
     if authority is None:
         return None
-    context = ssl.create_default_context()
+    context = client_context()
     try:
         context.load_verify_locations(cafile=str(authority))
     except OSError as e:

@@ -35,6 +35,24 @@ def broker_address(url: str) -> tuple[str, int, bool]:
     return parts.hostname, port or _PORTS[parts.scheme], parts.scheme == "mqtts"
 
 
+def client_context(*, cafile: str | Path | None = None, cadata: str | None = None) -> ssl.SSLContext:
+    """Return the TLS settings of a client that shows no certificate.
+
+    A server is what its certificate's alternative names say: the common name, which is a device's id in the
+    certificates that devices have from the same authority, makes nobody a server.
+
+    Args:
+        cafile: Certificates of who may vouch for servers, PEM; those of the system with neither.
+        cadata: The same as text.
+
+    Raises:
+        OSError: The file cannot be read, or has no certificates; `ssl.SSLError` is one.
+    """
+    context = ssl.create_default_context(cafile=cafile, cadata=cadata)
+    context.hostname_checks_common_name = False
+    return context
+
+
 def tls_context(
     ca: Path | None = None, certificate: Path | None = None, key: Path | None = None
 ) -> ssl.SSLContext:
@@ -49,7 +67,7 @@ def tls_context(
         LinkError: A file cannot be read, or is no certificate or key.
     """
     try:
-        context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        context = client_context(cafile=None if ca is None else str(ca))
     except OSError as e:
         raise LinkError(f"{ca} has no certificates that can be read: {e.strerror or e}") from e
     if certificate is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgec.artifact import atomic_write
 from edgec.errors import MissingExtraError, ProtocolError
+from edgec.protocol._address import client_context
 from edgec.protocol._kinds import ID
 
 _ORGANIZATION = "edgec"
@@ -33,7 +34,7 @@ class Certificate:
 
     def client_context(self) -> ssl.SSLContext:
         """Return the TLS settings of a client that shows this certificate."""
-        context = ssl.create_default_context(cafile=str(self.authority))
+        context = client_context(cafile=str(self.authority))
         context.load_cert_chain(str(self.certificate), str(self.key))
         return context
 
@@ -146,7 +147,7 @@ class CertificateAuthority:
 
     def server_trust(self) -> ssl.SSLContext:
         """Return the TLS settings of a client that shows no certificate."""
-        return ssl.create_default_context(cafile=str(self.root))
+        return client_context(cafile=str(self.root))
 
     def _issue(self, name: str, hosts: Sequence[str]) -> Certificate:
         files = Certificate(
@@ -180,6 +181,10 @@ class CertificateAuthority:
         builder = self._builder(name, issuer.subject, key, days, fingerprint).add_extension(
             self._x509.BasicConstraints(ca=False, path_length=None), critical=True
         )
+        # Who has a certificate of a client, whatever its name, is no server.
+        usage = self._x509.oid.ExtendedKeyUsageOID
+        purpose = usage.SERVER_AUTH if hosts else usage.CLIENT_AUTH
+        builder = builder.add_extension(self._x509.ExtendedKeyUsage([purpose]), critical=True)
         if hosts:
             names = self._x509.SubjectAlternativeName([self._host(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 from edgec.artifact import Artifact, atomic_write
 from edgec.errors import FleetError
+from edgec.protocol import client_context
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[!-~]{1,4096}")
@@ -71,7 +71,7 @@ class FleetSource:
         self.url, self._token, self._timeout_s = url.rstrip("/"), token, timeout_s
         self._models = frozenset(models)
         try:
-            self._tls = ssl.create_default_context(cafile=ca)
+            self._tls = client_context(cafile=ca)
         except OSError as e:  # ssl.SSLError is one
             raise FleetError(f"{ca} has no certificates that can be read: {e}", "invalid") from e
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from edgec.gateway._bodies import Body, Limits
 from edgec.gateway._counters import Counters
 from edgec.gateway._lines import Line, LineError, Lines
 from edgec.gateway._options import GatewayOptions
+from edgec.protocol import client_context
 from edgec.runtime.fallback import Breaker
 from edgec.serving import DEADLINE, BusyError, ClientGoneError, Receive, Send, read_terms
 
@@ -46,7 +46,7 @@ class Upstream:
         """
         assert options.upstream is not None
         try:
-            tls = ssl.create_default_context(cafile=options.upstream_ca)
+            tls = client_context(cafile=options.upstream_ca)
         except OSError as e:  # ssl.SSLError is one
             raise ServingError(f"cannot use the authorities in {options.upstream_ca}: {e}") from e
         self._lines = Lines(options.upstream, tls)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from edgec.errors import FleetError, LinkError
 from edgec.fleet.store import Alerts, Delivery
-from edgec.protocol import Outgoing, Publication
+from edgec.protocol import Outgoing, Publication, client_context
 
 _log = logging.getLogger(__name__)
 _FIRST_WAIT_S, _LAST_WAIT_S = 5.0, 3600.0
@@ -99,7 +99,7 @@ class Webhook:
         }
         host, target = parts.hostname or "", (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if parts.scheme == "https":
-            context = self.tls or ssl.create_default_context()
+            context = self.tls or client_context()
             link: http.client.HTTPConnection = http.client.HTTPSConnection(
                 host, parts.port, timeout=self.timeout_s, context=context
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from edgec.errors import FleetError, ProtocolError
 from edgec.fleet.service import Fleet
@@ -16,8 +18,8 @@ from edgec.protocol.certificates import CertificateAuthority, read_request
 # Base64url of 32 random bytes and more; NATS takes up to 72 bytes.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43,72}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-# Devices cannot have the name that the fleet itself has at the broker.
-_RESERVED = ("fleet",)
+# Devices cannot have the name that the fleet itself has at the broker, nor one that servers have.
+_RESERVED = ("fleet", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ class Enrolment:
 
     def _problems(self, asked: Asked, device: str, kind: str) -> list[str]:
         found = []
-        if not _ID.fullmatch(device) or device in _RESERVED:
+        if not _ID.fullmatch(device) or self._is_a_server(device):
             found.append(f"{device!r:.80} cannot be the id of a device")
         bad = [name for name in asked.hardware if not _ID.fullmatch(name)]
         if bad or not 1 <= len(asked.hardware) <= 16:
@@ -182,6 +184,15 @@ class Enrolment:
         if kind not in self._where.kinds:
             found.append(f"this fleet's broker takes {' and '.join(self._where.kinds)}s, not {kind}s")
         return found
+
+    def _is_a_server(self, device: str) -> bool:
+        """Return whether an id would name the fleet, a server of it, or any machine by its address."""
+        try:
+            ipaddress.ip_address(device)
+        except ValueError:
+            taken = {*_RESERVED, *self._where.names, urlsplit(self._where.broker).hostname or ""}
+            return device.lower().rstrip(".") in {name.lower() for name in taken}
+        return True
 
     def _issue(self, device: str, asked: Asked) -> tuple[str, str]:
         if asked.request is not None:

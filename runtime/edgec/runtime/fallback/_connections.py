@@ -203,6 +203,7 @@ class Connections:
     def _context(self) -> ssl.SSLContext | None:
         if self._secure and self._tls is None:
             self._tls = ssl.create_default_context()
+            self._tls.hostname_checks_common_name = False
         return self._tls if self._secure else None
 
     def _take(self) -> _Connection | None:
