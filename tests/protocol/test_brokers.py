@@ -16,7 +16,7 @@ pytest.importorskip("cryptography", reason="the extra `agent` is not installed")
 from tests.brokers import BROKERS, make_broker
 from tests.protocol.test_link import options, until
 
-from edgec.errors import LinkError, ProtocolError
+from edgec.errors import LinkError, OutputError, ProtocolError
 from edgec.protocol import LinkOptions, MqttLink, Outgoing, Topics
 from edgec.protocol.brokers import FLEET, Access, Broker, hash_password
 from edgec.protocol.certificates import CertificateAuthority, read_request
@@ -110,6 +110,25 @@ def test_tokens_are_kept_as_hashes_and_end_when_they_are_taken_back(name: str, t
                 assert not again.status.connected
             assert fleet.status.connections == connections
         assert all(secret not in path.read_text("latin-1") for path in broker.directory.glob("*.conf"))
+
+
+@pytest.mark.parametrize("name", BROKERS)
+def test_a_revocation_that_could_not_be_written_is_told_when_it_is_said_again(
+    name: str, tmp_path: Path
+) -> None:
+    authority = CertificateAuthority(tmp_path / "tls")
+    passwords = {FLEET: "f" * 43}
+    broker = make_broker(name, tmp_path / "broker", devices=(), passwords=passwords, authority=authority)
+    hashes = {"lost": hash_password("t" * 43, name)}
+    broker.allow(Access(hashes=hashes))
+    settings = broker.directory / ("passwords" if name == "mosquitto" else "nats.conf")
+    assert "lost" in settings.read_text()
+    moved = broker.directory.rename(tmp_path / "unplugged")
+    with pytest.raises(OutputError):
+        broker.allow(Access())
+    moved.rename(broker.directory)
+    broker.allow(Access())
+    assert "lost" not in settings.read_text()
 
 
 def _allow(broker: Broker, access: Access) -> None:

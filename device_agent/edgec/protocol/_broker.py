@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,6 +100,10 @@ class Broker(ABC):
         self._access = Access()
         self._max_packet_bytes = max_packet_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        # Whoever starts it again after a crash and whoever says who may connect write the same files.
+        self._writing = threading.RLock()
+        # Whether the files may be other than what was said.
+        self._stale = False
 
     @abstractmethod
     def _write_configuration(self) -> list[str]:
@@ -121,8 +126,11 @@ class Broker(ABC):
         Raises:
             LinkError: It does not start; the message has the end of its log.
         """
-        if self.running:
-            return
+        with self._writing:
+            if not self.running:
+                self._start()
+
+    def _start(self) -> None:
         fixed = (self.port, self.password_port)
         complete = self.port and (self.password_port or not self._passwords)
         # Another process may take a port between the choice and the start.
@@ -147,10 +155,16 @@ class Broker(ABC):
         """Say who may connect from now on, beside those named at the start; others keep their connections.
 
         Who may no longer is refused at the next attempt; nats-server ends the connection that there is, too.
+
+        Raises:
+            OutputError: The settings cannot be written; said again, they are tried again.
         """
-        before, self._access = self._access, access
-        if self._concerns(before, access):
-            self.reload()
+        with self._writing:
+            before, self._access = self._access, access
+            if self._stale or self._concerns(before, access):
+                self._stale = True
+                self.reload()
+                self._stale = False
 
     def _concerns(self, before: Access, after: Access) -> bool:
         """Return whether the broker must read anew who may connect."""
@@ -199,7 +213,8 @@ class Broker(ABC):
 
     def reload(self) -> None:
         """Have it read its settings and certificates anew; connections stay."""
-        self._write_configuration()
+        with self._writing:
+            self._write_configuration()
         if self.running and self._process is not None:
             self._process.send_signal(signal.SIGHUP)
 
