@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 from tests.fleet.served import Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.cli import main_group
+from edgec.cli._fleet_text import moment
 from edgec.cli.fleet import SUBCOMMANDS
 from edgec.errors import FleetError
 from edgec.fleet.api import ApiLimits, create_app
@@ -94,6 +96,10 @@ def test_login_keeps_the_token_for_its_user_and_its_server_only(run: Run, settin
     assert "login" not in path.read_text(), "what was there before is kept"
 
 
+def test_a_time_that_no_calendar_has_is_shown() -> None:
+    assert [moment(at) for at in (None, 1e15, math.inf)] == ["", "1e+15 s since 1970", "inf s since 1970"]
+
+
 def test_devices_are_listed_shown_and_labelled(run: Run) -> None:
     assert [d["id"] for d in answer(run("devices", "site=lab", "--json"))] == ["cam-1", "cam-2"]
     text = run("devices").output
@@ -109,7 +115,9 @@ def test_devices_are_listed_shown_and_labelled(run: Run) -> None:
     assert "no group" in run("groups", "--drop", "canaries").output
 
 
-def test_errors_are_one_line_with_the_next_step(run: Run) -> None:
+def test_errors_are_one_line_with_the_next_step(run: Run, url: str) -> None:
+    strange = run("login", url, input="edgec_\u00e4\n")
+    assert isinstance(strange.exception, FleetError)
     result = run("device", "cam-9")
     assert isinstance(result.exception, FleetError)
     assert str(result.exception) == (

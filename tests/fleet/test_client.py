@@ -155,6 +155,24 @@ def test_who_is_not_there_or_is_no_fleet_is_named(fleet: Fleet, tmp_path: Path) 
         assert wrong.value.reason == "reply"
 
 
+def test_a_reply_that_cannot_be_unpacked_is_named() -> None:
+    async def damaged(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-encoding", b"gzip")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"no gzip"})
+
+    with serving(damaged) as url, FleetClient(url, "t") as client:
+        with pytest.raises(FleetError, match="cannot be read") as wrong:
+            client.fleet()
+        assert wrong.value.reason == "reply"
+
+
+@pytest.mark.parametrize("token", ["edgec_\u00e4", "edgec_\ud800", "edgec_\n"])
+def test_what_cannot_be_a_token_is_refused(token: str) -> None:
+    with pytest.raises(FleetError, match="a token has only letters"):
+        FleetClient("https://fleet.example", token)
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

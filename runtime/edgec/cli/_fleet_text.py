@@ -26,7 +26,13 @@ _DAY_S = 86400
 
 def moment(seconds: float | None) -> str:
     """Return a time of a fleet, in local time; empty for none."""
-    return "" if not seconds else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    if not seconds:
+        return ""
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        # No calendar has it.
+        return f"{seconds:g} s since 1970"
 
 
 def ago(seconds: float) -> str:

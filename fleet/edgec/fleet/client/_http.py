@@ -43,10 +43,12 @@ class Http:
         """Know a server; nothing is sent yet.
 
         Raises:
-            FleetError: The URL or the certificates are none.
+            FleetError: The URL, the token or the certificates are none.
         """
         self._tries, self._sleep = tries, sleep
         self.url = _checked(url)
+        if token and not (token.isascii() and token.isprintable()):
+            raise FleetError("a token has only letters, digits, - and _; copy it again", "invalid")
         headers = {"User-Agent": "edgec"} | ({"Authorization": f"Bearer {token}"} if token else {})
         try:
             verify = tls_context(ca)
@@ -153,6 +155,10 @@ class Http:
                 hint = "give the certificate of its authority (--ca), as edgec fleet up has printed it"
                 raise FleetError(f"{self.url} shows a certificate that is not trusted; {hint}", "tls") from e
             raise FleetError(f"{self.url} cannot be reached: {e}; is the server up?", "unreachable") from e
+        except httpx2.HTTPError as e:
+            raise FleetError(
+                f"the reply of {self.url} cannot be read: {e}; is it an edgec fleet?", "reply"
+            ) from e
 
 
 def _checked(url: str) -> str:
