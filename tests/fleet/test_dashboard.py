@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -15,11 +17,13 @@ pytest.importorskip("fastapi", reason="the dashboard needs the extra 'fleet'")
 pytest.importorskip("itsdangerous", reason="the dashboard needs the extra 'fleet'")
 
 import httpx2
+from fastapi import FastAPI
 from tests.fleet.dashboard_scene import MODEL, Clock, Scene, artifact
 from tests.fleet.served import Sender, serving, token
 
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
+from edgec.fleet.dashboard._words import date, iso
 from edgec.fleet.service import Fleet
 
 pytestmark = pytest.mark.slow
@@ -37,6 +41,7 @@ class Place:
     scene: Scene
     url: str
     sender: Sender
+    app: FastAPI
 
     @property
     def fleet(self) -> Fleet:
@@ -65,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         app = create_app(fleet, commands=sender)
         mount(app, fleet)
         with serving(app) as url:
-            yield Place(scene, url, sender)
+            yield Place(scene, url, sender, app)
 
 
 def csrf(page: str) -> str:
@@ -154,6 +159,7 @@ def test_forms_from_elsewhere_do_nothing(place: Place) -> None:
             ({"data": form}, 403),
             ({"data": {**form, "csrf": foreign}}, 403),
             ({"data": {**form, "csrf": good}, "headers": {"Origin": "https://evil.example"}}, 403),
+            ({"data": {**form, "csrf": good}, "headers": {"Origin": "http://["}}, 403),
             ({"data": {**form, "csrf": good}, "headers": {"Sec-Fetch-Site": "cross-site"}}, 403),
             ({"data": {**form, "csrf": good, "more": "x" * 70_000}}, 413),
         ]
@@ -204,6 +210,9 @@ def test_a_role_is_shown_and_may_do_what_it_says(place: Place, role: str) -> Non
         for path in set(forms) - allowed:
             assert client.post(path, data={"csrf": seal}).status_code == 403, path
         assert client.get("/access").status_code == 403
+        overview, reads = client.get("/").text, role != "viewer"
+        assert (client.get("/audit").status_code == 200, 'href="/audit"' in overview) == (reads, reads)
+        assert ("Who changed what" in overview) == reads
         assert (client.get("/rollouts/new").status_code == 200) == (role == "releaser")
 
 
@@ -232,8 +241,47 @@ def test_what_a_form_says_wrong_is_told_and_nothing_is_made(place: Place) -> Non
             ("/access/claims", {"uses": "many"}),
             ("/access/claims", {"uses": "1", "days": "x"}),
             ("/access/claims", {"uses": "1", "labels": "site"}),
+            *(("/access/claims", {"uses": "1", "days": d}) for d in ("0", "-1", "3661", "inf", "nan", "1e9")),
+            ("/access/tokens", {"name": "x", "role": "viewer", "days": "3000000"}),
         ):
             assert admin.post(path, data={"csrf": seal, **data}).status_code == 400, (path, data)
+        assert admin.get("/access").status_code == 200
+
+
+def test_times_and_numbers_out_of_range_break_no_page(place: Place) -> None:
+    with place.client() as admin:
+        place.fleet.tokens.create("far", "viewer", now=place.fleet.clock(), actor="test", expires_at=1e15)
+        assert "1e+15 s since 1970" in admin.get("/access").text
+        far = "99999999999999999999"
+        assert admin.get(f"/incidents/{far}").status_code == 404
+        seal = csrf(admin.get("/").text)
+        closing = admin.post(f"/incidents/{far}/close", data={"csrf": seal, "reason": "x"})
+        assert closing.status_code == 404
+    for at in (math.inf, -math.inf, math.nan, 1e300, -1e15):
+        assert (date(at), iso(at)) == (f"{at:g} s since 1970", "")
+
+
+def test_a_button_does_what_it_said_when_the_page_was_loaded(place: Place) -> None:
+    digest = place.fleet.registry.release(MODEL, "1.0.0")[0].sha256
+    where = f"/artifacts/{digest}"
+    with place.client("releaser") as client:
+        seal = csrf(client.get(where).text)
+
+        def send(wanted: str) -> tuple[str, bool]:
+            form = {"csrf": seal, "reason": "too <hot>", "wanted": wanted}
+            page = client.post(f"{where}/quarantine", data=form, follow_redirects=True).text
+            return page, place.fleet.registry.get(digest).quarantined is not None
+
+        assert 'name="wanted" value="quarantine"' in client.get(where).text
+        assert send("release") == (ANY, False)
+        assert send("") == (ANY, False)
+        assert send("quarantine") == (ANY, True)
+        assert 'name="wanted" value="release"' in client.get(where).text
+        page, quarantined = send("quarantine")
+        assert quarantined
+        assert "it is quarantined already: too &lt;hot&gt;" in page
+        assert send("release") == (ANY, False)
+        assert "not quarantined any more" in send("release")[0]
 
 
 def test_uploads_are_refused_as_the_registry_refuses_them(place: Place, tmp_path: Path) -> None:
@@ -265,6 +313,22 @@ def test_a_command_is_sent_as_it_would_be_from_a_terminal_and_its_result_shown(p
         assert place.sender.sent == [("cam-002", "logs", {"lines": 50, "source": "agent", "x": "<b>"})]
         assert "logs: done" in page.text
         assert "&#34;hello&#34;" in page.text
+
+
+def test_waiting_for_a_device_takes_no_thread_that_makes_pages(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, waiting = place.sender.send_command, []
+
+    def count(device: str, name: str, args: Any = None, **more: Any) -> Any:
+        waiting.append(place.app.state.waiting.borrowed_tokens)
+        return send(device, name, args, **more)
+
+    monkeypatch.setattr(place.sender, "send_command", count)
+    with place.client("operator") as client:
+        form = {"csrf": csrf(client.get("/devices/cam-002").text), "name": "status"}
+        assert client.post("/devices/cam-002/command", data=form).status_code == 200
+    assert waiting == [1]
 
 
 def test_pages_ask_the_database_the_same_however_many_devices_there_are(place: Place) -> None:

@@ -13,9 +13,10 @@ from edgec.fleet.dashboard._requests import pairs_of, posted, route_class, signe
 from edgec.fleet.dashboard._sessions import Session
 from edgec.fleet.store._tokens import ROLES
 
+_MOST_DAYS = 3660
 ROLE_WORDS = {
-    "viewer": "sees everything",
-    "operator": "pauses, undoes, labels, closes incidents, sends commands",
+    "viewer": "sees all but the audit log and who has access",
+    "operator": "pauses, undoes, labels, closes incidents, sends commands, reads the audit log",
     "releaser": "uploads, rolls out, quarantines",
     "admin": "lets people and devices in, and puts them out",
 }
@@ -108,6 +109,9 @@ def _end(dash: Dashboard, form: FormData) -> float | None:
     if not days:
         return None
     try:
-        return dash.now + float(days) * 86400
+        number = float(days)
     except ValueError:
         raise FleetError(f"expected a number of days, got {days!r}", "invalid") from None
+    if not 0 < number <= _MOST_DAYS:
+        raise FleetError(f"expected more than 0 and at most {_MOST_DAYS} days, got {days!r}", "invalid")
+    return dash.now + number * 86400

@@ -19,7 +19,7 @@ def routes(dash: Dashboard) -> APIRouter:
 
     @router.get("/audit")
     def show(request: Request, before: int = 0, check: bool = False) -> Response:
-        session = signed_in(dash, request)
+        session = signed_in(dash, request, "operator")
         audit = dash.fleet.store.audit
         last = last_entry(dash.fleet.store.database)
         end = min(before - 1, last) if before > 0 else last

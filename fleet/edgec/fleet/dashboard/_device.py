@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
@@ -100,7 +101,11 @@ def routes(dash: Dashboard) -> APIRouter:
     async def command(request: Request, device: str) -> Response:
         async with posted(dash, request, "operator") as (session, form):
             name, words = text_of(form, "name", 64), text_of(form, "args", 4000)
-            return await run_in_threadpool(_command, dash, request, session, device, name, words)
+            # A device that is slow to answer keeps no page from being made.
+            return await anyio.to_thread.run_sync(
+                lambda: _command(dash, request, session, device, name, words),
+                limiter=request.app.state.waiting,
+            )
 
     return router
 

@@ -12,6 +12,7 @@ from edgec.fleet.dashboard._requests import posted, route_class, signed_in, text
 from edgec.fleet.dashboard._stages import findings_of
 
 _MOST = 500
+_MOST_NUMBER = 2**53
 
 
 def routes(dash: Dashboard) -> APIRouter:
@@ -28,6 +29,7 @@ def routes(dash: Dashboard) -> APIRouter:
     @router.get("/incidents/{number}")
     def one(request: Request, number: int) -> Response:
         session = signed_in(dash, request)
+        _may_be(number)
         found = incident_of(dash.fleet.store.database, number)
         if found is None:
             raise HTTPException(404, f"There is no incident {number}.")
@@ -38,6 +40,7 @@ def routes(dash: Dashboard) -> APIRouter:
     @router.post("/incidents/{number}/close")
     async def close(request: Request, number: int) -> Response:
         async with posted(dash, request, "operator") as (session, form):
+            _may_be(number)
             reason, rollouts = text_of(form, "reason", 500), dash.fleet.store.rollouts
             await run_in_threadpool(
                 lambda: rollouts.close_incident(number, now=dash.now, actor=session.name, reason=reason)
@@ -45,3 +48,13 @@ def routes(dash: Dashboard) -> APIRouter:
             return dash.done(request, "/incidents", f"Incident {number} is settled.")
 
     return router
+
+
+def _may_be(number: int) -> None:
+    """Refuse what no database can look for.
+
+    Raises:
+        HTTPException: There is no such incident (404).
+    """
+    if not 0 < number <= _MOST_NUMBER:
+        raise HTTPException(404, f"There is no incident {number:.4g}.")

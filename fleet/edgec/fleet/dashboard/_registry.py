@@ -96,11 +96,19 @@ def _upload(dash: Dashboard, request: Request, session: Session, form: FormData)
 
 def _quarantine(dash: Dashboard, request: Request, session: Session, digest: str, form: FormData) -> Response:
     where, reason = f"/artifacts/{digest}", text_of(form, "reason", 250)
+    # What the page offered when it was loaded, whatever has become of it since.
+    wanted = text_of(form, "wanted", 20)
     record = dash.fleet.registry.get(digest)
+    if wanted not in ("quarantine", "release"):
+        return dash.go(request, where, "bad", "Nothing was done: load the page anew and send it again.")
     if not reason:
         return dash.go(request, where, "bad", "Say why: the reason is kept, and shown to everybody.")
     rollouts = dash.fleet.store.rollouts
-    if record.quarantined is None:
+    if (wanted == "quarantine") == (record.quarantined is not None):
+        known = f": {record.quarantined}" if record.quarantined is not None else ""
+        state = "quarantined already" if known else "not quarantined any more"
+        return dash.go(request, where, "bad", f"Nothing was done: it is {state}{known}.")
+    if wanted == "quarantine":
         rollouts.quarantine(digest, now=dash.now, actor=session.name, reason=reason)
         return dash.done(request, where, "It is quarantined: rollouts of it are undone.")
     rollouts.release_quarantine(digest, now=dash.now, actor=session.name, reason=reason)

@@ -112,9 +112,16 @@ def check_origin(request: Request) -> None:
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     foreign = site not in (None, "same-origin", "none")
-    foreign |= origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+    foreign |= origin is not None and _host(origin) != request.headers.get("host", "")
     if foreign:
         raise HTTPException(403, "The form was sent from another site, and nothing was done.")
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def check_length(request: Request, most_bytes: int) -> None:
