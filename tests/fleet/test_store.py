@@ -237,6 +237,14 @@ def test_acknowledgements_tell_what_is_kept(store: Store) -> None:
     assert not ack.covers(4)
     again = store.telemetry.ingest([("d1", telemetry(0, window([1.0])))], NOW)
     assert again == [("d1", ack)]
+    # What a device has lost before an event is not waited for, once it says so.
+    crash = DeviceEvent(boot_epoch=1, boot_id="e1", seq=9, at=NOW, kind="crash")
+    floor = Telemetry(boot_id="e1", first_seq=9, records=(), floor=9, sent_at=NOW)
+    ((_, ack),) = store.telemetry.ingest([("d1", crash)], NOW)
+    assert ack.seq is None
+    for _ in range(2):
+        ((_, ack),) = store.telemetry.ingest([("d1", floor), ("d1", crash)], NOW)
+        assert ack.seq == 9
 
 
 def test_percentiles_of_a_fleet_are_those_of_all_calls(store: Store) -> None:

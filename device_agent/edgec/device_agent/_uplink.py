@@ -249,7 +249,12 @@ class Uplink:
 
     def _send_records(self, records: Sequence[OutboxRecord]) -> None:
         """Send records that follow each other: events each on its own, the others together."""
-        floor = self._floors.setdefault(records[0].boot_id, records[0].seq)
+        boot_id, first = records[0].boot_id, records[0].seq
+        if first and boot_id not in self._floors and _event(records[0]) is not None:
+            # Events do not say that none below them will come: without this, a fleet that lacks those (it was
+            # restored, or they were dropped here) would wait for them and acknowledge nothing.
+            self._send_telemetry(boot_id, first, (), first)
+        floor = self._floors.setdefault(boot_id, first)
         together: list[OutboxRecord] = []
         for record in records:
             event = _event(record)
@@ -265,14 +270,19 @@ class Uplink:
         if not records:
             return
         first = records[0]
+        self._send_telemetry(first.boot_id, first.seq, records, min(floor, first.seq))
+
+    def _send_telemetry(
+        self, boot_id: str, first_seq: int, records: Sequence[OutboxRecord], floor: int
+    ) -> None:
         message = Telemetry(
-            boot_id=first.boot_id,
-            first_seq=first.seq,
+            boot_id=boot_id,
+            first_seq=first_seq,
             records=tuple(
-                TelemetryRecord(offset=r.seq - first.seq, kind=r.kind, at=max(r.at, 0.0), payload=r.payload)
+                TelemetryRecord(offset=r.seq - first_seq, kind=r.kind, at=max(r.at, 0.0), payload=r.payload)
                 for r in records
             ),
-            floor=min(floor, first.seq),
+            floor=floor,
             sent_at=self._now(),
         )
         topic = self._topics.telemetry(self._device)
