@@ -96,7 +96,7 @@ def test_real_agents_get_what_a_rollout_says_and_answer_commands(
             with Agent(config(tmp_path, where, broker, "dev2", sources=()), link=quick_link):
                 until(lambda: actives(fleet, "dev1", "dev2") == [digest(fleet, "1")] * 2)
                 until(lambda: "update_committed" in [r.kind for r in fleet.store.telemetry.records("dev2")])
-        until(lambda: not fleet.store.devices.get("dev2").online)
+        until(lambda: not any(fleet.store.devices.get(d).online for d in ("dev1", "dev2")))
         fleet.store.devices.revoke("dev2", now=time.time(), actor="ann")
         with pytest.raises(FleetError, match="revoked"):
             side.send_command("dev2", "status")

@@ -126,7 +126,7 @@ def test_it_serves_what_devices_run_and_nothing_else(tmp_path: Path) -> None:
         fleet.store.rollouts.quarantine(names[1], now=fleet.clock(), actor="test", reason="bad")
         until(lambda: ask(gateway, content_digest(two)).status == 409, 60)
         assert ask(gateway, content_digest(other)).status == 200
-        assert metric(gateway, "edgec_gateway_fleet_artifacts") == 1
+        until(lambda: metric(gateway, "edgec_gateway_fleet_artifacts") == 1, 60)
         until(lambda: names[2] in (tmp_path / "kept" / "following.json").read_text(), 60)
     # The fleet is away: what was served before is served again.
     away = GatewayOptions(server=ANY, follow=options)
