@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgec.cli._agent_settings import DEFAULT_CONFIG, DEFAULT_STATE
+from edgec.cli._agent_settings import joining_options
 from edgec.errors import AgentError
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -28,24 +28,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--ca", type=_FILE, help="Who may vouch for the server, PEM; else the system's.")
 @click.option("--fingerprint", metavar="SHA256", help="Instead: of the authority's certificate, in hex.")
 @click.option("--token", is_flag=True, help="A token of its own for the broker, instead of a certificate.")
-@click.option(
-    "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_STATE,
-    show_default=True,
-    help="Directory of the agent.",
-)
-@click.option(
-    "--directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_CONFIG.parent,
-    show_default=True,
-    help="Where settings and identity go.",
-)
-@click.option(
-    "--secrets-group", metavar="GROUP", help="System group of the agent, which may read key or token."
-)
-@click.option("--force", is_flag=True, help="Write over the settings that are there.")
+@joining_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     url: str,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from edgec.device_agent import AgentConfig
 
+C = TypeVar("C", bound=Callable[..., Any])
 DEFAULT_CONFIG = Path("/etc/edgec/agent.toml")
 DEFAULT_STATE = Path("/var/lib/edgec")
 _PREFIX = "EDGEC_AGENT_"
@@ -39,6 +40,32 @@ set_option = click.option(
     metavar="NAME=VALUE",
     help="A setting in place of the file's: updates.probation_s=60, 'groups=[\"north\"]'.",
 )
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_JOINING = (
+    click.option(
+        "--state-dir", type=_FOLDER, default=DEFAULT_STATE, show_default=True, help="Directory of the agent."
+    ),
+    click.option(
+        "--directory",
+        type=_FOLDER,
+        default=DEFAULT_CONFIG.parent,
+        show_default=True,
+        help="Where settings and identity go.",
+    ),
+    click.option(
+        "--secrets-group",
+        metavar="GROUP",
+        help="System group of the agent, which may read key, token and password.",
+    ),
+    click.option("--force", is_flag=True, help="Write over the settings that are there."),
+)
+
+
+def joining_options(command: C) -> C:
+    """Add the options that say where a device that joins a fleet keeps what it gets, and who may read it."""
+    for option in reversed(_JOINING):
+        command = option(command)
+    return command
 
 
 def read_settings(config_file: Path, assignments: Sequence[str]) -> AgentConfig:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli._agent_enrol import command as enrol
-from edgec.cli._agent_settings import DEFAULT_CONFIG, DEFAULT_STATE, config_option, read_settings, set_option
+from edgec.cli._agent_settings import config_option, joining_options, read_settings, set_option
 from edgec.cli._agent_unit import Notifier, unit_text
 from edgec.cli._signals import Signals
 from edgec.cli._text import columns, printable
@@ -236,24 +236,7 @@ def _is_user(name: str) -> bool:
 )
 @click.option("--group", "groups", multiple=True, help="Group of devices that it is in; several times.")
 @click.option("--tenant", default="default", show_default=True, help="Whose topics it uses.")
-@click.option(
-    "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_STATE,
-    show_default=True,
-    help="Directory of the agent.",
-)
-@click.option(
-    "--directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_CONFIG.parent,
-    show_default=True,
-    help="Where settings and identity go.",
-)
-@click.option(
-    "--secrets-group", metavar="GROUP", help="System group of the agent, which may read key and password."
-)
-@click.option("--force", is_flag=True, help="Write over the settings that are there.")
+@joining_options
 @json_option
 def enroll(device: str, as_json: bool, **options: Any) -> None:
     """Give this device its identity: id, trusted roots, broker, and a key or a token of its own.
