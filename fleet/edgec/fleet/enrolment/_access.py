@@ -8,9 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqlalchemy.exc import OperationalError
-
-from edgec.errors import EdgecError
 from edgec.fleet.service import Fleet
 from edgec.protocol.brokers import Access, Broker
 
@@ -73,6 +70,7 @@ class BrokerAccess:
         self._woken = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="fleet-access", daemon=True)
+        self._problem: str | None = None
         self._forget: Callable[[], None] | None = None
 
     def look(self) -> None:
@@ -110,6 +108,12 @@ class BrokerAccess:
         if self._thread.is_alive():
             self._thread.join(10)
 
+    def problem(self) -> str | None:
+        """Return what is wrong, for people; None where the broker is told."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
+            return "nobody tells the broker any more who may connect: restart the server"
+        return self._problem
+
     def _run(self) -> None:
         while not self._stopping:
             self._woken.wait(_LOOK_S)
@@ -117,7 +121,10 @@ class BrokerAccess:
             began = time.monotonic()
             try:
                 self.look()
-            except (EdgecError, OperationalError) as e:
-                _log.error("the broker cannot be told who may connect, and will be: %s", e)
+                self._problem = None
+            # Whatever fails, a disk, a database or a bug: without this thread nobody would be shut out.
+            except Exception as e:  # noqa: BLE001
+                self._problem = f"the broker cannot be told who may connect, and will be: {e}"
+                _log.exception("the broker cannot be told who may connect, and will be")
             # Many that come at once are let in together.
             time.sleep(max(_LEAST_PAUSE_S, 2 * (time.monotonic() - began)))

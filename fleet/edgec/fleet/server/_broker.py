@@ -102,6 +102,8 @@ class Keeper:
 
     def problem(self) -> str | None:
         """Return what is wrong, for people; None where it runs."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set():
+            return "nobody looks whether the broker runs any more: restart the server"
         return self._problem
 
     def _run(self) -> None:
@@ -111,12 +113,17 @@ class Keeper:
                 if time.monotonic() - since > _SOON_S:
                     pause = _FIRST_PAUSE_S
                 continue
-            self._problem = f"the broker has died: {self._broker.log[-300:]}"
-            _log.error("%s; it is started again", self._problem)
-            if self._stopping.wait(pause):
-                return
+            try:
+                self._problem = f"the broker has died: {self._broker.log[-300:]}"
+                _log.error("%s; it is started again", self._problem)
+                if self._stopping.wait(pause):
+                    return
+                self._again()
+            # A full disk, too many open files: whatever it is, without this thread nobody would try again.
+            except Exception as e:  # noqa: BLE001
+                self._problem = f"the broker has died, and cannot be started again: {e}"
+                _log.exception("the broker cannot be started again, which is tried until it can")
             pause, since = min(2 * pause, _LAST_PAUSE_S), time.monotonic()
-            self._again()
 
     def _again(self) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from edgec.errors import LinkError
+from edgec.errors import EdgecError
 from edgec.fleet.enrolment import Whereabouts
 from edgec.fleet.server._broker import fleet_password
 from edgec.fleet.server._options import KINDS, FleetOptions
@@ -95,5 +95,5 @@ def shut_out(link: LinkOptions, device: str) -> None:
     try:
         with MqttLink(replace(link, client_id=device, subscriptions=(), session_expiry_s=0)) as taking:
             taking.wait_connected(_SHUT_OUT_S)
-    except LinkError as e:
+    except (EdgecError, OSError) as e:
         _log.warning("the connection of %s cannot be ended: %s", device, e)

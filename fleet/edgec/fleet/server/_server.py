@@ -50,6 +50,7 @@ class FleetServer:
     broker: Broker | None
     side: MqttSide
     _keeper: Keeper | None
+    _access: BrokerAccess | None
 
     def __init__(self, options: FleetOptions) -> None:
         """Describe the server; `start` starts it."""
@@ -148,13 +149,16 @@ class FleetServer:
         self._ports = read_ports(self.fleet.data_dir / "ports.json")
         self._http = Http(options.host, options.port or self._ports.http)
         self._stack.callback(self._http.close)
-        self.broker = self._keeper = None
+        self.broker = self._keeper = self._access = None
+        self._upkeep = Upkeep(self.fleet, also=self.renew_certificates)
 
     def _own_broker(self) -> LinkOptions:
         """Start a broker that lets in whom the books let in; return how the fleet reaches it."""
         self.broker = make_broker(self.options, self.authority, self._ports)
         link = own_link(self.broker)
-        access = BrokerAccess(self.fleet, self.broker, shut_out=lambda device: shut_out(link(), device))
+        self._access = access = BrokerAccess(
+            self.fleet, self.broker, shut_out=lambda device: shut_out(link(), device)
+        )
         access.look()
         self._keeper = keeper = Keeper(self.broker)
         self._stack.callback(keeper.close)
@@ -174,7 +178,7 @@ class FleetServer:
         self.side.start()
         if self.broker is not None:
             self.side.wait_connected(_CONNECT_S)
-        watch = Watch(self.fleet, sinks=self._sinks())
+        watch = self._watch = Watch(self.fleet, sinks=self._sinks())
         self._stack.callback(watch.close)
         watch.start()
         app = create_app(self.fleet, commands=self.side, checks=self._checks())
@@ -187,9 +191,8 @@ class FleetServer:
         self._http.start(app, certificate)
         # Stops before what is above: no request finds half a server.
         self._stack.callback(self._http.close)
-        upkeep = Upkeep(self.fleet, also=self.renew_certificates)
-        self._stack.callback(upkeep.close)
-        upkeep.start()
+        self._stack.callback(self._upkeep.close)
+        self._upkeep.start()
 
     def _sinks(self) -> list[Sink]:
         """Return who is told of alerts."""
@@ -210,10 +213,16 @@ class FleetServer:
             write_ports(self.fleet.data_dir / "ports.json", ports)
 
     def _checks(self) -> Mapping[str, Callable[[], str | None]]:
-        keeper, side = self._keeper, self.side
-        checks: dict[str, Callable[[], str | None]] = {"mqtt": lambda: "; ".join(side.problems()) or None}
+        keeper, side, watch = self._keeper, self.side, self._watch
+        checks: dict[str, Callable[[], str | None]] = {
+            "mqtt": lambda: "; ".join(side.problems()) or None,
+            "alerts": lambda: "; ".join(watch.problems()) or None,
+        }
         if keeper is not None:
             checks["broker"] = keeper.problem
+        if self._access is not None:
+            checks["access"] = self._access.problem
+        checks["upkeep"] = self._upkeep.problem
         return checks
 
 

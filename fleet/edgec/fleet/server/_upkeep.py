@@ -7,13 +7,11 @@ import threading
 from collections.abc import Callable
 from datetime import timezone
 
-from sqlalchemy.exc import OperationalError
-
-from edgec.errors import EdgecError
 from edgec.fleet.service import Fleet
 
 _log = logging.getLogger(__name__)
 _EVERY_S = 3600.0
+_AFTER_FAILURE_S = 60.0
 # Metadata of the image repository is renewed when less than this part of its life is left.
 _LEFT = 0.67
 
@@ -34,6 +32,7 @@ class Upkeep:
         self._fleet, self._also, self._every_s = fleet, also, every_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet-upkeep", daemon=True)
+        self._problem: str | None = None
 
     def start(self) -> None:
         """Begin, with a look at once."""
@@ -45,16 +44,26 @@ class Upkeep:
         if self._thread.is_alive():
             self._thread.join()
 
+    def problem(self) -> str | None:
+        """Return what is wrong, for people; None where nothing is."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set():
+            return "nobody renews signed metadata and certificates any more: restart the server"
+        return self._problem
+
     def _run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
+            pause = self._every_s
             try:
                 renew(self._fleet)
                 self._fleet.store.telemetry.prune(self._fleet.clock())
                 self._also()
-            except (EdgecError, OperationalError) as e:
-                _log.error("the upkeep of the fleet failed, and is tried again within the hour: %s", e)
-            if self._stopping.wait(self._every_s):
-                return
+                self._problem = None
+            # Whatever fails, a disk, a database or a bug: without this thread all metadata would end.
+            except Exception as e:  # noqa: BLE001
+                self._problem = f"the upkeep of the fleet failed, and is tried again: {e}"
+                _log.exception("the upkeep of the fleet failed, and is tried again")
+                pause = min(pause, _AFTER_FAILURE_S)
+            self._stopping.wait(pause)
 
 
 def renew(fleet: Fleet) -> bool:
