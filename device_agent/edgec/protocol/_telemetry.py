@@ -10,6 +10,7 @@ from edgec.errors import ProtocolError
 from edgec.protocol._kinds import (
     COUNT,
     ID,
+    MAX_INTEGER,
     PATH,
     SHA256,
     TIME,
@@ -54,10 +55,12 @@ class Telemetry(CompactMessage):
     sent_at: float = wire(TIME, key=5)
 
     def check(self, where: str) -> None:
-        """Refuse records that are not in the order of their numbers."""
+        """Refuse records that are not in the order of their numbers, or whose numbers are too great."""
         offsets = [record.offset for record in self.records]
         if any(b <= a for a, b in pairwise(offsets)):
             raise ProtocolError(f"{where}.records must have increasing offsets")
+        if offsets and self.first_seq + offsets[-1] > MAX_INTEGER:
+            raise ProtocolError(f"{where}.records must have numbers of at most {MAX_INTEGER}")
 
     def numbered(self) -> Iterator[tuple[int, TelemetryRecord]]:
         """Yield every record with its sequence number."""

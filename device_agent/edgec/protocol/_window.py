@@ -168,5 +168,5 @@ def clean_text(raw: str | bytes) -> str:
 def _read(read: Callable[[bytes], _T], data: bytes, where: str) -> _T:
     try:
         return read(data)
-    except ValueError as e:
+    except (ValueError, ArithmeticError) as e:
         raise ProtocolError(f"{where} of a window is damaged: {e}") from e

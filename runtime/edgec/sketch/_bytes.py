@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 _MOST_BITS = 63
+# A count that reaches it stays there: sums of thousands of them fit into 64 bits.
+MOST_COUNT = 2**40
 
 
 def pack_numbers(numbers: Iterable[int]) -> bytes:

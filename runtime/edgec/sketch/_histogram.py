@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.sketch._bytes import pack_numbers, unpack_numbers
+from edgec.sketch._bytes import MOST_COUNT, pack_numbers, unpack_numbers
 
 _MOST_EDGES = 1024
 _VERSION = 1
@@ -56,20 +56,21 @@ class Histogram:
         self.counts += np.bincount(places, minlength=len(self.counts))
 
     def merge(self, other: Histogram) -> None:
-        """Add every value that was added to another.
+        """Add every value that was added to another; a count that reaches 2**40 stays there.
 
         Raises:
             ValueError: It has other edges.
         """
         if not np.array_equal(self.edges, other.edges):
             raise ValueError("histograms with different edges do not add up")
-        self.counts += other.counts
-        self.invalid += other.invalid
+        self.counts = np.minimum(self.counts + other.counts, MOST_COUNT)
+        self.invalid = min(self.invalid + other.invalid, MOST_COUNT)
 
     def to_bytes(self) -> bytes:
         """Return the histogram as bytes, its edges included; `from_bytes` reads them."""
         head = bytes([_VERSION]) + len(self.edges).to_bytes(2, "little")
-        return head + self.edges.astype("<f8").tobytes() + pack_numbers([self.invalid, *self.counts.tolist()])
+        numbers = [min(number, MOST_COUNT) for number in (self.invalid, *self.counts.tolist())]
+        return head + self.edges.astype("<f8").tobytes() + pack_numbers(numbers)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Histogram:
@@ -84,7 +85,7 @@ class Histogram:
             raise ValueError("expected the bytes of a histogram, version 1")
         histogram = cls(np.frombuffer(data[3:end], "<f8"))
         numbers = list(unpack_numbers(data[end:]))
-        if len(numbers) != size + 2 or min(numbers) < 0:
+        if len(numbers) != size + 2 or min(numbers) < 0 or max(numbers) > MOST_COUNT:
             raise ValueError("the bytes of the histogram are damaged")
         histogram.invalid = numbers[0]
         histogram.counts[:] = numbers[1:]

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.sketch._bytes import pack_numbers, unpack_numbers
+from edgec.sketch._bytes import MOST_COUNT, pack_numbers, unpack_numbers
 
 ACCURACY = 0.01
 _GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
@@ -90,13 +90,14 @@ class QuantileSketch:
             _collapse(bins)
 
     def merge(self, other: QuantileSketch) -> None:
-        """Add every value that was added to another."""
+        """Add every value that was added to another; a count of a bin that reaches 2**40 stays there."""
         for mine, theirs in ((self._positive, other._positive), (self._negative, other._negative)):
-            mine.update(theirs)
+            for key, count in theirs.items():
+                mine[key] = min(mine[key] + count, MOST_COUNT)
             _collapse(mine)
-        self.count += other.count
-        self.invalid += other.invalid
-        self.zeros += other.zeros
+        self.invalid = min(self.invalid + other.invalid, MOST_COUNT)
+        self.zeros = min(self.zeros + other.zeros, MOST_COUNT)
+        self.count = self.zeros + sum(self._positive.values()) + sum(self._negative.values())
         self.total += other.total
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
@@ -159,12 +160,12 @@ class QuantileSketch:
     def to_bytes(self) -> bytes:
         """Return the sketch as bytes, some two per bin; `from_bytes` reads them."""
         limits = np.array([self.minimum, self.maximum, self.total], "<f8").tobytes()
-        numbers = [self.invalid, self.zeros]
+        numbers = [min(self.invalid, MOST_COUNT), min(self.zeros, MOST_COUNT)]
         for bins in (self._positive, self._negative):
             numbers.append(len(bins))
             last = 0
             for key in sorted(bins):
-                numbers += [key - last, bins[key]]
+                numbers += [key - last, min(bins[key], MOST_COUNT)]
                 last = key
         return bytes([_VERSION]) + limits + pack_numbers(numbers)
 
@@ -186,7 +187,7 @@ class QuantileSketch:
                 place = _read_bins(numbers, place, bins)
         except IndexError as e:
             raise ValueError("the bytes of the quantile sketch end too early") from e
-        if place != len(numbers) or sketch.invalid < 0 or sketch.zeros < 0:
+        if place != len(numbers) or not all(0 <= number <= MOST_COUNT for number in numbers[:2]):
             raise ValueError("the bytes of the quantile sketch are damaged")
         sketch.count = sketch.zeros + sum(sketch._positive.values()) + sum(sketch._negative.values())
         return sketch
@@ -225,7 +226,7 @@ def _read_bins(numbers: list[int], place: int, bins: Counter[int]) -> int:
     for i in range(size):
         step, count = numbers[place], numbers[place + 1]
         key, place = key + step, place + 2
-        if (i and step <= 0) or count <= 0 or not _LEAST_BIN <= key <= _LAST_BIN:
+        if (i and step <= 0) or not 0 < count <= MOST_COUNT or not _LEAST_BIN <= key <= _LAST_BIN:
             raise ValueError("the bins of the quantile sketch are damaged")
         bins[key] = count
     return place

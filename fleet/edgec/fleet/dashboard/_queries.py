@@ -148,7 +148,8 @@ def fleet_by_hour(
     with database.read() as connection:
         for row in connection.execute(query).mappings():
             # Histograms of different models have other edges, and are looked at nowhere.
-            found.setdefault(row["hour"], HourOf()).merge(HourOf.of_row(dict(row)))
+            if (part := HourOf.read_row(dict(row))) is not None:
+                found.setdefault(row["hour"], HourOf()).merge(part)
     return found
 
 

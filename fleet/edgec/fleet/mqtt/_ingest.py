@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from edgec.errors import LinkError, ProtocolError
 from edgec.fleet.mqtt._counters import Counters
@@ -38,7 +38,7 @@ _KINDS: Mapping[str, type[Message]] = {
     "event": DeviceEvent,
     "rsp": CommandReply,
 }
-# The database is away, or its disk is full: nothing is acknowledged, and the broker keeps what comes.
+# The database is away, full, or writes nothing: nothing is acknowledged, and the broker keeps what comes.
 _RETRY_S = (0.1, 5.0)
 _MOST_UNSENT = 20_000
 
@@ -171,7 +171,7 @@ class Ingest:
             if self._stop.wait(wait):
                 return None
             wait = min(2 * wait, _RETRY_S[1])
-        if isinstance(kept, SQLAlchemyError):
+        if isinstance(kept, Exception):
             return self._one_by_one(said, told, kept)
         views, acks = kept
         known = {device for device, _ in acks}
@@ -181,25 +181,28 @@ class Ingest:
 
     def _attempt(
         self, said: Sequence[tuple[str, Said]], told: Sequence[tuple[str, Told]]
-    ) -> tuple[set[str], list[tuple[str, TelemetryAck]]] | SQLAlchemyError | None:
-        """Keep a batch once; None where the database is away, an error where it refuses what is in it."""
+    ) -> tuple[set[str], list[tuple[str, TelemetryAck]]] | Exception | None:
+        """Keep a batch once; None where the database is away, an error where what is in it is refused."""
         try:
             views, acks = self._store.ingest(said, told, self._clock())
-        except (OperationalError, InterfaceError) as e:
+        except (DataError, IntegrityError) as e:
+            return e
+        except (SQLAlchemyError, OSError, MemoryError) as e:
             self._counters.count("repeated_batches")
             _log.warning("messages cannot be kept, and wait: %s", e)
             return None
-        except SQLAlchemyError as e:
+        except Exception as e:  # noqa: BLE001
+            # What a message provokes beyond what is known: it must not stop those of all other devices.
             return e
         return set(views), acks
 
     def _one_by_one(
-        self, said: Sequence[tuple[str, Said]], told: Sequence[tuple[str, Told]], error: SQLAlchemyError
+        self, said: Sequence[tuple[str, Said]], told: Sequence[tuple[str, Told]], error: Exception
     ) -> tuple[set[str], list[tuple[str, TelemetryAck]]] | None:
-        """Find the message that the database refuses: one device's must not stop all others."""
+        """Find the message that is refused: one device's must not stop all others."""
         if len(said) + len(told) == 1:
             self._counters.count("dropped", "refused")
-            _log.error("a message of %s is refused by the database: %s", [*said, *told][0][0], error)
+            _log.error("a message of %s is refused: %s", [*said, *told][0][0], error, exc_info=error)
             return set(), []
         views: set[str] = set()
         acks: list[tuple[str, TelemetryAck]] = []
@@ -227,9 +230,13 @@ class Ingest:
             self._counters.count("acknowledgements", "lost")
 
     def _acknowledge(self, device: str, ack: TelemetryAck) -> bool:
-        message = Outgoing(
-            topic=self._topics.ack(device), payload=ack.to_bytes(), content_type="application/cbor"
-        )
+        try:
+            payload = ack.to_bytes()
+        except ProtocolError as e:
+            self._counters.count("acknowledgements", "lost")
+            _log.error("%s cannot be told what is kept: %s", device, e)
+            return True
+        message = Outgoing(topic=self._topics.ack(device), payload=payload, content_type="application/cbor")
         try:
             self._link.publish(message)
         except LinkError:

@@ -74,9 +74,10 @@ class Drift:
             query = query.where(fleet_hours.c.sampled > 0)
             found: dict[tuple[str, str, str], dict[int, HourOf]] = {}
             for row in connection.execute(query).mappings():
-                if (row["model"], row["digest"]) in references:
+                part = HourOf.read_row(dict(row)) if (row["model"], row["digest"]) in references else None
+                if part is not None:
                     hours = found.setdefault((row["model"], row["digest"], row["hardware"]), {})
-                    hours[row["hour"]] = HourOf.of_row(dict(row))
+                    hours[row["hour"]] = part
         return [
             Observed(model=m, digest=d, hardware=h, reference=references[m, d], hours=hours)
             for (m, d, h), hours in sorted(found.items())

@@ -124,8 +124,9 @@ def _said(
             device_hours.c.hour.between(*hours),
         )
         for row in connection.execute(query).mappings():
-            if row["digest"] == names[row["device"]]:
-                found.setdefault(row["device"], HourOf()).merge(HourOf.of_row(dict(row)))
+            part = HourOf.read_row(dict(row)) if row["digest"] == names[row["device"]] else None
+            if part is not None:
+                found.setdefault(row["device"], HourOf()).merge(part)
     return tuple(_evidence(device, digest, found.get(device.id)) for device, digest in wanted.items())
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cbor2 import dumps, loads
+from cbor2 import CBORDecodeError, dumps, loads
 
 from edgec.fleet.store._schema import FIGURES
 from edgec.protocol import ModelWindow
 from edgec.sketch import Histogram, QuantileSketch
 
+_log = logging.getLogger(__name__)
 HOUR_S = 3600
 _MOST_NAMES = 64
 _MOST_CLASSES = 4096
 _OTHERS = -1
 # Sums of so many of them still fit into 64 bits.
 _MOST = 2**40
+_NAMES = ("model", "digest", "device", "hardware", "hour")
+_MOST_UNREADABLE = 1000
+# Rows that were told of.
+_unreadable: set[tuple[Any, ...]] = set()
 
 
 @dataclass(kw_only=True)
@@ -50,7 +56,7 @@ class HourOf:
             figures={**dict.fromkeys(FIGURES, 0.0), **{n: min(getattr(window, n), _MOST) for n in names}},
             latency=window.latency_sketch(),
             confidence=window.confidence_histogram(),
-            classes=dict(window.classes),
+            classes={number: min(count, _MOST) for number, count in window.classes.items()},
             outputs=window.output_histograms(),
         )
 
@@ -94,6 +100,18 @@ class HourOf:
             classes=sketches[3],
             outputs={name: Histogram.from_bytes(data) for name, data in sketches[4].items()},
         )
+
+    @classmethod
+    def read_row(cls, row: Mapping[str, Any]) -> HourOf | None:
+        """Return what `to_row` gave; None of a row that cannot be read, which is told of once."""
+        try:
+            return cls.of_row(row)
+        except (CBORDecodeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as e:
+            key = tuple(row.get(name) for name in _NAMES)
+            if key not in _unreadable and len(_unreadable) < _MOST_UNREADABLE:
+                _unreadable.add(key)
+                _log.error("the hour %s cannot be read, and is left out: %s", key, e)
+            return None
 
 
 def hour(at: float, now: float) -> int:

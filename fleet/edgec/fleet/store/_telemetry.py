@@ -96,7 +96,8 @@ class TelemetryStore:
         found: dict[str, HourOf] = {}
         with self._database.read() as connection:
             for row in connection.execute(query).mappings():
-                found.setdefault(row["digest"], HourOf()).merge(HourOf.of_row(dict(row)))
+                if (part := HourOf.read_row(dict(row))) is not None:
+                    found.setdefault(row["digest"], HourOf()).merge(part)
         return found
 
     def device(self, device: str, model: str, *, since: float, until: float) -> dict[tuple[str, int], HourOf]:
@@ -109,7 +110,8 @@ class TelemetryStore:
         )
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
-        return {(row["digest"], row["hour"]): HourOf.of_row(dict(row)) for row in rows}
+        parts = {(row["digest"], row["hour"]): HourOf.read_row(dict(row)) for row in rows}
+        return {key: part for key, part in parts.items() if part is not None}
 
     def records(self, device: str, *, limit: int = 100) -> list[StoredRecord]:
         """Return the newest records of a device but its windows, newest first."""
@@ -301,8 +303,9 @@ def _merge_rows(
             key = (row[names[0]], row[names[1]], row[names[2]], row[names[3]])
             if all(row[name] == value for name, value in empty.items()):
                 continue
-            whole = HourOf.of_row(dict(row))
-            whole.merge(added[key])
-            added[key] = whole
+            # What cannot be read is lost, and counted anew from here on.
+            if (whole := HourOf.read_row(dict(row))) is not None:
+                whole.merge(added[key])
+                added[key] = whole
     rows = [{**dict(zip(names, key, strict=True)), **part.to_row()} for key, part in added.items()]
     upsert(connection, table, rows)

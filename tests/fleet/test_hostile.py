@@ -1,0 +1,228 @@
+"""What one device or a database does must not stop a thread of the fleet, or what others say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tuf", reason="a fleet needs the extra 'fleet'")
+pytest.importorskip("sqlalchemy", reason="a fleet needs the extra 'fleet'")
+
+from sqlalchemy import exc, update
+
+from edgec.errors import ProtocolError
+from edgec.fleet.mqtt import Counters, MqttSettings
+from edgec.fleet.mqtt._ingest import Ingest
+from edgec.fleet.store import HourOf, Store
+from edgec.fleet.store._schema import device_hours, fleet_hours
+from edgec.protocol import Inbound, ModelWindow, MqttLink, Telemetry, TelemetryRecord, Topics
+from edgec.sketch._bytes import pack_numbers
+
+NOW = 1_790_000_000.0
+TOPICS = Topics("t")
+DIGEST = b"\1" * 8
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "fleet.db")
+    for device in ("bad", "good"):
+        opened.devices.enrol(device, "cpu", now=NOW, actor="test")
+    yield opened
+    opened.close()
+
+
+@dataclass
+class Link:
+    """What a broker has sent, and what is sent to it; acknowledged messages by device."""
+
+    waiting: list[Inbound] = field(default_factory=list)
+    sent: list[Any] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+
+    def get(self, timeout_s: float) -> Inbound | None:
+        if self.waiting:
+            return self.waiting.pop(0)
+        time.sleep(min(timeout_s, 0.01))
+        return None
+
+    def nudge(self) -> None:
+        pass
+
+    def publish(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def bring(self, device: str, message: Telemetry) -> None:
+        self.waiting.append(
+            Inbound(
+                topic=TOPICS.telemetry(device), payload=message.to_bytes(), qos=1, retained=False,
+                _ack=lambda: self.acknowledged.append(device),
+            )
+        )  # fmt: skip
+
+
+def window(**fields: Any) -> ModelWindow:
+    return ModelWindow(model="m", digest=DIGEST, since=NOW, seconds=60.0, calls=5, **fields)
+
+
+def message(seq: int = 0, *, offset: int = 0, **fields: Any) -> Telemetry:
+    record = TelemetryRecord(offset=offset, kind="window", at=NOW, payload=window(**fields).to_bytes())
+    return Telemetry(boot_id="b", first_seq=seq, records=(record,), sent_at=NOW)
+
+
+def histogram(count: int) -> bytes:
+    edges = np.array([0.0]).astype("<f8").tobytes()
+    return bytes([1]) + (1).to_bytes(2, "little") + edges + pack_numbers([0, count, 1])
+
+
+def sketch(count: int) -> bytes:
+    limits = np.array([1.0, 2.0, 3.0]).astype("<f8").tobytes()
+    return bytes([1]) + limits + pack_numbers([0, 0, 1, 10, count, 0])
+
+
+def until(done: Any) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def ingest(store: Any, link: Link, counters: Counters | None = None) -> Ingest:
+    return Ingest(
+        cast("MqttLink", link), TOPICS, store, counters or Counters(), MqttSettings(),
+        clock=lambda: NOW, heard=lambda: None, reply=lambda device, reply: None,
+    )  # fmt: skip
+
+
+def calls(store: Store) -> float:
+    return sum(p.figures["calls"] for p in store.telemetry.fleet("m", since=NOW, until=NOW).values())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outputs": {"y": histogram(2**65)}},
+        {"outputs": {"y": histogram(2**41)}},
+        {"confidence": histogram(2**65)},
+        {"latency_ms": sketch(2**66)},
+        {"latency_ms": sketch(2**41)},
+        {"inputs": {"x": sketch(2**66)}},
+    ],
+)
+def test_counts_beyond_what_can_be_are_damaged(fields: dict[str, Any]) -> None:
+    made = window(**fields)
+    read = made.input_sketches if made.inputs else lambda: HourOf.of_window(made)
+    with pytest.raises(ProtocolError, match="of a window is damaged"):
+        read()
+
+
+def test_hours_of_the_greatest_counts_add_up_and_come_back(store: Store) -> None:
+    greatest: dict[str, Any] = {
+        "latency_ms": sketch(2**40),
+        "outputs": {"y": histogram(2**40)},
+        "classes": {1: 2**53 - 1},
+    }
+    for seq in range(12):
+        store.ingest([], [("bad", message(seq, **greatest))], NOW)
+    store.ingest([], [("good", message())], NOW)
+    (whole,) = store.telemetry.fleet("m", since=NOW, until=NOW).values()
+    assert whole.figures["calls"] == 65
+    assert whole.latency.count == whole.outputs["y"].counts[0] == 2**40
+
+
+def test_numbers_of_records_that_no_acknowledgement_can_name_are_refused() -> None:
+    message(2**53 - 2, offset=1)
+    data = message(2**53 - 2, offset=2).to_bytes
+    with pytest.raises(ProtocolError, match="at most 9007199254740991"):
+        Telemetry.from_bytes(data())
+
+
+def test_a_message_that_provokes_what_nobody_knows_stops_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, link, counters = HourOf.of_window.__func__, Link(), Counters()  # type: ignore[attr-defined]
+
+    def of_window(window: ModelWindow) -> HourOf:
+        if window.errors:
+            raise OverflowError("something else")
+        return cast("HourOf", read(HourOf, window))
+
+    monkeypatch.setattr(HourOf, "of_window", of_window)
+    link.bring("bad", message(errors=1))
+    link.bring("good", message())
+    taking = ingest(store, link, counters)
+    thread = threading.Thread(target=taking.run)
+    thread.start()
+    until(lambda: len(link.acknowledged) == 2 and link.sent)
+    assert thread.is_alive()
+    taking.stop()
+    thread.join()
+    assert calls(store) == 5
+    assert counters.snapshot()[0]["dropped", "refused"] == 1
+    assert [sent.topic for sent in link.sent] == [TOPICS.ack("good")]
+
+
+def test_an_hour_that_cannot_be_read_is_left_out_told_once_and_begun_anew(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.ingest([], [("bad", message()), ("good", message())], NOW)
+    with store.database.write() as connection:
+        for table in (device_hours, fleet_hours):
+            connection.execute(update(table).values(sketches=b"\xa0"))
+    for _ in range(2):
+        assert store.telemetry.fleet("m", since=NOW, until=NOW) == {}
+    assert store.telemetry.device("bad", "m", since=NOW, until=NOW) == {}
+    told = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert len(told) == len(set(told)) == 2
+    store.ingest([], [("good", message(1))], NOW)
+    assert calls(store) == 5
+
+
+class Away:
+    """A store that does not write at first."""
+
+    def __init__(self, store: Store, error: Exception) -> None:
+        self.store, self.error, self.attempts = store, error, 0
+
+    def ingest(self, *args: Any) -> Any:
+        self.attempts += 1
+        if self.attempts < 3:
+            raise self.error
+        return self.store.ingest(*args)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached"),
+        exc.InternalError("INSERT", {}, Exception("read-only transaction")),
+        exc.ProgrammingError("INSERT", {}, Exception("no such table")),
+        exc.DatabaseError("INSERT", {}, Exception("database disk image is malformed")),
+        exc.OperationalError("INSERT", {}, Exception("disk is full")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_database_that_does_not_write_loses_no_message(
+    store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.fleet.mqtt._ingest._RETRY_S", (0.005, 0.01))
+    link, counters, away = Link(), Counters(), Away(store, error)
+    acknowledged_at: list[int] = []
+    link.bring("good", message())
+    taking = ingest(away, link, counters)
+    thread = threading.Thread(target=taking.run)
+    thread.start()
+    until(lambda: link.acknowledged)
+    acknowledged_at.append(away.attempts)
+    taking.stop()
+    thread.join()
+    assert acknowledged_at == [3]
+    assert calls(store) == 5
+    assert ("dropped", "refused") not in counters.snapshot()[0]
