@@ -102,6 +102,33 @@ def test_records_that_were_dropped_leave_no_gap_for_ever() -> None:
     assert new == ()
 
 
+def test_a_ledger_stays_small_and_drains() -> None:
+    """A device whose every second record was dropped sends what is not acknowledged again."""
+    waiting, ledger, counted = list(range(1, 600, 2)), Received(boot_id="b"), 0
+    while waiting:
+        ledger, new = ledger.take(waiting, floor=waiting[0])
+        assert len(ledger.ranges) <= 256
+        assert ledger.up_to >= waiting[0]
+        assert all(ledger.ack().covers(seq) for seq in new)
+        counted += len(new)
+        # As agents do: only what has no gap before it is forgotten.
+        waiting = [seq for seq in waiting if seq > ledger.up_to]
+    assert counted == 300
+
+
+def test_a_full_ledger_takes_what_fills_its_gaps() -> None:
+    full, _ = Received(boot_id="b").take(range(10, 2000, 3))
+    assert len(full.ranges) == 256
+    beyond = full.ranges[-1][1] + 100
+    ledger, new = full.take([beyond, 0, 11])
+    assert new == (0, 11)
+    assert (ledger.up_to, ledger.ranges[0], len(ledger.ranges)) == (0, (10, 11), 256)
+    ledger, new = ledger.take([12])
+    assert (ledger.ranges[0], len(ledger.ranges)) == ((10, 13), 255)
+    ledger, new = ledger.take([beyond])
+    assert new == (beyond,)
+
+
 @pytest.mark.parametrize("late", [0, 1, 2])
 def test_row_20_a_will_that_overtakes_or_comes_late_does_not_lie(late: int) -> None:
     old, new = birth(1, 1), birth(1, 2)
@@ -200,3 +227,7 @@ def test_row_22_a_person_picks_one() -> None:
 def test_a_view_stays_small() -> None:
     view = seen(*(birth(epoch, 1) for epoch in range(500)))
     assert len(view.boots) == 64
+    for epoch in range(500):
+        view = seen(birth(epoch, 1, boot=f"again-{epoch}"), now=1e6, view=view)
+    assert view.fenced
+    assert len(view.alive_after) == 64

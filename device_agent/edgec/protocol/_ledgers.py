@@ -5,6 +5,7 @@ Pure values, like the views; where they are kept, they are kept in one transacti
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +25,7 @@ class Received:
     Attributes:
         boot_id: Of the start that made the records.
         up_to: Every record up to this number is kept, or will not come any more; -1 for none.
-        ranges: What is kept beyond it: (first, last), in order, with gaps in between.
+        ranges: What is kept beyond it: (first, last), in order, with gaps in between; 256 at most.
     """
 
     boot_id: str
@@ -34,18 +35,21 @@ class Received:
     def take(self, seqs: Iterable[int], *, floor: int = 0) -> tuple[Received, tuple[int, ...]]:
         """Return the ledger after records have come, and the numbers of those that are new.
 
+        What would be one range too many is not taken: it is not acknowledged, and comes again after what is
+        before it. Since no number below `floor` comes any more, the first record that does is always taken.
+
         Args:
             seqs: Numbers of the records.
             floor: No record below it will be sent again.
         """
         spans = [(-1, max(self.up_to, floor - 1)), *self.ranges]
-        new = tuple(sorted({seq for seq in seqs if not any(a <= seq <= b for a, b in spans)}))
         merged: list[tuple[int, int]] = []
-        for first, last in sorted([*spans, *((seq, seq) for seq in new)]):
+        for first, last in sorted(spans):
             if merged and first <= merged[-1][1] + 1:
                 merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
             else:
                 merged.append((first, last))
+        new = tuple(seq for seq in sorted(set(seqs)) if _add(merged, seq))
         return replace(self, up_to=merged[0][1], ranges=tuple(merged[1:])), new
 
     def take_telemetry(self, telemetry: Telemetry) -> tuple[Received, tuple[int, ...]]:
@@ -56,6 +60,25 @@ class Received:
         """Return what tells the device what is kept; of very many ranges, the first ones."""
         ranges = tuple(SeqRange(first=a, last=b) for a, b in self.ranges[:_MOST_RANGES])
         return TelemetryAck(boot_id=self.boot_id, seq=self.up_to if self.up_to >= 0 else None, ranges=ranges)
+
+
+def _add(spans: list[tuple[int, int]], seq: int) -> bool:
+    """Add a number to spans, the first of which begins below it; whether it is new and there is room."""
+    place = bisect_right(spans, seq, key=_first)
+    first, last = spans[place - 1]
+    if seq <= last:
+        return False
+    joins = last + 1 == seq
+    meets = place < len(spans) and spans[place][0] == seq + 1
+    if not joins and not meets and len(spans) > _MOST_RANGES:
+        return False
+    span = (first if joins else seq, spans[place][1] if meets else seq)
+    spans[place - joins : place + meets] = [span]
+    return True
+
+
+def _first(span: tuple[int, int]) -> int:
+    return span[0]
 
 
 @dataclass(frozen=True, kw_only=True)

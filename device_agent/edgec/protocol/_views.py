@@ -42,7 +42,7 @@ class DeviceView:
         presence: Of the greatest (boot epoch, connection); a will of an older one changes nothing.
         reported: The newest, of the greatest (boot epoch, seq).
         boots: The newest starts of its agent, oldest first.
-        alive_after: Ids of boots that spoke on long after they were followed by another.
+        alive_after: Ids of boots that spoke on long after they were followed by another; the first 64.
     """
 
     presence: Presence | None = None
@@ -67,7 +67,9 @@ class DeviceView:
             said = replace(boot, seq=max(boot.seq, message.seq))
         if said == known:
             return self
-        alive = self.alive_after | {boot.id} if self._late(boot.epoch, message, now) else self.alive_after
+        alive = self.alive_after
+        if len(alive) < _MOST_BOOTS and self._late(boot.epoch, message, now):
+            alive |= {boot.id}
         boots = sorted(({*self.boots} - {known}) | {said}, key=lambda b: (b.epoch, b.id))
         view = replace(self, boots=tuple(boots[-_MOST_BOOTS:]), alive_after=alive)
         if isinstance(message, Presence):
