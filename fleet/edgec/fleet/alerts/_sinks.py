@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from sqlalchemy.exc import OperationalError
-
 from edgec.errors import FleetError, LinkError
 from edgec.fleet.store import Alerts, Delivery
 from edgec.protocol import Outgoing, Publication, client_context
@@ -82,7 +80,7 @@ class Webhook:
             ValueError: It is not, or there is no secret.
         """
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(self.url):
             raise ValueError(f"expected https://host/path for the webhook {self.name}, got {self.url!r}")
         if not self.secret:
             raise ValueError(f"the webhook {self.name} needs a secret to sign with")
@@ -145,6 +143,14 @@ class Topic:
             raise SinkError(f"{self.name}: {e}") from e
 
 
+def _has_port(url: str) -> bool:
+    """Whether the port of an address is none, or one that can be."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
 def sign(secret: str, at: int, body: bytes) -> str:
     """Return the value of ``X-Edgec-Signature``."""
     digest = hmac.new(secret.encode(), f"{at}.".encode() + body, hashlib.sha256).hexdigest()
@@ -161,7 +167,11 @@ def verify_signature(secret: str, header: str, body: bytes, *, now: float, withi
 
 
 class Courier:
-    """Delivers what waits in the outbox; what a sink does not take waits, longer each time."""
+    """Delivers what waits in the outbox; what a sink does not take waits, longer each time.
+
+    Attributes:
+        problem: Why nothing could be delivered when it was tried last; None where it could.
+    """
 
     def __init__(
         self,
@@ -178,6 +188,7 @@ class Courier:
         self._random = randomness or random.Random()
         self._changed = threading.Condition()
         self._poked = self._stopping = False
+        self.problem: str | None = None
 
     def poke(self) -> None:
         """There is something to deliver."""
@@ -194,13 +205,16 @@ class Courier:
     def run(self) -> None:
         """Deliver until `stop`."""
         while not self._stopping:
+            busy = 0
             try:
                 busy = self.deliver()
-            except OperationalError as e:
-                _log.error("alerts wait: %s", e)
-                busy = 0
+                self.problem = None
+            except Exception as e:  # noqa: BLE001
+                # Whatever it is: a thread that ends tells nobody of anything until a restart.
+                self.problem = f"alerts wait to be told: {e}"
+                _log.exception("alerts wait")
             with self._changed:
-                if not (busy or self._poked or self._stopping):
+                if not (busy or self._stopping) and (not self._poked or self.problem):
                     self._changed.wait(1.0)
                 self._poked = False
 
@@ -220,7 +234,10 @@ class Courier:
             return
         try:
             sink.send(delivery, now)
-        except SinkError as e:
+        except Exception as e:  # noqa: BLE001
+            # A sink may raise anything; what is to be told by the others does not wait for it.
+            if not isinstance(e, SinkError):
+                _log.exception("the sink %s failed", delivery.sink)
             over = delivery.tries + 1 >= _MOST_TRIES
             most = min(self._first_wait_s * 2.0 ** min(delivery.tries, 30), _LAST_WAIT_S)
             next_at = None if over else now + most * self._random.uniform(0.5, 1.0)

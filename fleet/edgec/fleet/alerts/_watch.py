@@ -7,9 +7,6 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sqlalchemy.exc import OperationalError
-
-from edgec.errors import EdgecError
 from edgec.fleet.alerts._rules import RULES, AlertSettings, conditions
 from edgec.fleet.alerts._sinks import Courier, Sink
 from edgec.fleet.drift import measure_drift
@@ -39,6 +36,7 @@ class Watch:
         self._fleet, self.settings, self._sinks = fleet, settings or AlertSettings(), tuple(sinks)
         self._courier = Courier(fleet.store.alerts, self._sinks, clock=fleet.clock)
         self._stopping = False
+        self._problem: str | None = None
         self._poked = threading.Event()
         self._forget = fleet.on_wake(self._poked.set)
         self._pruned_at = self._measured_at = 0.0
@@ -68,6 +66,13 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def problems(self) -> list[str]:
+        """Return what does not work now, for people and health checks; nothing where all does."""
+        died = [
+            f"the thread {t.name} has died: restart the server" for t in self._threads if not t.is_alive()
+        ]
+        return died + [problem for problem in (self._problem, self._courier.problem) if problem]
 
     def look(self) -> list[tuple[str, AlertRecord]]:
         """Measure drift, look at all rules, and write down what is to be told; return what has changed."""
@@ -102,8 +107,11 @@ class Watch:
         try:
             self.look()
             self._prune()
-        except (EdgecError, OperationalError) as e:
-            _log.error("alerts cannot be looked at now, and will be: %s", e)
+            self._problem = None
+        except Exception as e:  # noqa: BLE001
+            # Whatever it is: a thread that ends raises no alert until a restart.
+            self._problem = f"alerts cannot be looked at now: {e}"
+            _log.exception("alerts cannot be looked at now, and will be")
 
     def _prune(self) -> None:
         now = self._fleet.clock()

@@ -8,9 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sqlalchemy.exc import OperationalError
-
-from edgec.errors import FleetError, LinkError, OutputError, ProtocolError, TrustError
+from edgec.errors import FleetError, LinkError, ProtocolError, TrustError
 from edgec.fleet.mqtt._counters import Counters
 from edgec.fleet.mqtt._settings import MqttSettings
 from edgec.fleet.rollouts import Rollout
@@ -61,21 +59,24 @@ class Directing:
         """Take turns until `stop`."""
         while not self._stopping:
             began = time.monotonic()
-            self.turn()
+            done = self.turn()
             spent = time.monotonic() - began
             self._counters.count("turns")
             self._counters.spend("turn_seconds", spent)
-            self._pause(min(2 * spent, _MOST_PAUSE_S))
+            self._pause(min(2 * spent, _MOST_PAUSE_S) if done else _MOST_PAUSE_S)
 
-    def turn(self) -> None:
-        """Let rollouts decide what they can, and tell devices what they have not been told."""
+    def turn(self) -> bool:
+        """Let rollouts decide, and tell devices what they have not been told; return whether it worked."""
         try:
             self._decide()
             self._tell()
-        except (OperationalError, TrustError, OutputError) as e:
+        except Exception:  # noqa: BLE001
+            # Whatever it is, database, disk or a row: a thread that ends directs nobody until a restart.
             # Nothing is lost: the books say what is still to be done.
             self._counters.count("orders", "interrupted")
-            _log.error("devices cannot be directed now, and will be: %s", e)
+            _log.exception("devices cannot be directed now, and will be")
+            return False
+        return True
 
     def _pause(self, rest_s: float) -> None:
         """Wait until the next turn is due: at once where it is urgent, else after a rest."""
@@ -99,6 +100,9 @@ class Directing:
                 self._fleet.store.rollouts.tick(rollout.plan.id, now)
             except FleetError as e:
                 _log.error("rollout %s cannot go on: %s", rollout.plan.id, e)
+            except Exception:  # noqa: BLE001
+                # One rollout's trouble, whatever it is, must not stop the others, nor what is to be told.
+                _log.exception("rollout %s cannot go on", rollout.plan.id)
 
     def _due_rollouts(self, now: float) -> list[Rollout]:
         """Return rollouts to look at, the oldest first: what a newer one says of a device counts."""
