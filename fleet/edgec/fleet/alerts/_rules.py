@@ -17,6 +17,8 @@ _DAY_S = 86_400.0
 _HOUR_S = 3600.0
 # Of what is named in an alert's figures.
 _NAMED = 20
+# Of orders: a device that was revoked is told nothing, and what it was told may expire.
+_IN_FLEET = orders.c.device.in_(select(devices.c.id).where(devices.c.revoked_at.is_(None)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ def _told_by_devices(fleet: Fleet, settings: AlertSettings, now: float) -> Itera
 
 
 def _untold(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condition]:
-    query = select(func.count(), func.min(orders.c.problem)).where(orders.c.problem != "")
+    query = select(func.count(), func.min(orders.c.problem)).where(orders.c.problem != "", _IN_FLEET)
     with fleet.store.database.read() as connection:
         count, problem = connection.execute(query).one()
     if count:
@@ -220,7 +222,7 @@ def _incidents(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Co
 def _expiring(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condition]:
     ends = [(f"{r.repository}/{r.role}", r.expires) for r in role_statuses(fleet.image, fleet.director)]
     live = or_(orders.c.expires_at > 0, orders.c.told_at > 0)
-    query = select(func.min(orders.c.expires_at)).where(live, orders.c.problem == "")
+    query = select(func.min(orders.c.expires_at)).where(live, orders.c.problem == "", _IN_FLEET)
     with fleet.store.database.read() as connection:
         first = connection.execute(query).scalar()
     ends += [("director/devices", first)] if first else []
