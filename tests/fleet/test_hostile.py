@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -18,11 +19,17 @@ pytest.importorskip("sqlalchemy", reason="a fleet needs the extra 'fleet'")
 from sqlalchemy import exc, update
 
 from edgec.errors import ProtocolError
+from edgec.fleet.alerts import AlertSettings, Courier, Watch, Webhook
+from edgec.fleet.alerts._rules import conditions
 from edgec.fleet.mqtt import Counters, MqttSettings
+from edgec.fleet.mqtt._directing import Directing
 from edgec.fleet.mqtt._ingest import Ingest
-from edgec.fleet.store import HourOf, Store
-from edgec.fleet.store._schema import device_hours, fleet_hours
-from edgec.protocol import Inbound, ModelWindow, MqttLink, Telemetry, TelemetryRecord, Topics
+from edgec.fleet.service import Fleet
+from edgec.fleet.store import Claims, Condition, HourOf, Store, ToldOrder
+from edgec.fleet.store._claims import Request
+from edgec.fleet.store._devices import tell
+from edgec.fleet.store._schema import device_hours, devices, fleet_hours, orders
+from edgec.protocol import Inbound, ModelWindow, MqttLink, Reported, Telemetry, TelemetryRecord, Topics
 from edgec.sketch._bytes import pack_numbers
 
 NOW = 1_790_000_000.0
@@ -226,3 +233,177 @@ def test_a_database_that_does_not_write_loses_no_message(
     assert acknowledged_at == [3]
     assert calls(store) == 5
     assert ("dropped", "refused") not in counters.snapshot()[0]
+
+
+ERRORS = [
+    exc.TimeoutError("QueuePool limit"),
+    exc.InternalError("SELECT", {}, Exception("read-only transaction")),
+    ValueError("a row that cannot be read"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_directing_goes_on_after_any_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgec.fleet.mqtt._directing._MOST_PAUSE_S", 0.01)
+    turns: list[int] = []
+
+    def find(**_: Any) -> Any:
+        turns.append(1)
+        raise error
+
+    fleet = SimpleNamespace(store=SimpleNamespace(rollouts=SimpleNamespace(find=find)), clock=lambda: NOW)
+    directing = Directing(
+        cast("Any", fleet), cast("Any", None), TOPICS, Counters(), MqttSettings(turn_s=0.01)
+    )
+    thread = threading.Thread(target=directing.run)
+    thread.start()
+    until(lambda: len(turns) > 2 or not thread.is_alive())
+    assert thread.is_alive()
+    directing.stop()
+    thread.join()
+
+
+def test_a_rollout_that_cannot_go_on_stops_no_other() -> None:
+    ticked: list[str] = []
+
+    def tick(rollout: str, now: float) -> None:
+        ticked.append(rollout)
+        if rollout == "bad":
+            raise KeyError("something else")
+
+    both = [
+        SimpleNamespace(plan=SimpleNamespace(id=name, model="m"), state="running") for name in ("bad", "good")
+    ]
+    store = SimpleNamespace(rollouts=SimpleNamespace(find=lambda **_: both, tick=tick))
+    link = SimpleNamespace(status=SimpleNamespace(connected=False))
+    fleet = SimpleNamespace(store=store, clock=lambda: NOW)
+    directing = Directing(cast("Any", fleet), cast("Any", link), TOPICS, Counters(), MqttSettings())
+    assert directing.turn()
+    assert set(ticked) == {"bad", "good"}
+
+
+@pytest.mark.slow
+def test_alerts_go_on_after_any_error_and_health_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Fleet(tmp_path, clock=lambda: NOW) as fleet:
+        watch = Watch(fleet, settings=AlertSettings(every_s=0.01))
+        failing, looks = [True], [0]
+
+        def look() -> list[Any]:
+            looks[0] += 1
+            if failing[0]:
+                raise ValueError("a row that cannot be read")
+            return []
+
+        monkeypatch.setattr(watch, "look", look)
+        with watch:
+            until(lambda: looks[0] > 2 and watch.problems())
+            assert watch.problems() == ["alerts cannot be looked at now: a row that cannot be read"]
+            failing[0] = False
+            until(lambda: not watch.problems())
+        assert len(watch.problems()) == 2
+
+
+def test_a_sink_that_raises_anything_ends_no_courier(store: Store) -> None:
+    sent: list[str] = []
+
+    @dataclass
+    class Sink:
+        name: str
+
+        def send(self, delivery: Any, now: float) -> None:
+            if self.name == "bad":
+                raise ValueError("something else")
+            sent.append(self.name)
+
+    courier = Courier(store.alerts, [Sink("bad"), Sink("good")], clock=lambda: NOW)
+    condition = Condition(rule="r", subject="s", severity="warning", summary="!")
+    store.alerts.compare([condition], NOW, rules=["r"], quiet_s=60, sinks=["bad", "good"])
+    assert courier.deliver() == 2
+    assert sent == ["good"]
+    assert store.alerts.undelivered() == {"bad": 1}
+    with pytest.raises(ValueError, match="expected https://"):
+        Webhook(name="hook", url="https://h:99999/", secret="s")
+
+
+def test_a_courier_goes_on_after_any_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[Exception | list[Any]] = [*ERRORS, []]
+
+    def take_due(now: float, *, lease_s: float) -> list[Any]:
+        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    courier = Courier(cast("Any", SimpleNamespace(take_due=take_due)), [], clock=lambda: NOW)
+    monkeypatch.setattr(courier._changed, "wait", lambda timeout: time.sleep(0.01))
+    thread = threading.Thread(target=courier.run)
+    thread.start()
+    until(lambda: (len(outcomes) == 1 and courier.problem is None) or not thread.is_alive())
+    assert thread.is_alive()
+    courier.stop()
+    thread.join()
+
+
+def ordered(store: Store, digest: str = "0" * 64) -> int:
+    with store.database.write() as connection:
+        return tell(connection, "m", {"bad": digest})["bad"]
+
+
+def reported(boot: int, epoch: int) -> Reported:
+    return Reported(boot_epoch=boot, boot_id=f"b{boot}", seq=1, epoch=epoch, models={}, sent_at=1.0)
+
+
+def test_a_device_cannot_use_up_its_epochs(store: Store) -> None:
+    store.devices.heard("bad", reported(1, 7), NOW)
+    assert ordered(store) == 8
+    store.devices.heard("bad", reported(2, 2**53 - 1), NOW)
+    assert ordered(store) == 9
+    store.devices.heard("bad", reported(3, 9), NOW)
+    assert ordered(store) == 10
+
+
+def test_a_device_that_is_admitted_anew_is_told_anew(store: Store) -> None:
+    ordered(store)
+    for epoch in (2**53 - 1, 5):
+        with store.database.write() as connection:
+            values = {"epoch": epoch, "acknowledged": epoch}
+            connection.execute(update(devices).where(devices.c.id == "bad").values(values))
+        (due,) = store.orders.due(NOW, renew_s=0, limit=10)
+        store.orders.told(
+            [ToldOrder(order=due, version=3, expires_at=NOW + 9, delivered=True, next_at=NOW)], NOW
+        )
+        readmit(store, f"{epoch:064x}")
+        record = store.devices.get("bad")
+        assert (record.epoch, record.acknowledged) == (6 if epoch == 5 else 1, 0)
+        (due,) = store.orders.due(NOW, renew_s=0, limit=10)
+        assert (due.epoch, due.version, due.tries) == (record.epoch, 0, 0)
+
+
+def readmit(store: Store, fingerprint: str) -> None:
+    claims = Claims(store.database)
+    _, secret = claims.create(now=NOW, actor="test", device="bad")
+    request = Request(device="bad", hardware=["cpu"], kind="token", fingerprint=fingerprint)
+    claims.redeem(secret, request, lambda device: ("1", "document"), now=NOW)
+
+
+@pytest.mark.slow
+def test_orders_of_a_revoked_device_raise_no_alert(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        now, settings = fleet.clock(), AlertSettings()
+        for device, problem, expires_at in (("a", "too large", 0.0), ("b", "", now - 9)):
+            fleet.store.devices.enrol(device, "cpu", now=now, actor="test")
+            with fleet.store.database.write() as connection:
+                row = {"device": device, "epoch": 1, "revision": 0, "version": 1, "expires_at": expires_at}
+                row |= {"told_at": now, "tries": 1, "next_at": now, "problem": problem}
+                connection.execute(orders.insert(), row)
+
+        def raised() -> set[tuple[str, str]]:
+            found = {(c.rule, c.subject) for c in conditions(fleet, settings, now)}
+            return found & {("untold", "fleet"), ("expiry", "director/devices")}
+
+        assert len(raised()) == 2
+        for device in "ab":
+            fleet.store.devices.revoke(device, now=now, actor="test")
+        assert raised() == set()

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 
 from edgec.errors import FleetError
 from edgec.fleet.store._audit import add_entry
 from edgec.fleet.store._database import Database
-from edgec.fleet.store._devices import add_device, locked
+from edgec.fleet.store._devices import MOST_AHEAD, add_device, locked
 from edgec.fleet.store._labels import checked_labels
-from edgec.fleet.store._schema import claims, credentials, devices
+from edgec.fleet.store._schema import assignments, claims, credentials, devices, orders
 
 _PREFIX = "edgec-claim_"
 _MOST_USES = 100_000
@@ -293,7 +293,15 @@ def _admit(connection: Connection, claim: Claim, device: str, hardware: str, now
         .values(replaced_at=now)
     )
     # It may have lost its disk, and counts its starts anew.
-    fresh = {"view": {}, "online": False, "fenced": False, "revision": there.revision + 1}
+    fresh = {"view": {}, "online": False, "fenced": False, "revision": there.revision + 1, "acknowledged": 0}
+    # It is told again what it is to have, under a new epoch. Epochs that somebody has used up begin anew.
+    fresh["epoch"] = 1 if there.epoch > MOST_AHEAD else there.epoch + bool(there.epoch)
+    connection.execute(delete(orders).where(orders.c.device == device))
+    connection.execute(
+        update(assignments)
+        .where(assignments.c.device == device, assignments.c.epoch > fresh["epoch"])
+        .values(epoch=fresh["epoch"])
+    )
     connection.execute(
         update(devices)
         .where(devices.c.id == device)

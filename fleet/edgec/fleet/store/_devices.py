@@ -17,6 +17,9 @@ from edgec.fleet.store._schema import devices, groups, labels
 from edgec.fleet.store._views import view_from_dict
 from edgec.protocol import DeviceView, Presence, Reported
 
+# Epochs beyond the books that a device may say it has seen: what a lost backup, not a lie, can explain.
+MOST_AHEAD = 2**32
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRecord:
@@ -224,7 +227,8 @@ def unknown(device: str) -> FleetError:
 def tell(connection: Connection, model: str, digests: Mapping[str, str | None]) -> dict[str, int]:
     """Write down which artifact of a model devices are to have; return the epochs of the orders.
 
-    An epoch is greater than any that the device was told, or knows of.
+    An epoch is greater than any that the device was told, or knows of; but what it says of epochs more than
+    2**32 ahead is a lie that would use them up, and counts for nothing.
 
     Args:
         connection: In a transaction.
@@ -245,7 +249,8 @@ def tell(connection: Connection, model: str, digests: Mapping[str, str | None]) 
                 {
                     "one": row.id,
                     "new_wanted": others | ({model: digest} if digest else {}),
-                    "new_epoch": max(row.epoch, row.acknowledged) + 1,
+                    "new_epoch": (row.acknowledged if is_ahead(row.acknowledged, row.epoch) else row.epoch)
+                    + 1,
                 }
             )
     epochs = {row["one"]: row["new_epoch"] for row in changed}
@@ -260,6 +265,11 @@ def tell(connection: Connection, model: str, digests: Mapping[str, str | None]) 
         }
         connection.execute(update(devices).where(devices.c.id == bindparam("one")).values(columns), changed)
     return epochs
+
+
+def is_ahead(acknowledged: int, epoch: int) -> bool:
+    """Whether a device has seen an epoch that is not in the books, and this can be believed."""
+    return epoch < acknowledged <= epoch + MOST_AHEAD
 
 
 def _set_labels(connection: Connection, device: str, own: Mapping[str, str]) -> None:

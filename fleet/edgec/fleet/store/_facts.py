@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from edgec.fleet.rollouts import OVER, DeviceFacts, Rollout, place
+from edgec.fleet.store._devices import is_ahead
 from edgec.fleet.store._hours import HOUR_S, HourOf
 from edgec.fleet.store._labels import parse_query, where
 from edgec.fleet.store._schema import artifacts, assignments, device_hours, devices, quarantine, rollouts
@@ -94,7 +95,7 @@ def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evi
 def _facts(row: Row[Any], told: Row[Any] | None, model: str, named: bool) -> DeviceFacts:
     active = active_in(row.view, model)
     # It may follow orders that these books have lost, or of another fleet: what it runs is what counts.
-    wanted = row.wanted.get(model) if row.acknowledged <= row.epoch else active
+    wanted = active if is_ahead(row.acknowledged, row.epoch) else row.wanted.get(model)
     available = named and row.revoked_at is None and not row.fenced
     if told is None:
         return DeviceFacts(
