@@ -29,14 +29,24 @@ class Rates:
         """Take one; return 0, or how long until there is one."""
         if self._rate is None:
             return 0.0
-        now = self._clock()
-        held, since = self._buckets.get(name, (self._burst, now))
-        held = min(self._burst, held + (now - since) * self._rate)
+        held, now = self._held(name, self._rate)
         if held < 1:
             self._keep(name, held, now)
             return (1 - held) / self._rate
         self._keep(name, held - 1, now)
         return 0.0
+
+    def left_s(self, name: str) -> float:
+        """Return 0 where there is one to take, or how long until there is; take none."""
+        if self._rate is None:
+            return 0.0
+        return max(0.0, (1 - self._held(name, self._rate)[0]) / self._rate)
+
+    def _held(self, name: str, rate: float) -> tuple[float, float]:
+        """Return what a bucket holds, and the time."""
+        now = self._clock()
+        held, since = self._buckets.get(name, (self._burst, now))
+        return min(self._burst, held + (now - since) * rate), now
 
     def _keep(self, name: str, held: float, now: float) -> None:
         self._buckets[name] = held, now

@@ -47,6 +47,18 @@ class Gate:
             raise ApiError(403, "forbidden", detail)
         return token
 
+    def look(self, address: str) -> None:
+        """Refuse an attempt to come in without a token where too many of an address have failed.
+
+        Raises:
+            ApiError: They have.
+        """
+        _slow_down(self._refused.left_s(address))
+
+    def failed(self, address: str) -> None:
+        """Note an attempt to come in without a token that has failed; those that succeed cost nothing."""
+        self._refused.wait_s(address)
+
 
 class Needs:
     """A dependency: a token of a role, or of one that may do more."""
@@ -58,12 +70,17 @@ class Needs:
         self, request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> Token:
         """Return the token of who asks."""
-        address = request.client.host if request.client else "local"
+        address = address_of(request)
         gate: Gate = request.app.state.gate
         token = await gate.enter(sent.credentials if sent else None, self.role, address)
         request.state.token = token
         request.state.secret = sent.credentials if sent else ""
         return token
+
+
+def address_of(request: Request) -> str:
+    """Return whence a request comes."""
+    return request.client.host if request.client else "local"
 
 
 def fleet_of(request: Request) -> Fleet:

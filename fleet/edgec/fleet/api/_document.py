@@ -74,6 +74,9 @@ def _add_problems(path: str, operation: dict[str, Any], role: str | None) -> Non
     unfit = set() if role else {"401", "403", "404", "422", "429"}
     unfit |= set() if mutates else {"409", "413"}
     unfit |= set() if "{" in path or mutates or operation.get("parameters") else {"404", "422"}
+    if path.endswith("/enrol"):
+        # A claim takes the place of a token.
+        unfit -= {"403", "409", "422", "429"}
     for status, description in _PROBLEMS.items():
         if status not in unfit and status not in responses:
             responses[status] = {"description": description, "content": content}

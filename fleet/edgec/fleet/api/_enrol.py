@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse
 
-from edgec.fleet.api._access import Admin, FleetOf, Operator
+from edgec.errors import FleetError
+from edgec.fleet.api._access import Admin, FleetOf, Gate, Operator, address_of
 from edgec.fleet.api._once import OnceOf
 from edgec.fleet.api._params import TokenId
 from edgec.fleet.api._problems import ApiError
@@ -86,12 +88,19 @@ def get_authority(enrolment: EnrolmentOf) -> str:
 
 
 @router.post("/enrol", response_model=EnrolView)
-def enrol_device(request: Request, enrolment: EnrolmentOf, body: EnrolWanted) -> Any:
+async def enrol_device(request: Request, enrolment: EnrolmentOf, body: EnrolWanted) -> Any:
     """Take a device in that comes with a claim. The same question again gets the same answer."""
+    gate: Gate = request.app.state.gate
+    gate.look(address_of(request))
     asked = Asked(
         claim=body.claim, hardware=body.hardware, device=body.device, request=body.request, token=body.token
     )
-    return vars(enrolment.enrol(asked, host=request.url.hostname))
+    try:
+        # A whole batch of devices may come from one address: only failures are rationed.
+        return vars(await run_in_threadpool(enrolment.enrol, asked, host=request.url.hostname))
+    except FleetError:
+        gate.failed(address_of(request))
+        raise
 
 
 @router.get("/claims")

@@ -6,6 +6,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from edgec.fleet.api._access import Gate, address_of
 from edgec.fleet.dashboard._context import Dashboard
 from edgec.fleet.dashboard._requests import check_length, check_origin, posted, route_class, text_of
 
@@ -26,11 +27,14 @@ def routes(dash: Dashboard) -> APIRouter:
     async def sign_in(request: Request) -> Response:
         check_origin(request)
         check_length(request, 4096)
+        gate: Gate = request.app.state.gate
+        gate.look(address_of(request))
         async with request.form(max_files=0, max_fields=4) as form:
             secret, where = text_of(form, "token"), text_of(form, "next")
         response: Response = RedirectResponse(_inside(where), status_code=303)
         session = await run_in_threadpool(dash.sessions.open, request, response, secret)
         if session is None:
+            gate.failed(address_of(request))
             return dash.render(request, None, "login.html", status=401, refused=True, next=where)
         return response
 

@@ -57,8 +57,11 @@ class Http:
         Raises:
             FleetError: It does not start.
         """
+        from edgec.fleet.server._patience import PatientProtocol
+
         config = self._uvicorn.Config(
             app,
+            http=PatientProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -1,0 +1,72 @@
+"""Who has no token cannot wear the server out: failures are rationed, and silent connections end."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
+pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
+pytest.importorskip("uvicorn", reason="a fleet's server needs the extra 'fleet'")
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from tests.protocol.test_brokers import _csr
+
+from edgec.fleet.api import create_app
+from edgec.fleet.api._limits import ApiLimits
+from edgec.fleet.dashboard import mount
+from edgec.fleet.enrolment import Enrolment, Whereabouts
+from edgec.fleet.server._http import Http
+from edgec.fleet.server._patience import PatientProtocol
+from edgec.fleet.service import Fleet
+from edgec.protocol.certificates import CertificateAuthority
+
+
+def test_attempts_without_a_token_are_rationed_where_they_fail(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        app = create_app(fleet, limits=ApiLimits(refused_rate=0.1))
+        app.state.enrolment = Enrolment(
+            fleet, CertificateAuthority(tmp_path / "tls"), Whereabouts(broker="mqtts://{host}:8883")
+        )
+        mount(app, fleet)
+        claim = fleet.claims.create(now=fleet.clock(), actor="ann", uses=100)[1]
+        api = TestClient(app)
+
+        def enrol(claim: str, device: str) -> int:
+            body = {"claim": claim, "hardware": ["cpu"], "device": device, "request": _csr()[0].decode()}
+            return api.post("/api/v1/enrol", json=body).status_code
+
+        assert {enrol(claim, f"cam-{number}") for number in range(8)} == {200}
+        assert [enrol("edgec-claim_no", "cam"), enrol(claim, "cam-x")] == [403, 200]
+        # A bucket of two that takes ten seconds for the next: a slow machine needs a few attempts more.
+        assert 429 in (api.post("/login", data={"token": "wrong"}).status_code for _ in range(10))
+        assert 429 in (enrol("edgec-claim_no", "cam") for _ in range(10))
+
+
+def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PatientProtocol, "head_s", 0.1)
+    monkeypatch.setattr(PatientProtocol, "silence_s", 0.2)
+    http = Http("127.0.0.1", 0)
+    app = FastAPI()
+
+    @app.post("/")
+    async def take(body: dict[str, int]) -> dict[str, int]:
+        return body
+
+    http.start(app, None)
+    try:
+        for sent in (
+            b"",
+            b"POST / HTTP/1.1\r\nHost: a\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+        ):
+            with socket.create_connection(("127.0.0.1", http.port), 60) as link:
+                link.sendall(sent)
+                link.settimeout(60)
+                while link.recv(4096):
+                    pass
+    finally:
+        http.close()
