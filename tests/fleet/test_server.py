@@ -293,6 +293,7 @@ def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
         ({"certificate_days": 0}, "1 to 7320"),
         ({"webhook": "https://x"}, "go together"),
         ({"webhook": "ftp://x", "webhook_secret": "s"}, "for the webhook"),
+        ({"webhook": "https://x:99999/", "webhook_secret": "s"}, "for the webhook"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], expected: str) -> None:

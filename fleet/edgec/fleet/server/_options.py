@@ -82,8 +82,13 @@ class FleetOptions:
             problems.append("the broker's user and password go together")
         if (self.webhook is None) != (self.webhook_secret is None):
             problems.append("the webhook and its secret go together")
-        elif self.webhook is not None and self.webhook.partition("://")[0] not in ("http", "https"):
-            problems.append(f"expected https://host/path for the webhook, got {self.webhook!r}")
+        elif self.webhook is not None and self.webhook_secret is not None:
+            from edgec.fleet.alerts import Webhook
+
+            try:
+                Webhook(name="webhook", url=self.webhook, secret=self.webhook_secret)
+            except ValueError as e:
+                problems.append(str(e))
         if not 1 <= self.certificate_days <= 20 * 366:
             problems.append(f"expected certificates for 1 to 7320 days, got {self.certificate_days}")
         if problems:
