@@ -76,7 +76,7 @@ def test_row_16_an_agent_on_a_full_disk_serves_talks_and_goes_on_when_there_is_s
         assert not notes_are_kept(agent)
         ballast.unlink()
         again = server.want(shop, {"digits": paths[1]}, retry=["digits"])
-        # Until it has tried its database again it may say so once more; what is wanted is taken up afterwards.
+        # Until it has tried its database again it may say so once more; then what is wanted is taken up.
         server.wait(
             lambda h: any(
                 e.kind == "update_committed" and e.data["epoch"] == str(again) for e in h.events.values()
