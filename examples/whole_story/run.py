@@ -27,14 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.compiler import CompileOptions, compile_model
-from edgec.device_agent import UpdateSettings, read_status
+from edgec.device_agent import read_status
 from edgec.errors import EdgecError
 from edgec.fleet.client import FleetClient
 from edgec.gateway import FollowOptions, Gateway, GatewayOptions
 from edgec.runtime import Fallback, follow, load
 from edgec.runtime.fallback import low_confidence, source_of
 from edgec.serving import ServerOptions
-from edgec.simulation import Chapter, OwnServer, Simulation, SimulationSettings, Story, enrol_devices
+from edgec.simulation import QUICK, Chapter, OwnServer, Simulation, Story, enrol_devices
 
 DIGITS = Path(__file__).parents[1] / "digits"
 MODEL, TARGET, KIOSK = "digits", "cpu-x86_64", "kiosk"
@@ -43,14 +43,6 @@ _UNSURE = 0.75
 _PATIENCE_S = 300.0
 # Half of the devices, then all; seconds are what hours are in the field.
 _STAGES = ((50.0, 4.0), (100.0, 3.0))
-_SETTINGS = SimulationSettings(
-    calls_per_s=100.0,
-    window_s=1.0,
-    updates=UpdateSettings(probation_s=1.0, refresh_s=0, health_timeout_s=120),
-    first_retry_s=0.5,
-    last_retry_s=5.0,
-    backoff_s=2.0,
-)
 
 
 class StepError(Exception):
@@ -104,10 +96,10 @@ class WholeStory:
         names = [f"sim-{number:02}" for number in range(1, self.count + 1)]
         configs = enrol_devices(
             self.access.url, claim, names, self.folder / "sim",
-            authority=self.ca, hardware=TARGET, settings=_SETTINGS,
+            authority=self.ca, hardware=TARGET, settings=QUICK,
         )  # fmt: skip
         samples = {MODEL: list(self.images)}
-        self.simulation = self.stack.enter_context(Simulation(configs, _SETTINGS, samples=samples))
+        self.simulation = self.stack.enter_context(Simulation(configs, QUICK, samples=samples))
         self._edgec(
             *("agent", "enrol", self.access.url, "--claim", claim, "--ca", self.ca, "--hardware", TARGET),
             *("--device", KIOSK, "--directory", self.folder / "etc", "--state-dir", self.folder / "kiosk"),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgec.simulation._load import LoadOptions, run_load
     from edgec.simulation._releases import LABELS, MODEL, make_release
     from edgec.simulation._serve import Access, OwnServer
-    from edgec.simulation._settings import TELEMETRY, Poison, SimulationError, SimulationSettings
+    from edgec.simulation._settings import QUICK, TELEMETRY, Poison, SimulationError, SimulationSettings
     from edgec.simulation._simulation import Counts, Simulation
     from edgec.simulation._story import Chapter, Story
     from edgec.simulation._swarm import Swarm
@@ -21,6 +21,7 @@ __all__ = [
     "MODEL",
     "POISONED",
     "POISONS",
+    "QUICK",
     "TELEMETRY",
     "Access",
     "Behaviour",
@@ -51,6 +52,7 @@ _LATER = {
     "MODEL": "_releases",
     "POISONED": "_behaviour",
     "POISONS": "_behaviour",
+    "QUICK": "_settings",
     "TELEMETRY": "_settings",
     "Access": "_serve",
     "Behaviour": "_behaviour",

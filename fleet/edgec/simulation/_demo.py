@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.device_agent import AgentConfig, UpdateSettings
+from edgec.device_agent import AgentConfig
 from edgec.errors import MissingExtraError
 from edgec.simulation._places import state_directory
-from edgec.simulation._settings import SimulationError, SimulationSettings
+from edgec.simulation._settings import QUICK, SimulationError, SimulationSettings
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
@@ -28,14 +28,6 @@ _ONLINE_S = 120.0
 _ROLLOUT_S = 300.0
 # A fifth of the devices, then all; seconds are what hours are in the field.
 _STAGES = ((20.0, 2.0), (100.0, 2.0))
-SETTINGS = SimulationSettings(
-    calls_per_s=100.0,
-    window_s=1.0,
-    updates=UpdateSettings(probation_s=1.0, refresh_s=0, health_timeout_s=120),
-    first_retry_s=0.5,
-    last_retry_s=5.0,
-    backoff_s=2.0,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +181,9 @@ def _enrol(
 
 def _settings(options: DemoOptions) -> SimulationSettings:
     if options.poison != "disagreement":
-        return SETTINGS
+        return QUICK
     # Answers that only look as ever are seen by who compares them with those of the model before.
-    return replace(SETTINGS, updates=replace(SETTINGS.updates, shadow_s=1.0))
+    return replace(QUICK, updates=replace(QUICK.updates, shadow_s=1.0))
 
 
 @contextmanager

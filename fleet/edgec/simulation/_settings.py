@@ -97,3 +97,14 @@ class SimulationSettings:
             problems.append("churn_per_minute must be from 0 to 1, ramp_s from 0, backoff_s above 0")
         if problems:
             raise SimulationError("; ".join(problems))
+
+
+# For demonstrations and examples: seconds are what hours are in the field.
+QUICK = SimulationSettings(
+    calls_per_s=100.0,
+    window_s=1.0,
+    updates=UpdateSettings(probation_s=1.0, refresh_s=0, health_timeout_s=120),
+    first_retry_s=0.5,
+    last_retry_s=5.0,
+    backoff_s=2.0,
+)
