@@ -76,6 +76,7 @@ class SimulatedDevice:
             poison=settings.poison.behaviour if settings.poison is not None and self.stricken else None,
         )
         self._link: _HeardLink | None = None
+        self._connections_before = 0
         self._agent: Agent | None = None
 
     @property
@@ -88,6 +89,12 @@ class SimulatedDevice:
         """Of its connection; None while it is off."""
         link = self._link
         return None if link is None else link.status
+
+    @property
+    def connections(self) -> int:
+        """How many it has made, those before it was last switched off included."""
+        link = self.link
+        return self._connections_before + (0 if link is None else link.connections)
 
     @property
     def serving(self) -> dict[str, str]:
@@ -121,7 +128,7 @@ class SimulatedDevice:
         agent, self._agent = self._agent, None
         if agent is not None:
             agent.stop()
-        self._link = None
+        self._connections_before, self._link = self.connections, None
 
     def live(self) -> None:
         """Die of what serves, as often as that happened since the last time."""

@@ -176,7 +176,7 @@ class Simulation:
             devices=len(self.devices),
             on=len(known),
             online=sum(link.connected for link in known),
-            connections=sum(link.connections for link in known),
+            connections=sum(device.connections for device in self.devices.values()),
             orders=self._told["order"],
             follows=self._told["follow"],
             crashes=self._told["crash"],
