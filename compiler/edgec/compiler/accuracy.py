@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from edgec.artifact import TensorSpec
+from edgec.compiler.kept_outputs import KeptProgram
 from edgec.compiler.likeness import (
     ENOUGH_AGREEMENT,
     ENOUGH_SNR_DB,
@@ -41,7 +44,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 # However slow the model: enough to show agreement with one difference among them.
 _MOST_JUDGED, _FEWEST_JUDGED = 1000, 222
-_JUDGE_S = 20.0  # for all samples of one candidate, the source's own runs included
+_JUDGE_S = 10.0  # for all samples of one candidate
 _FOR_FIGURES = 16  # where nothing depends on them
 # As near as float32 comes to itself: so many samples then show what more would.
 _SAME_SNR_DB, _ENOUGH_OF_THE_SAME = 80.0, 32
@@ -76,6 +79,16 @@ def source_program(variant: Variant) -> ReferenceProgram:
     What its author quantized runs as it is written: integer kernels round differently, or saturate.
     """
     return ReferenceProgram(variant.source, optimize=not variant.source_is_quantized, threads=0)
+
+
+def kept_source(variant: Variant, kept: Path | None) -> KeptProgram:
+    """Return the same, whose outputs are kept in a directory for all forms of the source; None for no."""
+    return KeptProgram(partial(source_program, variant), _kept_in(kept, variant, "source"))
+
+
+def _kept_in(kept: Path | None, variant: Variant, what: str) -> Path | None:
+    # All forms of a variant are held against the same source.
+    return None if kept is None else kept / f"{what}, {variant.name.partition(', ')[0]}"
 
 
 def measure_baseline(variant: Variant, data: Dataset, metric: Metric) -> Baseline:
@@ -146,13 +159,20 @@ def judge_graph(
         return judge_unlabelled(program.run, variant, options)
 
 
-def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gate:
+def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions, kept: Path | None = None) -> Gate:
     """Hold a candidate's outputs against the source's where there are no labels.
 
     It is judged on samples that ranges were not taken from, as many as there are and time allows, up to a
     thousand. What is asked of each output is in `edgec.compiler.likeness`.
+
+    Args:
+        run: The candidate.
+        variant: What it was made from.
+        options: How to compile.
+        kept: Directory where the source's outputs are kept from one candidate to the next.
     """
-    found = compare_unlabelled(run, variant, None if options.max_drop is not None else _FOR_FIGURES)
+    limit = None if options.max_drop is not None else _FOR_FIGURES
+    found = compare_unlabelled(run, variant, limit, kept)
     figures = f"no labels; {_on_what(variant, found)}: {', '.join(map(str, found))}"
     gate = Gate(
         verdict="pass",
@@ -166,7 +186,7 @@ def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gat
     verdicts = {f.verdict for f in found}
     if verdicts == {"pass"}:
         return gate
-    if variant.source_is_quantized and (itself := _no_nearer_to_itself(found, variant)) is not None:
+    if variant.source_is_quantized and (itself := _no_nearer_to_itself(found, variant, kept)) is not None:
         return replace(gate, reason=f"{figures}; {itself}")
     if "fail" in verdicts:
         asked = _asked([f for f in found if f.verdict == "fail"])
@@ -185,13 +205,16 @@ def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions) -> Gat
     return replace(gate, verdict="inconclusive", short=short, reason=f"{figures}: {what}; {remedy}")
 
 
-def compare_unlabelled(run: Run, variant: Variant, limit: int | None = None) -> list[Likeness]:
+def compare_unlabelled(
+    run: Run, variant: Variant, limit: int | None = None, kept: Path | None = None
+) -> list[Likeness]:
     """Compare every output of a candidate with the source's, on the samples to judge on.
 
     Args:
         run: The candidate.
         variant: What it was made from.
         limit: Largest number of samples; None for as many as time allows.
+        kept: Directory where the source's outputs are kept from one candidate to the next.
 
     Raises:
         DataError: The data is empty.
@@ -203,17 +226,18 @@ def compare_unlabelled(run: Run, variant: Variant, limit: int | None = None) -> 
         for name, tally in tallies.items():
             tally.add(expected[name], actual[name])
 
-    with source_program(variant) as program:
+    with kept_source(variant, kept) as program:
         first = next(variant.judged_inputs(1), None)
         if first is None:
             raise DataError("the data holds no samples to judge on: give at least one")
         add(first)  # warms both up
         tallies = {s.name: LikenessTally(s.name, kind) for s, kind in _kinds(variant)}
-        begun = time.monotonic()
-        add(first)
-        each_s = max(time.monotonic() - begun, 1e-6)
         if limit is None:
+            begun = time.monotonic()
+            run(first)
+            each_s = max(time.monotonic() - begun, 1e-6)
             limit = max(_FEWEST_JUDGED, min(_MOST_JUDGED, int(_JUDGE_S / each_s)))
+        add(first)
         # The first of any number of spread samples is the first of all.
         for count, sample in enumerate(islice(variant.judged_inputs(limit), 1, None), 2):
             add(sample)
@@ -224,7 +248,7 @@ def compare_unlabelled(run: Run, variant: Variant, limit: int | None = None) -> 
     return [tally.result for tally in tallies.values()]
 
 
-def _no_nearer_to_itself(found: Sequence[Likeness], variant: Variant) -> str | None:
+def _no_nearer_to_itself(found: Sequence[Likeness], variant: Variant, kept: Path | None) -> str | None:
     """Return the sentence that a quantized source is as far from itself as a candidate; None if it is not.
 
     One activation that is rounded the other way changes what the next layer rounds: after fifty layers the
@@ -233,8 +257,9 @@ def _no_nearer_to_itself(found: Sequence[Likeness], variant: Variant) -> str | N
     assert isinstance(variant.source, onnx.ModelProto)
     count = min(found[0].samples, _FEWEST_JUDGED)
     if count not in variant.itself:
-        with ReferenceProgram(misrounded(variant.source, 0, _FLOAT_ROUNDING_STEPS), threads=0) as program:
-            variant.itself[count] = compare_unlabelled(program.run, variant, count)
+        noisy = partial(_misrounded_source, variant)
+        with KeptProgram(noisy, _kept_in(kept, variant, "misrounded")) as program:
+            variant.itself[count] = compare_unlabelled(program.run, variant, count, kept)
     itself = variant.itself[count]
     pairs = list(zip(found, itself, strict=True))
     if any(f.verdict != "pass" and f.snr_db < i.snr_db - _AS_NEAR_DB for f, i in pairs):
@@ -244,6 +269,11 @@ def _no_nearer_to_itself(found: Sequence[Likeness], variant: Variant) -> str | N
         "accepted because the source, as its author quantized it, comes no nearer to itself where rounding "
         f"errors of float32 fall differently: {worst}"
     )
+
+
+def _misrounded_source(variant: Variant) -> ReferenceProgram:
+    assert isinstance(variant.source, onnx.ModelProto)
+    return ReferenceProgram(misrounded(variant.source, 0, _FLOAT_ROUNDING_STEPS), threads=0)
 
 
 def _kinds(variant: Variant) -> list[tuple[TensorSpec, Kind]]:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
-from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled, source_program
+from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled, kept_source
 from edgec.compiler.autocast import kept_in_fp32, sensitive_layers
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Casting, Converted, Converter, Prepared, Quantities, get_converter
@@ -156,12 +156,14 @@ class Shared:
         baseline: Of accuracy; None without labels.
         options: How to compile.
         scratch: Directory for what is made on the way; candidates get directories of their own in it.
+        kept: Directory where outputs of the source are kept, for all processes; None to compute them anew.
     """
 
     variants: Mapping[str, Variant]
     baseline: Baseline | None
     options: CompileOptions
     scratch: Path
+    kept: Path | None = None
     _tables: dict[tuple[str, bool, float | None], CalibrationTable] = field(default_factory=dict)
     _bases: dict[tuple[str, bool, float | None], onnx.ModelProto] = field(default_factory=dict)
     _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
@@ -368,9 +370,9 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
                 progress(f"{target.name}: {candidate.name}: judging accuracy")
                 if shared.baseline is not None:
                     contender.gate = judge_labelled(session, shared.baseline, shared.options)
-                    contender.source_snr_db = _source_snr_db(session.run, variant)
+                    contender.source_snr_db = _source_snr_db(session.run, variant, shared.kept)
                 else:
-                    contender.gate = judge_unlabelled(session.run, variant, shared.options)
+                    contender.gate = judge_unlabelled(session.run, variant, shared.options, shared.kept)
                     contender.source_snr_db = _finite(contender.gate.snr_db)
     except OutputError:
         raise
@@ -524,10 +526,10 @@ def _where(made: Made, target: Target, shared: Shared) -> str:
     return f"; first diverging tensor: {tensor!r}" if tensor else "; no inner tensor diverges by itself"
 
 
-def _source_snr_db(run: Run, variant: Variant) -> float | None:
+def _source_snr_db(run: Run, variant: Variant, kept: Path | None) -> float | None:
     """Return the SNR of the worst output against the source in fp32; None where all are identical."""
     tallies = {spec.name: OutputTally(spec.name) for spec in variant.outputs}
-    with source_program(variant) as program:
+    with kept_source(variant, kept) as program:
         for sample in variant.judged_inputs(_SNR_SAMPLES):
             expected, actual = program.run(sample), run(sample)
             for name, tally in tallies.items():

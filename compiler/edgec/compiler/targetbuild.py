@@ -144,7 +144,11 @@ def build_targets(bench: Bench, plans: Sequence[Plan]) -> bool:
         OutputError: Results cannot be written.
     """
     shared = Shared(
-        variants=bench.variants, baseline=bench.baseline, options=bench.options, scratch=bench.scratch
+        variants=bench.variants,
+        baseline=bench.baseline,
+        options=bench.options,
+        scratch=bench.scratch,
+        kept=bench.scratch / "outputs",
     )
     with _workers(bench, shared) as workers:
         _each(bench, plans, lambda plan: _check_target(bench, plan.target))
