@@ -26,7 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.serving import KSERVE, PYTRITON, Model, ask, prepare, served_by, served_by_edgec
+from benchmarks.servers import KSERVE, PYTRITON, Model, ask, served_by, served_by_edgec
+from benchmarks.serving import prepare
 
 from edgec.runtime.benchmark import this_machine
 
