@@ -106,7 +106,7 @@ class Walk:
         self.broker.admit(DEVICE)
         mine = self.broker.authority.client(DEVICE)
         self.edgec(
-            *("agent", "enroll", DEVICE, "--tenant", TENANT, "--hardware", TARGET),
+            *("agent", "provision", DEVICE, "--tenant", TENANT, "--hardware", TARGET),
             *("--roots", self.repository, "--source", self.stick),
             *("--broker", f"mqtts://{self.broker.host}:{self.broker.port}", "--ca", mine.authority),
             *("--cert", mine.certificate, "--key", mine.key),

@@ -19,21 +19,21 @@ from edgec.cli.agent import command
 from edgec.errors import AgentError
 
 
-def enroll(folder: Path, *more: str) -> Path:
+def provision(folder: Path, *more: str) -> Path:
     """Enrol a device with roots that nobody has looked at yet; return its settings."""
     roots = folder / "repo"
     for kind in ("image", "director"):
         (roots / kind).mkdir(parents=True, exist_ok=True)
         (roots / kind / "1.root.json").write_text("{}")
     places = ["--roots", roots, "--directory", folder / "etc", "--state-dir", folder / "state"]
-    arguments = ["enroll", "dev1", "--hardware", "cpu-x86_64", *places, *more]
+    arguments = ["provision", "dev1", "--hardware", "cpu-x86_64", *places, *more]
     CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False, standalone_mode=False)
     return folder / "etc/agent.toml"
 
 
 def test_a_device_makes_its_own_key_and_a_request_for_a_certificate(tmp_path: Path) -> None:
     x509 = pytest.importorskip("cryptography.x509", reason="the extra 'agent' is not installed")
-    path = enroll(tmp_path, "--broker", "mqtts://broker.example")
+    path = provision(tmp_path, "--broker", "mqtts://broker.example")
     config = read_settings(path, ())
     key = path.parent / "device.key"
     assert config.broker is not None
@@ -43,15 +43,17 @@ def test_a_device_makes_its_own_key_and_a_request_for_a_certificate(tmp_path: Pa
     assert request.is_signature_valid
     assert "CN=dev1" in request.subject.rfc4514_string()
     with pytest.raises(AgentError, match="enrolled"):
-        enroll(tmp_path, "--broker", "mqtts://broker.example")
+        provision(tmp_path, "--broker", "mqtts://broker.example")
     before = key.read_bytes()
-    enroll(tmp_path, "--broker", "mqtts://other.example", "--force")
+    provision(tmp_path, "--broker", "mqtts://other.example", "--force")
     assert key.read_bytes() == before
 
 
 def test_a_token_is_kept_from_others(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
-    path = enroll(tmp_path, "--broker", "mqtts://broker.example", "--password-file", str(tmp_path / "token"))
+    path = provision(
+        tmp_path, "--broker", "mqtts://broker.example", "--password-file", str(tmp_path / "token")
+    )
     config = read_settings(path, ())
     assert config.broker is not None
     assert config.broker.username == "dev1"
@@ -63,7 +65,7 @@ def test_a_token_is_kept_from_others(tmp_path: Path) -> None:
 def test_options_go_over_the_environment_and_that_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = enroll(tmp_path, "--source", "https://updates.example/repo")
+    path = provision(tmp_path, "--source", "https://updates.example/repo")
     monkeypatch.setenv("EDGEC_AGENT_UPDATES__PROBATION_S", "5")
     monkeypatch.setenv("EDGEC_AGENT_TENANT", "acme")
     config = read_settings(path, ["updates.probation_s=7", 'groups=["north"]'])

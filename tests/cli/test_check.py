@@ -107,6 +107,14 @@ def test_shapes_can_be_pinned(tmp_path: Path) -> None:
     assert check(model, "-t", "jetson", "--shape", "x=1,8").exit_code == 0
 
 
+def test_what_to_type_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["images:0 (in)"], ["y"], "r")]
+    onnx.save(networks.model_of(nodes, {"images:0 (in)": ["n", 3, "h", "w"]}, ["y"]), tmp_path / "m.onnx")
+    told = check(str(tmp_path / "m.onnx"), "-t", "jetson").output
+    assert "pin them: --shape 'images:0 (in)=1,3,h,w' with numbers for h, w" in told
+    assert "(1 node, say the rules of jetson-orin-nano-jp6)" in told
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["-t", "cpu"], ["MODEL"], ["MODEL", "-t", "cpu", "--shape", "x"], ["MODEL", "-t", "cpu", "--what"]],

@@ -20,6 +20,12 @@ def test_every_command_has_help_with_examples_and_json(name: str) -> None:
     assert "--json" in result.output
 
 
+@pytest.mark.parametrize("group", ["agent", "fleet", "gateway", "keys", "repo", "fleet rollout"])
+def test_help_of_a_group_says_of_each_command_a_whole_sentence(group: str) -> None:
+    output = CliRunner().invoke(main_group, [*group.split(), "--help"]).output
+    assert "..." not in output.partition("Commands:")[2]
+
+
 def test_help_imports_no_command() -> None:
     code = (
         "import sys; sys.argv = ['edgec', '--help']\n"

@@ -351,13 +351,13 @@ class Process:
     def __init__(self, folder: Path, shop: Publisher, broker: Broker) -> None:  # noqa: F811
         self.etc, self.state = folder / "etc", folder / "state"
         files = broker.authority.client(DEVICE)
-        enroll = [
-            "enroll", DEVICE, "--hardware", "cpu-x86_64", "--roots", shop.repo, "--source", shop.repo,
+        provision = [
+            "provision", DEVICE, "--hardware", "cpu-x86_64", "--roots", shop.repo, "--source", shop.repo,
             "--broker", f"mqtts://127.0.0.1:{broker.port}", "--ca", files.authority,
             "--cert", files.certificate, "--key", files.key,
             "--directory", self.etc, "--state-dir", self.state,
         ]  # fmt: skip
-        done = edgec(*map(str, enroll))
+        done = edgec(*map(str, provision))
         assert done.returncode == 0, done.stderr
         self.process: subprocess.Popen[bytes] | None = None
 

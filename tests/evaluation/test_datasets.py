@@ -392,6 +392,19 @@ def test_images_without_labels(tmp_path: Path) -> None:
         open_dataset(tmp_path, need_labels=True)
 
 
+@pytest.mark.parametrize("bare", [None, NAMED], ids=["no pipeline", "one that prepares nothing"])
+def test_images_and_texts_are_refused_where_nothing_makes_tensors_of_them(
+    tmp_path: Path, bare: Pipeline | None
+) -> None:
+    paint(tmp_path / "images/a.png")
+    (tmp_path / "texts.csv").write_text("text\nhello\n")
+    with pytest.raises(DataError, match=r"would be images.*image: float32\[1, 1, 2, 2\].*--pipeline"):
+        open_dataset(tmp_path / "images", inputs=IMAGE, pipeline=bare)
+    with pytest.raises(DataError, match=r"would be texts.*--pipeline"):
+        open_dataset(tmp_path / "texts.csv", inputs=IMAGE, pipeline=bare)
+    assert len(open_dataset(tmp_path / "images", inputs=IMAGE, pipeline=PREPARED)) == 1
+
+
 def test_labels_in_a_csv(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         paint(tmp_path / name)

@@ -192,7 +192,10 @@ def test_the_command_says_what_it_has_written(server: FleetServer, tmp_path: Pat
     [
         (["enrol", "https://fleet.example", "--hardware", "cpu"], "--claim"),
         (["enrol", "https://fleet.example", "--claim", "c"], "--hardware"),
-        (["enroll", "https://fleet.example", "--hardware", "cpu"], "edgec agent enrol https://fleet.example"),
+        (
+            ["provision", "https://fleet.example", "--hardware", "cpu"],
+            "edgec agent enrol https://fleet.example",
+        ),
     ],
 )
 def test_wrong_usage_says_what_is_missing(arguments: list[str], expected: str) -> None:

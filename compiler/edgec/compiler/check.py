@@ -20,7 +20,7 @@ from onnx import AttributeProto, TensorProto, helper
 
 from edgec.compiler.engines import Judge, find_judge
 from edgec.compiler.lint import Finding, lint_limits, lint_tensorrt
-from edgec.compiler.model import SourceModel, load_model, opset_of, real_inputs
+from edgec.compiler.model import SourceModel, load_model, opset_of, real_inputs, shape_option
 from edgec.compiler.passes.fit_limits import fit_limits
 from edgec.compiler.passes.fold_constant_dequantize import is_quantized
 from edgec.compiler.passes.normalize_qdq import normalize_qdq
@@ -386,7 +386,7 @@ def _pinning(model: onnx.ModelProto) -> str | None:
         dims = value.type.tensor_type.shape.dim
         if any(not d.HasField("dim_value") for d in dims):
             sizes = ",".join(str(d.dim_value) if d.HasField("dim_value") else "N" for d in dims)
-            return f"pin the shapes of the inputs: --shape {value.name}={sizes} with numbers for N"
+            return f"pin the shapes of the inputs: {shape_option(value.name, sizes)} with numbers for N"
     return None
 
 

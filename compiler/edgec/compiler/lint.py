@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from edgec.compiler.model import opset_of, real_inputs
+from edgec.compiler.model import opset_of, real_inputs, shape_option
 from edgec.compiler.places import (
     FLOATS,
     Place,
@@ -215,13 +215,18 @@ def _free_dimensions(model: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def _unpinned(value: onnx.ValueInfoProto, free: Sequence[str]) -> Finding:
-    sizes = ",".join(str(d.dim_value or 1) for d in value.type.tensor_type.shape.dim)
+    dims = value.type.tensor_type.shape.dim
+    sizes = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "N" for d in dims]
+    if not dims[0].HasField("dim_value"):
+        sizes[0] = "1"
+    open_sizes = dict.fromkeys(s for s in sizes if not s.isdigit())
+    numbers = f" with numbers for {', '.join(open_sizes)}" if open_sizes else ""
     return Finding(
         rule="dynamic-shape",
         node="(model)",
         message=f"input {value.name!r} has dimensions that are not fixed: {', '.join(free)}",
         severity="error",
-        fix=f"pin them, for example --shape {value.name}={sizes}",
+        fix=f"pin them: {shape_option(value.name, ','.join(sizes))}{numbers}",
     )
 
 

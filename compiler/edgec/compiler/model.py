@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -102,6 +103,11 @@ def real_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Return the graph inputs that a caller must give: old models list their initializers there too."""
     initializers = {t.name for t in proto.graph.initializer}
     return [i for i in proto.graph.input if i.name not in initializers]
+
+
+def shape_option(name: str, sizes: str) -> str:
+    """Return the option that pins an input, such as ``--shape x=1,3,224,224``, quoted as a shell needs it."""
+    return f"--shape {shlex.quote(f'{name}={sizes}')}"
 
 
 def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -21,7 +21,7 @@ from edgec.errors import AgentError, MissingExtraError, OutputError
 
 CONFIG = "agent.toml"
 KEY, CERTIFICATE, REQUEST = "device.key", "device.crt", "device.csr"
-_COMMENT = "# Written by  edgec agent enroll ; every setting is explained in edgec's guide, docs/agent.md.\n"
+_COMMENT = "# Written by  edgec agent provision ; edgec's guide explains every setting: docs/agent.md.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Enrolment:
     request: Path | None
 
 
-def enroll(
+def provision(
     directory: Path,
     settings: Mapping[str, Any],
     files: Mapping[str, bytes],

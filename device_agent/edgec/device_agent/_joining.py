@@ -21,8 +21,8 @@ from edgec.device_agent._enrolment import (
     CONFIG,
     KEY,
     Enrolment,
-    enroll,
     make_request,
+    provision,
     write_secret,
 )
 from edgec.errors import AgentError
@@ -103,7 +103,7 @@ def join(
     files = {name: given[kind].encode() for name, kind in _FILES.items()}
     if not token:
         files[CERTIFICATE] = given["certificate"].encode()
-    return enroll(directory, settings, files, replace=replace)
+    return provision(directory, settings, files, replace=replace)
 
 
 _FILES = {"image-root.json": "image_root", "director-root.json": "director_root", AUTHORITY: "authority"}

@@ -169,7 +169,7 @@ def groups(client: FleetClient, wanted: tuple[str, str] | None, drop: str | None
 @click.command()
 @click.argument("device_id", metavar="DEVICE")
 @click.argument("name")
-@click.argument("args", nargs=-1, metavar="KEY=VALUE...")
+@click.argument("args", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0.1, 60), default=30.0, show_default=True)
 @json_option
 @with_fleet

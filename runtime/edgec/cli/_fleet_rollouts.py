@@ -12,6 +12,7 @@ import click
 
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import rollout_lines, rollout_row, table
+from edgec.cli._lazy import SentencesGroup
 from edgec.cli._text import printable
 from edgec.errors import FleetError
 
@@ -24,7 +25,7 @@ _HEAD = ["rollout", "state", "stage", "devices", "made", "why"]
 _reason = click.option("--reason", default="", help="For the log of decisions.")
 
 
-@click.group()
+@click.group(cls=SentencesGroup)
 def rollout() -> None:
     """Rollouts: a release to devices in stages, with a gate on behaviour, and taken back where it fails.
 
@@ -114,7 +115,7 @@ def _plan(path: Path | None) -> dict[str, Any]:
 
 
 @rollout.command()
-@click.argument("rollout_id", metavar="ROLLOUT", required=False)
+@click.argument("rollout_id", metavar="[ROLLOUT]", required=False)
 @click.option(
     "--follow", is_flag=True, help="Tell every decision until it is over; exit status 1 where it was undone."
 )

@@ -9,6 +9,16 @@ from typing import Any
 import click
 
 
+class SentencesGroup(click.Group):
+    """A group whose help shows the first sentence of each command whole; click's cuts it off at a line."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write name and first sentence of every command."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(n, c.get_short_help_str(limit=1000)) for n, c in commands if c is not None])
+
+
 class LazyGroup(click.Group):
     """A group with a table of commands: where each is, and what it does in a line."""
 

@@ -8,7 +8,6 @@ import logging
 import os
 import pwd
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ import click
 from edgec.cli._agent_enrol import command as enrol
 from edgec.cli._agent_settings import config_option, joining_options, read_settings, set_option
 from edgec.cli._agent_unit import Notifier, unit_text
+from edgec.cli._lazy import SentencesGroup
 from edgec.cli._signals import Signals
-from edgec.cli._text import columns, printable
+from edgec.cli._text import columns, moment, printable
 from edgec.errors import AgentError
 
 if TYPE_CHECKING:
@@ -30,15 +30,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
-@click.group()
+@click.group(cls=SentencesGroup)
 def command() -> None:
     """The device agent: updates that survive power cuts, and telemetry that is not lost.
 
-    status, enrol and enroll take --json. enrol asks the server of a fleet, enroll takes what is given.
+    status, enrol and provision take --json. enrol joins a fleet that has a server; provision writes what you
+    give, for a device that follows a broker or a repository alone.
 
     \b
     edgec agent enrol https://fleet.example:8443 --claim CLAIM --fingerprint SHA256 --hardware rpi5
-    edgec agent enroll camera-7 --broker mqtts://broker.example --ca ca.crt --roots repo --hardware rpi5
+    edgec agent provision camera-7 --broker mqtts://broker.example --ca ca.crt --roots repo --hardware rpi5
     edgec agent run
     edgec agent status
     """
@@ -132,7 +133,7 @@ def status(config_file: Path, state_dir: Path | None, as_json: bool) -> None:
 
 
 def _told(status: AgentStatus) -> list[str]:
-    started = f", pid {status.pid}, since {_time(status.started)}" if status.running else ""
+    started = f", pid {status.pid}, since {moment(status.started)}" if status.running else ""
     lines = [
         f"device  {status.device or '(unknown)'}",
         f"agent   {'runs' if status.running else 'does not run'}{started}, start {status.boot}",
@@ -149,11 +150,7 @@ def _told(status: AgentStatus) -> list[str]:
 def _row(model: ModelStatus) -> list[str]:
     serving = "nothing" if model.serving is None else model.target or model.serving[:12]
     proven = "" if model.proven or model.serving is None else " (on probation)"
-    return [model.model, printable(serving) + proven, _time(model.since), printable(model.why)]
-
-
-def _time(seconds: float | None) -> str:
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+    return [model.model, printable(serving) + proven, moment(model.since), printable(model.why)]
 
 
 @command.command()
@@ -238,18 +235,18 @@ def _is_user(name: str) -> bool:
 @click.option("--tenant", default="default", show_default=True, help="Whose topics it uses.")
 @joining_options
 @json_option
-def enroll(device: str, as_json: bool, **options: Any) -> None:
+def provision(device: str, as_json: bool, **options: Any) -> None:
     """Give this device its identity: id, trusted roots, broker, and a key or a token of its own.
 
     With neither certificate nor password, a private key is made here, which never leaves the device, and a
     request for its certificate, to be signed by who vouches for devices.
 
     \b
-    edgec agent enroll camera-7 --hardware rpi5 --roots repo --broker mqtts://broker.example --ca ca.crt
-    edgec agent enroll kiosk-1 --hardware cpu-x86_64 --roots /media/usb/repo --source /media/usb/repo
+    edgec agent provision camera-7 --hardware rpi5 --roots repo --broker mqtts://broker.example --ca ca.crt
+    edgec agent provision kiosk-1 --hardware cpu-x86_64 --roots /media/usb/repo --source /media/usb/repo
     """
     from edgec.device_agent._enrolment import CERTIFICATE
-    from edgec.device_agent._enrolment import enroll as write
+    from edgec.device_agent._enrolment import provision as write
 
     if "://" in device:
         raise click.UsageError(f"to join the fleet at {device}, run  edgec agent enrol {device}")
@@ -286,7 +283,7 @@ def enroll(device: str, as_json: bool, **options: Any) -> None:
         "request": None if made.request is None else str(made.request),
         "certificate": None if made.request is None else str(made.path.parent / CERTIFICATE),
     }
-    lines = [f"enrolled  {device}", f"settings  {made.path}"]
+    lines = [f"device    {device}", f"settings  {made.path}"]
     if made.request is not None:
         lines.append(f"request   {made.request}: have it signed, and put {CERTIFICATE} beside it")
     lines.append("next      edgec agent run, or  edgec agent install")

@@ -93,7 +93,8 @@ def command(
 
 def _told(model: Path, report: CheckReport) -> Iterator[str]:
     verdict = "can be compiled" if report.can_compile else "cannot be compiled"
-    says = f"{report.nodes} nodes, says {report.judge}"
+    nodes = f"{report.nodes} node{'' if report.nodes == 1 else 's'}"
+    says = f"{nodes}, {'say' if report.decided_by == 'rules' else 'says'} {report.judge}"
     yield f"{printable(model.name)} for {report.target}: {verdict} ({says})"
     for note in report.notes:
         yield f"  {printable(note)}"

@@ -10,6 +10,7 @@ import click
 
 from edgec.cli import _options
 from edgec.cli._home import default_home
+from edgec.cli._lazy import SentencesGroup
 
 if TYPE_CHECKING:
     from edgec.gateway import Gateway, RayGateway
@@ -25,7 +26,7 @@ def _read_replicas(_: click.Context, __: click.Parameter, value: str) -> tuple[i
     return numbers[0], numbers[1]
 
 
-@click.group()
+@click.group(cls=SentencesGroup)
 def command() -> None:
     """Answer for devices that cannot answer themselves: GPU fallback, Open Inference Protocol v2.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._lazy import SentencesGroup
 from edgec.cli._text import columns
 from edgec.cli._trust import (
     asked_passphrase,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _ROLES = ("root", "targets", "online", "director")
 
 
-@click.group()
+@click.group(cls=SentencesGroup)
 def command() -> None:
     """Signing keys: who may say what runs on devices.
 

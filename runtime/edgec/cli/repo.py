@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._lazy import SentencesGroup
 from edgec.cli._terms import read_terms, terms_options
 from edgec.cli._text import columns, size
 from edgec.cli._trust import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from edgec.trust import DeviceBundle, ImageRepository, ImageTarget, RepositoryStatus
 
 
-@click.group()
+@click.group(cls=SentencesGroup)
 def command() -> None:
     """Publish artifacts, and say which device runs which. Nothing but a directory is needed.
 

@@ -49,18 +49,32 @@ def open_dataset(
     """
     classes = pipeline.labels if pipeline is not None else ()
     raw = pipeline is not None and bool(pipeline.preprocess)
+    bare = None if raw else inputs
     path = Path(spec)
     if labels is not None and not path.is_dir():
         raise DataError(f"labels in a file of their own are for a folder of images, {spec} is none")
     if path.is_dir():
+        _check_prepared(path, "images", bare)
         given = Path(labels) if labels is not None else None
         return ImageDataset(path, given, need_labels=need_labels, classes=classes)
     if path.is_file():
         if path.suffix.lower() == ".npz":
             return NpzDataset(path, inputs, raw=raw, need_labels=need_labels, classes=classes)
         if path.suffix.lower() in (".jsonl", ".csv"):
+            _check_prepared(path, "texts", bare)
             return TextDataset(path, need_labels=need_labels, classes=classes)
         raise DataError(f"{path} is no data set that edgec reads: expected {_FORMS}")
     if isinstance(spec, str) and _FUNCTION.fullmatch(spec):
-        return FunctionDataset(spec, None if raw else inputs, need_labels=need_labels)
+        return FunctionDataset(spec, bare, need_labels=need_labels)
     raise DataError(f"there is no data at {spec}: expected {_FORMS}")
+
+
+def _check_prepared(path: Path, kind: str, bare: Sequence[TensorSpec] | None) -> None:
+    """Refuse what only a pipeline makes tensors of, where the model takes tensors as they are."""
+    if bare is None:
+        return
+    wanted = ", ".join(map(str, bare))
+    raise DataError(
+        f"{path} would be {kind}, and nothing says how they become what the model takes ({wanted}): describe "
+        "that in a pipeline (--pipeline pipeline.toml), or give the tensors themselves as a .npz"
+    )

@@ -18,7 +18,7 @@ from edgec.compiler.calibration import CalibrationTable
 from edgec.compiler.converters import Converted, Prepared, fallback_spec
 from edgec.compiler.lint import lint_tensorrt
 from edgec.compiler.lint_sparsity import lint_two_of_four
-from edgec.compiler.model import real_inputs
+from edgec.compiler.model import real_inputs, shape_option
 from edgec.compiler.onnx_payload import GRAPH, WEIGHTS, write_onnx_payload
 from edgec.compiler.passes.fit_limits import fit_limits
 from edgec.compiler.precision import to_fp16
@@ -238,7 +238,7 @@ def _profile(model: onnx.ModelProto, shapes: Mapping[str, Range]) -> dict[str, d
             sizes = ",".join(str(d.dim_value or 1) for d in dims)
             raise ConversionError(
                 f"input {value.name!r} has free dimensions beside the batch, and TensorRT needs a range for "
-                f"them: pin it, for example --shape {value.name}={sizes}"
+                f"them: pin it, for example {shape_option(value.name, sizes)}"
             )
         found[value.name] = {"min": list(smallest), "opt": list(usual), "max": list(largest)}
     return found
