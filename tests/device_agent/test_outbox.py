@@ -99,6 +99,33 @@ def test_what_is_not_acknowledged_is_sent_again(disk: Path) -> None:
         assert outbox.take() == []
 
 
+def test_what_comes_after_nothing_was_left_is_taken_too(disk: Path) -> None:
+    with Outbox(disk / "o.db", boot_id="a", max_bytes=SMALL) as outbox:
+        assert drain(outbox) == []
+        outbox.put("window", Priority.METRIC, b"1")
+        assert [record.payload for record in outbox.take()] == [b"1"]
+        assert outbox.take() == []
+        outbox.rewind()
+        assert [record.payload for record in outbox.take()] == [b"1"]
+        assert outbox.take() == []
+        outbox.count_loss("window", Priority.METRIC, "rate")
+        assert [record.kind for record in outbox.take()] == [LOSS_KIND]
+
+
+def test_a_disk_that_failed_once_is_asked_again(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Outbox(disk / "o.db", boot_id="a") as outbox:
+        outbox.put("window", Priority.METRIC, b"1")
+
+        def fail(*_: object) -> Iterator[object]:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr("edgec.device_agent._outbox_file.OutboxFile.following", fail)
+            with pytest.raises(AgentError, match="disk I/O error"):
+                outbox.take()
+        assert [record.payload for record in outbox.take()] == [b"1"]
+
+
 def test_an_acknowledgement_of_what_was_never_sent_removes_nothing(disk: Path) -> None:
     with Outbox(disk / "o.db", boot_id="a") as outbox:
         outbox.put_many([("window", Priority.METRIC, b"%d" % i) for i in range(10)])

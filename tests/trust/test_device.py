@@ -50,6 +50,50 @@ def test_what_is_known_survives_a_restart(publisher: Publisher, tmp_path: Path) 
     assert again.recheck(assigned) == assigned
 
 
+def test_what_was_verified_is_not_verified_again_until_it_expires(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    """Without its scratch folder no metadata can be verified."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    device = publisher.device(tmp_path / "device", scratch=scratch)
+    assignment = device.update(publisher.repo)
+    scratch.rmdir()
+    assert device.known() == assignment
+    assert device.recheck(assignment.targets[0]) == assignment.targets[0]
+    publisher.clock.now = assignment.expires
+    assert device.stale_since == assignment.expires
+    scratch.mkdir()
+    with pytest.raises(TrustError) as caught:
+        device.recheck(assignment.targets[0])
+    assert caught.value.reason == "expired"
+
+
+def test_what_is_refused_leaves_what_was_verified(publisher: Publisher, tmp_path: Path) -> None:
+    device = publisher.device(tmp_path / "device")
+    assignment = device.update(publisher.repo)
+    publisher.director.assign(OTHER, {"tiny": path_of("2")})
+    files = publisher.files()
+    files[f"director/{DEVICE}/timestamp.json"] = files[f"director/{OTHER}/timestamp.json"]
+    refused(device, files, "device", "digest", "not_found")
+    assert device.known() == assignment
+
+
+def test_only_what_the_director_signed_just_now_is_fresh(publisher: Publisher, tmp_path: Path) -> None:
+    device = publisher.device(tmp_path / "device")
+    assert not device.is_fresh(60)
+    device.update(publisher.repo)
+    assert device.is_fresh(60)
+    publisher.clock.now += 61
+    assert not device.is_fresh(60)
+    # A clock that is behind tells nothing.
+    publisher.clock.now -= 600
+    assert not device.is_fresh(60)
+    # Nor does what was kept by the agent before this one.
+    publisher.clock.now = START
+    assert not publisher.device(tmp_path / "device").is_fresh(60)
+
+
 @pytest.mark.parametrize("damaged", ["metadata.json", "floors.json"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "nested"])
 def test_a_damaged_file_heals_and_lowers_no_floor(

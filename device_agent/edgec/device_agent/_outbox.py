@@ -150,6 +150,8 @@ class Outbox:
         self._held: Counter[tuple[str, int]] = Counter()
         self._sizes: Counter[tuple[str, int]] = Counter()
         self._closed = False
+        # Whether `take` has found nothing, and nothing has happened since.
+        self._idle = False
         self._file = self._open()
 
     # -- putting
@@ -195,6 +197,7 @@ class Outbox:
     def count_loss(self, kind: str, priority: Priority, reason: str, records: int = 1, size: int = 0) -> None:
         """Count records that were given up before they came here; written with what is put next."""
         with self._lock:
+            self._idle = False
             _add(self._unsaved, (kind, int(priority), reason), records, size)
 
     # -- sending
@@ -217,9 +220,17 @@ class Outbox:
             AgentError: The disk failed.
         """
         with self._lock:
-            self._report_losses()
-            rows = self._next(max_records, max_bytes)
+            if self._idle and not self._closed:
+                return []
+            self._idle = True
+            try:
+                self._report_losses()
+                rows = self._next(max_records, max_bytes)
+            except AgentError:
+                self._idle = False
+                raise
             if rows:
+                self._idle = False
                 last = rows[-1]
                 self._cursor[Priority(last.priority)] = last.id
                 self._taken[last.boot] = max(last.seq, self._taken.get(last.boot, -1))
@@ -228,6 +239,7 @@ class Outbox:
     def rewind(self) -> None:
         """Let `take` begin again with the first record that is not acknowledged, as after a reconnect."""
         with self._lock:
+            self._idle = False
             self._cursor = dict.fromkeys(Priority, 0)
 
     def ack(self, boot_id: str, up_to_seq: int) -> int:
@@ -240,6 +252,7 @@ class Outbox:
             AgentError: The disk failed; they stay, and are sent again.
         """
         with self._lock:
+            self._idle = False
             up_to = min(up_to_seq, self._taken.get(boot_id, -1))
             if up_to < 0:
                 return 0
@@ -275,6 +288,7 @@ class Outbox:
     # -- writing; the lock is held from here on
 
     def _write_waiting(self) -> None:
+        self._idle = False
         requests: list[_Request] = []
         count = 0
         while self._waiting and count < _MOST_PER_COMMIT:
@@ -294,6 +308,7 @@ class Outbox:
                 request.done = True
 
     def _commit(self, requests: list[_Request]) -> None:
+        self._idle = False
         # Nothing of this object changes before the transaction has ended well.
         seqs, held, sizes, lost = (
             dict(self._seqs),
@@ -393,6 +408,7 @@ class Outbox:
         return rows or (self._batch(priority, max_records, max_bytes) if damaged else [])
 
     def _drop_damaged(self, rows: list[Row]) -> None:
+        self._idle = False
         lost = dict(self._unsaved)
         for row in rows:
             _add(lost, (row.kind, row.priority, "corrupt"), 1, len(row.payload))
@@ -408,12 +424,14 @@ class Outbox:
         """Put the totals in the outbox, where they have changed since they last were and none waits there."""
         if self._held[LOSS_KIND, int(Priority.EVENT)]:
             return
-        with suppress(AgentError):  # a full disk: they are reported when it is not
+        try:
             if self._unsaved or self._guarded(lambda: self._file.meta("unreported")) == "1":
                 self._guarded(self._save_losses)
                 report = encode_losses(self._counters, _counts(self._totals))
                 request = _Request([(LOSS_KIND, Priority.EVENT, report)], is_report=True)
                 self._guarded(lambda: self._commit([request]))
+        except AgentError:  # a full disk: they are reported when it is not
+            self._idle = False
 
     def _save_losses(self) -> None:
         lost = dict(self._unsaved)
@@ -480,6 +498,7 @@ class Outbox:
 
     def _replace(self) -> None:
         """Set a file aside that turned out to be damaged, count what it held, and begin a new one."""
+        self._idle = False
         self._file.close()
         for (kind, priority), n in self._held.items():
             _add(self._unsaved, (kind, priority, "corrupt"), n, self._sizes[kind, priority])

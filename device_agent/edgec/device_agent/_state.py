@@ -7,10 +7,10 @@ that jumps, changes no decision; wall-clock times are there for people.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from edgec.device_agent._plain import from_plain
+from edgec.device_agent._plain import from_plain, to_plain
 from edgec.errors import AgentError
 
 STATE_VERSION = 2
@@ -241,7 +241,7 @@ class State:
 
     def to_plain(self) -> dict[str, Any]:
         """Return the state as JSON can hold it, with its version."""
-        return {"v": STATE_VERSION, **asdict(self)}
+        return {"v": STATE_VERSION, **to_plain(self)}
 
     @classmethod
     def from_plain(cls, value: object) -> State:

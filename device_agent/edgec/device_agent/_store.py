@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from edgec.artifact import atomic_write
 from edgec.device_agent._durable import make_directory, read_json, unlink, write_json
 from edgec.device_agent._state import State
 from edgec.errors import AgentError, OutputError
@@ -124,8 +125,9 @@ class Store:
             StoreError: Neither database nor mirror took it; what was there before still holds.
         """
         with self._lock:
-            in_database = self._save_row(state, what)
-            problem = self._save_mirror(state)
+            text = _text(state)
+            in_database = self._save_row(state, text, what)
+            problem = self._save_mirror(state.model, text)
             if problem is not None and not in_database:
                 raise StoreError(
                     f"the state of {state.model} cannot be written: {problem}", self.trouble or "io"
@@ -249,10 +251,10 @@ class Store:
             self.trouble = _trouble(e)
             return {}
 
-    def _save_row(self, state: State, what: str) -> bool:
+    def _save_row(self, state: State, text: str, what: str) -> bool:
         note = (state.since_s, state.model, what, state.phase, state.reason, state.detail)
         rows: Statements = [
-            (_ROW, (state.model, state.serial, _text(state))),
+            (_ROW, (state.model, state.serial, text)),
             (_NOTE, note),
         ]
         self._writes += 1
@@ -277,11 +279,12 @@ class Store:
         self.trouble = None
         return True
 
-    def _save_mirror(self, state: State) -> OutputError | OSError | None:
-        directory = self._models / state.model
+    def _save_mirror(self, model: str, text: str) -> OutputError | OSError | None:
+        directory = self._models / model
         try:
             make_directory(directory)
-            write_json(directory / MIRROR, state.to_plain())
+            with atomic_write(directory / MIRROR) as file:
+                file.write(text.encode())
         except (OutputError, OSError) as e:
             return e
         return None

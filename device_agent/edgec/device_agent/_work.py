@@ -34,7 +34,10 @@ _OF_THE_SOURCE = frozenset(("rollback", "epoch", "signature", "repository", "mal
 # No source has it, will give it, or has what was signed: asking again in a while is no use.
 _GONE = frozenset(("refused", "not_found", "digest", "length", "range", "redirects"))
 _LOOK_S = 1.0
+# Of an order that was signed so recently, the sources would hardly know more.
+_FRESH_S = 60.0
 _BLOCK = 2**20
+_MOST_CONTENTS = 64
 
 
 class AgentActions(SlotWork):
@@ -89,6 +92,7 @@ class AgentActions(SlotWork):
         self._shadowed = shadowed
         self._cache_dir = cache_dir
         self._trial = trial
+        self._contents: dict[str, str] = {}
 
     def held(self, model: str) -> frozenset[str]:
         """Return the digests of files that applications have open."""
@@ -165,11 +169,16 @@ class AgentActions(SlotWork):
         ]
         if problems:
             raise WorkFailedError("manifest", f"{target.path}: {'; '.join(problems)}")
+        self._remember(target.sha256, content)
 
     def confirm(self, work: Work, context: Context) -> None:
-        """Look for newer metadata where that can be had, and check what is known in any case."""
+        """Look for newer metadata where that can be had, and check what is known in any case.
+
+        What was signed a moment ago is not looked for again: a thousand devices that are told at once would
+        otherwise ask for what they were just told.
+        """
         target = self._assigned(work)
-        for source in self._metadata():
+        for source in () if self._trust.is_fresh(_FRESH_S) else self._metadata():
             context.check()
             try:
                 self._trust.recheck(target, source)
@@ -300,11 +309,22 @@ class AgentActions(SlotWork):
         """Return the digest of an artifact's content, by which windows know it."""
         from edgec.artifact import Artifact
 
+        # A file's digest pins that of its content.
+        known = self._contents.get(installed.digest)
+        if known is not None:
+            return known
         try:
             with Artifact.open(self.slots(work.model).artifact(installed.slot)) as artifact:
-                return artifact.content_digest
+                content = artifact.content_digest
         except (EdgecError, OSError):
             return None
+        self._remember(installed.digest, content)
+        return content
+
+    def _remember(self, digest: str, content: str) -> None:
+        if len(self._contents) >= _MOST_CONTENTS:
+            self._contents.clear()
+        self._contents[digest] = content
 
 
 class _ContextCancel(Cancel):

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ from edgec.trust._source import MetadataSource, Source, open_source
 from edgec.trust._state import Floor, Floors, TrustState, merged
 
 _WORK = "work-"
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What was verified last, in this process.
+
+    Attributes:
+        files: That were; the very object that the state holds, until others take their place.
+        assignment: What they say.
+        issued: When the director signed them, in seconds since 1970, as it says.
+    """
+
+    files: Mapping[str, bytes]
+    assignment: Assignment
+    issued: int
 
 
 class DeviceTrust:
@@ -92,6 +108,7 @@ class DeviceTrust:
         self._lock = threading.Lock()
         # Another one, so that no command waits for a slow server.
         self._command_lock = threading.Lock()
+        self._verified: _Verified | None = None
         for left in self._scratch.glob(f"{_WORK}{self.device_id}-{'?' * 8}"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -121,6 +138,8 @@ class DeviceTrust:
 
         What runs goes on running; nothing new is accepted until fresh metadata arrives.
         """
+        if self._current() is not None:
+            return None
         expires = [
             parse(data, name).signed.expires.timestamp()
             for name, data in self._state.files.items()
@@ -151,12 +170,24 @@ class DeviceTrust:
                 raise TrustError(f"what was fetched cannot be kept: {e}", "storage") from e
 
     def known(self) -> Assignment:
-        """Return what is to run by the metadata at hand, checked again; as after a restart without a link.
+        """Return what is to run by the metadata at hand; as after a restart without a link.
+
+        What this object has verified is not verified again while it holds the same bytes and none of it has
+        expired: nothing but the time could have changed the outcome.
 
         Raises:
             TrustError: As `update`; ``not_found`` where there never was an assignment.
         """
-        return self.update(_Known(self._state))
+        verified = self._current()
+        return self.update(_Known(self._state)) if verified is None else verified.assignment
+
+    def is_fresh(self, seconds: float) -> bool:
+        """Return whether the director signed what was verified last within `seconds` of now.
+
+        That is by its word and this device's clock: where the clock is wrong, the answer is no.
+        """
+        verified = self._current()
+        return verified is not None and abs(self._clock() - verified.issued) <= seconds
 
     def recheck(self, assigned: AssignedTarget, source: Source | None = None) -> AssignedTarget:
         """Check right before an installation that it is still wanted and allowed.
@@ -169,7 +200,7 @@ class DeviceTrust:
             TrustError: It was revoked or replaced (``reason`` ``revoked``), its metadata has expired, or
                 as `update`.
         """
-        current = self.update(_Known(self._state) if source is None else source).target(assigned.model)
+        current = (self.known() if source is None else self.update(source)).target(assigned.model)
         if current is None or (current.path, current.sha256) != (assigned.path, assigned.sha256):
             raise TrustError(
                 f"{assigned.path} is not assigned to {self.device_id} any more: do not install it", "revoked"
@@ -228,7 +259,16 @@ class DeviceTrust:
                     kind, self._roots(kind) | {name: (folder / name).read_bytes() for name in names}
                 )
             self._state.save(floors)
+        issued = Extra(fresh[DIRECTOR].timestamp).issued
+        self._verified = _Verified(self._state.files, assignment, issued)
         return assignment
+
+    def _current(self) -> _Verified | None:
+        """Return what was verified, where that is what is at hand still and has not expired; else None."""
+        verified = self._verified
+        if verified is None or verified.files is not self._state.files:
+            return None
+        return verified if self.now() < verified.assignment.expires else None
 
     def _refresh(self, kind: str, source: MetadataSource, folder: Path) -> Refreshed:
         folder.mkdir()
