@@ -110,7 +110,9 @@ class Chain:
 
     def stream(self) -> ChainStream:
         """Return a stream of calls with a state of its own."""
-        return ChainStream(self)
+        return ChainStream(
+            self, self._run_tensors, lambda sample, state: self._advance(self._read(sample), state)
+        )
 
     def run(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
         """Run the chain on arrays.
@@ -128,9 +130,12 @@ class Chain:
             PipelineError: A step cannot work on what it got; the message names the stage.
             InferenceError: An engine failed; the message names the stage.
         """
+        return self._run_tensors(inputs, self._checked(state))
+
+    def _run_tensors(self, inputs: Mapping[str, Any], state: State) -> dict[str, Any]:
         if not self._conforms(inputs):
             self._check(inputs)
-        return self._run(dict(inputs), state)
+        return self._advance(dict(inputs), state)
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
         if inputs.keys() != self._readers.keys():
@@ -161,7 +166,7 @@ class Chain:
             InputError: The chain keeps a state and none was given; nothing was run.
             InferenceError: An engine failed; the message names the stage.
         """
-        return self._run(self._read(sample), state)
+        return self._advance(self._read(sample), self._checked(state))
 
     def _read(self, sample: object) -> Values:
         if not (isinstance(sample, Mapping) and sample.keys() <= self._readers.keys()):
@@ -175,21 +180,24 @@ class Chain:
             raise PipelineError(f"the sample lacks input {', '.join(sorted(missing))}")
         return {name: read(sample[name]) for name, read in self._readers.items()}
 
-    def _run(
-        self, values: Values, state: State | None, stages: Iterable[tuple[str, Operation]] = ()
-    ) -> dict[str, Any]:
+    def _checked(self, state: State | None) -> State:
         if state is None:
             if self._state:
                 raise InputError(
                     f"the chain keeps a state ({', '.join(self._state)}), which belongs to one stream of "
                     "calls: call chain.stream(), or pass state=chain.new_state()"
                 )
-            state = {}
-        elif state.keys() != self._kept:
+            return {}
+        if state.keys() != self._kept:
             raise InputError(
                 f"expected a state with {', '.join(self._state) or 'nothing'}, "
                 f"got {', '.join(state) or 'nothing'}"
             )
+        return state
+
+    def _advance(
+        self, values: Values, state: State, stages: Iterable[tuple[str, Operation]] = ()
+    ) -> dict[str, Any]:
         after: State = {}
         name = ""
         try:
@@ -198,12 +206,16 @@ class Chain:
         except (InferenceError, PipelineError) as e:
             raise _named(e, name) from e
         state.update(after)
-        return {key: values[reference] for key, reference in self._results}
+        results = {}
+        for key, reference in self._results:
+            results[key] = values[reference]
+        return results
 
     def time_stages(
         self, sample: object, state: State | None, lap: Callable[[str], object]
     ) -> dict[str, Any]:
         """Do what `predict` does; call `lap` with ``inputs`` when they are read, and after each stage."""
+        state = self._checked(state)
         values = self._read(sample)
         lap("inputs")
 
@@ -215,7 +227,7 @@ class Chain:
             return run
 
         stages = [(name, timed(name, operation)) for name, operation in self._stages]
-        return self._run(values, state, stages)
+        return self._advance(values, state, stages)
 
     def submit(
         self,

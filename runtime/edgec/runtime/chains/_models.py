@@ -89,6 +89,8 @@ def _plan_tensors(name: str, stage: Model, planning: Planning, session: Session)
     value = Value(kind="parts", parts={spec.name: tensor(spec.dtype, *shapes[spec.name]) for spec in shown})
     rows = store_rows(planning, name, value)
     call = session.run
+    if len(sources) == len(states) == len(rows) == 1 and not constants:
+        return _one_of_each(sources[0], states[0], rows[0], call), value
 
     def run(values: Values, state: State, after: State) -> None:
         feeds: dict[str, Array] = dict(constants)
@@ -103,6 +105,24 @@ def _plan_tensors(name: str, stage: Model, planning: Planning, session: Session)
             after[key] = given[output]
 
     return run, value
+
+
+def _one_of_each(
+    source: tuple[str, str, Callable[[Array], Array] | None],
+    recurrent: tuple[str, str, str],
+    row: tuple[str, str],
+    call: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+) -> Operation:
+    """Return what runs a recurrent model of one input: most are, and a step of sound is short."""
+    (model_input, reference, fit), (before, output, key), (part, words) = source, recurrent, row
+
+    def run(values: Values, state: State, after: State) -> None:
+        value = values[reference]
+        given = call({model_input: value if fit is None else fit(value), before: state[key]})
+        values[words] = given[part]
+        after[key] = given[output]
+
+    return run
 
 
 def _check_filled(stage: Model, inputs: Mapping[str, TensorSpec]) -> None:

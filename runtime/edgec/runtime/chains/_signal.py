@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import methodcaller
-from typing import Any
 
 import numpy as np
 
@@ -57,17 +56,20 @@ def plan_rfft(name: str, step: Rfft, planning: Planning) -> tuple[Operation, Val
         },
     )
     makers: dict[str, Callable[[Array], Array]] = {
-        "spectrum": _same,
         "magnitude": lambda spectrum: np.abs(spectrum).astype(np.float32, copy=False),
         "phase": lambda spectrum: np.angle(spectrum).astype(np.float32, copy=False),
     }
     # Only what is read is computed.
-    rows = [(makers[part], reference) for part, reference in store_rows(planning, name, value)]
+    wanted = store_rows(planning, name, value)
+    whole = [reference for part, reference in wanted if part == "spectrum"]
+    rows = [(makers[part], reference) for part, reference in wanted if part != "spectrum"]
     rfft = np.fft.rfft
 
     def run(values: Values, state: State, after: State) -> None:
         samples = values[source] if flat is None else flat(values[source])
         spectrum = rfft(samples if weights is None else samples * weights)
+        for reference in whole:
+            values[reference] = spectrum
         for make, reference in rows:
             values[reference] = make(spectrum)
 
@@ -153,10 +155,6 @@ def _weights(window: str, size: int) -> Array | None:
         return None
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     return np.asarray(np.sqrt(hann) if window == "sqrt_hann" else hann, np.float32)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _same_size(a: int, b: int) -> None:

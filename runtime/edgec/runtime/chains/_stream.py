@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from edgec.runtime.chains._plan import State
+
 if TYPE_CHECKING:
     from edgec.runtime.chains._chain import Chain
+
+_Call = Callable[[Any, State], dict[str, Any]]
 
 
 class ChainStream:
@@ -20,9 +24,11 @@ class ChainStream:
         manifest: Of the chain.
     """
 
-    def __init__(self, chain: Chain) -> None:
-        """Use `Chain.stream`."""
+    def __init__(self, chain: Chain, run: _Call, predict: _Call) -> None:
+        """Use `Chain.stream`; `run` and `predict` trust the state, which nobody else has."""
         self.chain = chain
+        self._run = run
+        self._predict = predict
         self.inputs = chain.inputs
         self.outputs = chain.outputs
         self.manifest = chain.manifest
@@ -32,12 +38,12 @@ class ChainStream:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Do what `Chain.run` does, with the state of this stream; it stays as it was on failure."""
         with self._lock:
-            return self.chain.run(inputs, self._state)
+            return self._run(inputs, self._state)
 
     def predict(self, sample: object) -> dict[str, Any]:
         """Do what `Chain.predict` does, with the state of this stream; it stays as it was on failure."""
         with self._lock:
-            return self.chain.predict(sample, self._state)
+            return self._predict(sample, self._state)
 
     def reset(self) -> None:
         """Begin anew, as before the first call."""
