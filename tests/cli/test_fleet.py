@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from tests.fleet.served import Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.cli import main_group
-from edgec.cli._fleet_text import moment
+from edgec.cli._text import moment
 from edgec.cli.fleet import SUBCOMMANDS
 from edgec.errors import FleetError
 from edgec.fleet.api import ApiLimits, create_app

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgec.cli._fleet_login import json_option, show, with_fleet
-from edgec.cli._fleet_text import behaviour_row, incident_row, moment, table
-from edgec.cli._text import columns
+from edgec.cli._fleet_text import behaviour_row, incident_row, table
+from edgec.cli._text import columns, moment
 from edgec.errors import FleetError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgec.cli._fleet_login import json_option, show, with_fleet
-from edgec.cli._fleet_text import moment, table
-from edgec.cli._text import size
+from edgec.cli._fleet_text import table
+from edgec.cli._text import moment, size
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient

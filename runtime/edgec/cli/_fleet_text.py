@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-from edgec.cli._text import columns, printable
+from edgec.cli._text import columns, moment, printable
 
 if TYPE_CHECKING:
     from edgec.fleet.views import (
@@ -22,17 +21,6 @@ if TYPE_CHECKING:
     )
 
 _DAY_S = 86400
-
-
-def moment(seconds: float | None) -> str:
-    """Return a time of a fleet, in local time; empty for none."""
-    if not seconds:
-        return ""
-    try:
-        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
-    except (ValueError, OverflowError, OSError):
-        # No calendar has it.
-        return f"{seconds:g} s since 1970"
 
 
 def ago(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 
 def printable(text: object) -> str:
@@ -21,6 +22,17 @@ def size(n_bytes: int) -> str:
             break
         value /= 1000
     return f"{n_bytes} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def moment(seconds: float | None) -> str:
+    """Return a time in seconds since 1970 for people, in local time; empty for none."""
+    if not seconds:
+        return ""
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        # No calendar has it.
+        return f"{seconds:g} s since 1970"
 
 
 def columns(rows: Iterable[Sequence[object]], indent: str = "  ") -> list[str]:
