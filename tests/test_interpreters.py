@@ -2,8 +2,8 @@
 
 For each interpreter that is asked for and installed here, its device tests run in a virtual environment of
 its own, ``.venv-3.10`` and so on, which is made once and kept while ``pyproject.toml`` stays as it is. With
-EDGEC_INTERPRETERS, of ``make test-interpreters``, all run on each that it names; without, each of them runs once
-on the oldest, with the first of its parameters: what a Python lacks is missed by any.
+EDGEC_INTERPRETERS, of ``make test-interpreters``, all run on each that it names; without, each of them runs
+once on the oldest, with the first of its parameters: what a Python lacks is missed by any.
 """
 
 from __future__ import annotations
