@@ -73,11 +73,18 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return tuple(_read(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(hint, type) and is_dataclass(hint):
         return from_plain(hint, value, where)
-    if hint is float and type(value) in (int, float) and isfinite(value):
+    if hint is float and type(value) in (int, float) and _is_finite(value):
         return float(value)
     if hint is not float and type(value) is hint:
         return value
     raise _wrong(value, where, hint.__name__)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _wrong(value: object, where: str, wanted: str) -> AgentError:
