@@ -32,8 +32,11 @@ Run = Callable[[Arrays], "dict[str, NDArray[Any]]"]
 # Times of calls that are kept before they are put into the sketch, together: that is ten times cheaper.
 _MOST_TIMES = 512
 _FEW = 12
-# What looking into a call costs, beside its own time, the calls after it: their data is not in the cache.
-_DISTURBS = 1.2
+# What looking into a call costs, in its own time: the calls after it find neither data nor code in the cache.
+_DISTURBS = 2.0
+# What counting takes of each call, about, and what looking keeps of the share where that is all of it.
+_COUNTING_S = 1.2e-6
+_LEAST_PART = 0.25
 _MOST_NAMES = 64
 _MOST_RECORDERS = 16
 _OTHERS = "others"
@@ -44,8 +47,9 @@ class ObserveOptions:
     """What an observer looks at, and what that may cost.
 
     Attributes:
-        max_share: Of the time of calls, what looking into some of them may take: as many are looked into as
-            that allows; infinity for all. Counting comes beside (`benchmarks/observe.py`).
+        max_share: Of the time of calls, what observing them may take: as many are looked into as counting all
+            of them leaves room for, which takes about a microsecond each (`benchmarks/observe.py`); where it
+            leaves none, a quarter of the share goes to looking. Infinity for looking into all.
         interval_s: One call is looked into that often in any case, as long as there are any.
         max_values: Of each tensor, values that are looked at, spread over it evenly; whether an output is
             finite is asked of all.
@@ -421,7 +425,8 @@ class Recorder:
         length = len(self._times)
         calls = self._seen_calls + length - self._since_look
         seconds = self._seen_s + sum(self._times[self._since_look : length])
-        allowed = self._options.max_share * max(seconds / max(calls, 1), 1e-9)
+        share_s = self._options.max_share * max(seconds / max(calls, 1), 1e-9)
+        allowed = max(share_s - _COUNTING_S, _LEAST_PART * share_s)
         self._gap = max(1, math.ceil(min(_DISTURBS * self._cost_s / allowed, 1e6)))
         self._seen_calls, self._seen_s, self._since_look = 0, 0.0, length
         # Not every n-th: calls may have a rhythm of their own, such as cameras that take turns.
