@@ -1,6 +1,6 @@
 """What watching costs: a session with an observer against one without, and a cache's hits and misses.
 
-    python -m benchmarks.observe [--duration-s 5] [--output benchmarks/results/observe.json]
+    python -m benchmarks.observe [--quick] [--duration-s 5] [--output benchmarks/results/observe.json]
 
 A session with one thread runs blocks of calls with and without an observer, in an order drawn anew for each
 round. It is the same one, because two sessions of one artifact differ by more than an observer costs; and
@@ -32,6 +32,8 @@ from edgec.runtime.benchmark import measure_interleaved, median_ratio, this_mach
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec
 
 BLOCK_S = 0.02
+# Of a block, so that each has several calls that are looked into.
+LEAST_CALLS = 64
 REFERENCE = {"0.01": -2.0, "0.05": -1.5, "0.25": -0.5, "0.5": 0.0, "0.75": 0.5, "0.95": 1.5, "0.99": 2.0}
 MOST_ADDED_US, MOST_SHARE = 1.5, 0.01
 
@@ -87,7 +89,7 @@ def calls_per_block(session: Session, feeds: dict[str, NDArray[Any]]) -> int:
     while perf_counter() - start < 0.2:
         session.run(feeds)
         calls += 1
-    return max(1, round(calls * BLOCK_S / 0.2))
+    return max(LEAST_CALLS, round(calls * BLOCK_S / 0.2))
 
 
 def measure_observer(model: Model, duration_s: float) -> dict[str, Any]:
@@ -166,8 +168,11 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--duration-s", type=float, default=5.0, help="of each comparison")
+    parser.add_argument("--quick", action="store_true", help="half a second of each")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/observe.json")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.duration_s = 0.5
     machine = this_machine()
     models = [tiny(1), *filter(None, [digits()]), frame(), network()]
     observers = [measure_observer(model, arguments.duration_s) for model in models]

@@ -366,7 +366,8 @@ def test_looking_keeps_to_its_share_of_the_time(session: Session) -> None:
     session.set_observer(observer)
     for _ in range(2000):
         session.run(X)
-    assert 2000 * 0.05 * 0.5 < observer.take().sampled <= 2000 * 0.05 * 1.1
+    # A look is planned as twice its own time, for what it does to the calls after it.
+    assert 2000 * 0.05 * 0.4 < observer.take().sampled <= 2000 * 0.05 * 0.6
 
 
 def test_rare_calls_are_looked_into_each_interval(session: Session) -> None:
