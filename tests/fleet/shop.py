@@ -20,9 +20,9 @@ HARDWARE = "cpu-x86_64"
 QUICK = MqttSettings(turn_s=0.2, late_s=0.5, first_wait_s=1.0, last_wait_s=2.0)
 
 
-def make_template(folder: Path) -> Path:
+def make_template(folder: Path, database: str | None = None) -> Path:
     """Make a fleet with releases 1 and 2."""
-    with Fleet(folder / "fleet") as fleet:
+    with Fleet(folder / "fleet", database=database) as fleet:
         for version, change in (("1", None), ("2", poison.retrained(1))):
             path = folder / f"{version}.edgec"
             poison.artifact(path, *([change] if change else []), version=version)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +21,10 @@ pytest.importorskip("onnx", reason="artifacts are built with onnx, of the extra 
 
 from tests.brokers import make_broker
 from tests.device_agent.fleet_side import config, quick_link
+from tests.fleet.databases import copied_database, make_database
 from tests.fleet.shop import HARDWARE, begin, copied, end, enrol, make_template, side_of, until
 from tests.fleet.talkers import Talkers, telemetry, window
+from tests.fleet.zygote import Zygote
 
 from edgec.device_agent import Agent, RemoteOperations
 from edgec.errors import FleetError
@@ -35,6 +34,9 @@ from edgec.protocol.brokers import Broker
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 DIGEST = "a" * 64
+Start = tuple[Path, str | None]
+Server = Callable[[], AbstractContextManager[None]]
+ON_BOTH = pytest.mark.parametrize("start", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +44,33 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_template(tmp_path_factory.mktemp("template"))
 
 
+@pytest.fixture(scope="module")
+def on_postgresql(template: Path, postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """The same releases on PostgreSQL: a directory and a database to be copied."""
+    folder, database = tmp_path_factory.mktemp("on-postgresql"), make_database(postgresql)
+    for version in "12":
+        shutil.copy(template.parent / f"{version}.edgec", folder)
+    return make_template(folder, database), database
+
+
 @pytest.fixture
-def fleet(template: Path, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(copied(template, tmp_path / "fleet")) as opened:
+def start(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Start:
+    """Directory and database of a fleet of one's own; on SQLite unless a test says `ON_BOTH`, or where."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return copied(template, tmp_path / "fleet"), None
+    folder, database = request.getfixturevalue("on_postgresql")
+    return copied(folder, tmp_path / "fleet"), copied_database(database)
+
+
+@pytest.fixture
+def group(start: Start) -> str:
+    """Of devices that no other run of the same test has: the broker remembers what it was told of them."""
+    return "sqlite" if start[1] is None else "postgresql"
+
+
+@pytest.fixture
+def fleet(start: Start) -> Iterator[Fleet]:
+    with Fleet(start[0], database=start[1]) as opened:
         yield opened
 
 
@@ -73,13 +99,14 @@ def digest(fleet: Fleet, version: str) -> str:
     return fleet.registry.by_hardware("digits", version)[HARDWARE]
 
 
+@pytest.mark.parametrize(
+    ("broker", "start"), [("mosquitto", "postgresql"), ("nats", "sqlite")], indirect=True
+)
 def test_real_agents_get_what_a_rollout_says_and_answer_commands(
-    template: Path,
-    tmp_path: Path,
-    broker: Broker,
+    fleet: Fleet, tmp_path: Path, broker: Broker
 ) -> None:
     """Files come over the broker too; who is enrolled after the rollout gets the same."""
-    with Fleet(copied(template, tmp_path / "fleet")) as fleet, side_of(fleet, broker) as side:
+    with side_of(fleet, broker) as side:
         where: Any = SimpleNamespace(repo=fleet.image.directory)
         enrol(fleet, "dev1")
         begin(fleet, "r1", "1")
@@ -107,10 +134,13 @@ def test_real_agents_get_what_a_rollout_says_and_answer_commands(
         assert actions.count("device.command") == 2
 
 
-def test_a_thousand_windows_are_kept_once_and_acknowledged(fleet: Fleet, mosquitto: Broker) -> None:
-    names = [f"many{i}" for i in range(10)]
+@ON_BOTH
+def test_a_thousand_windows_are_kept_once_and_acknowledged(
+    fleet: Fleet, mosquitto: Broker, group: str
+) -> None:
+    names = [f"{group}-many{i}" for i in range(10)]
     enrol(fleet, *names)
-    with side_of(fleet, mosquitto) as side, Talkers(mosquitto, names, "many") as talkers:
+    with side_of(fleet, mosquitto) as side, Talkers(mosquitto, names, f"{group}-many") as talkers:
         for round_ in range(5):
             for name in names:
                 talkers.say(name, telemetry(20 * round_, *[window(3)] * 20))
@@ -147,6 +177,7 @@ def test_row_30_what_is_no_message_is_counted_and_stops_nobody(fleet: Fleet, mos
         assert "bad2" not in talkers.devices or not talkers.devices["bad2"].kept
 
 
+@pytest.mark.parametrize("start", ["postgresql"], indirect=True)
 def test_row_22_clones_are_told_nothing_until_a_person_has_picked_one(
     fleet: Fleet, mosquitto: Broker
 ) -> None:
@@ -225,44 +256,47 @@ def test_row_21_a_restored_database_takes_no_device_back(
 # Killed at any moment. The server is a process of its own.
 
 
-@contextmanager
-def server(folder: Path, broker: Broker) -> Iterator[subprocess.Popen[bytes]]:
-    files = broker.authority.client("fleet")
-    arguments = [folder, broker.host, broker.port, files.authority, files.certificate, files.key]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fleet.mqtt_server", *map(str, arguments)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n"
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with closing(Zygote()) as starting:
+        yield starting
 
 
+@pytest.fixture
+def server(zygote: Zygote, start: Start, mosquitto: Broker) -> Server:
+    """A server of the fleet, killed at the end of the block."""
+    files = mosquitto.authority.client("fleet")
+    arguments: list[Any] = [str(start[0]), start[1], mosquitto.host, mosquitto.port]
+    arguments += map(str, (files.authority, files.certificate, files.key))
+
+    @contextmanager
+    def running() -> Iterator[None]:
+        pid, said = zygote.start(side=arguments)
+        assert said == {"up": True}
+        try:
+            yield
+        finally:
+            assert zygote.end(pid, signal.SIGKILL) == -signal.SIGKILL
+
+    return running
+
+
+@ON_BOTH
 def test_a_server_killed_while_it_keeps_loses_nothing_and_counts_nothing_twice(
-    fleet: Fleet, mosquitto: Broker
+    fleet: Fleet, mosquitto: Broker, server: Server, group: str
 ) -> None:
-    names = [f"kill{i}" for i in range(4)]
+    names = [f"{group}-kill{i}" for i in range(4)]
     enrol(fleet, *names)
     rng, sent = random.Random(4), 0
-    with Talkers(mosquitto, names, "kill") as talkers:
+    with Talkers(mosquitto, names, f"{group}-kill") as talkers:
         for _ in range(2):
-            with server(fleet.data_dir, mosquitto) as process:
+            with server():
                 over = time.monotonic() + rng.uniform(0.1, 0.6)
                 while time.monotonic() < over:
                     for name in names:
                         talkers.say(name, telemetry(5 * sent, *[window(7)] * 5))
                     sent += 1
-                process.kill()
-        assert sent > 2
-        with server(fleet.data_dir, mosquitto):
+        with server():
             for name in names:
                 for i in range(sent):
                     message = telemetry(5 * i, *[window(7)] * 5)
@@ -272,16 +306,19 @@ def test_a_server_killed_while_it_keeps_loses_nothing_and_counts_nothing_twice(
     assert sum(part.figures["calls"] for part in merged.values()) == 4 * 35 * sent
 
 
-def test_a_server_killed_while_it_directs_forgets_no_decision(fleet: Fleet, mosquitto: Broker) -> None:
-    names = [f"led{i}" for i in range(20)]
+@ON_BOTH
+def test_a_server_killed_while_it_directs_forgets_no_decision(
+    fleet: Fleet, mosquitto: Broker, server: Server, group: str
+) -> None:
+    names = [f"{group}-led{i}" for i in range(20)]
     enrol(fleet, *names)
     rng = random.Random(5)
-    with Talkers(mosquitto, names, "led") as talkers:
+    with Talkers(mosquitto, names, f"{group}-led") as talkers:
         for number, version in enumerate("12", 1):
             begin(fleet, f"r{number}", version)
-            with server(fleet.data_dir, mosquitto):
+            with server():
                 time.sleep(rng.uniform(0.0, 0.25))
-            with server(fleet.data_dir, mosquitto):
+            with server():
                 until(partial(have, fleet, names, version))
             end(fleet, f"r{number}")
         for device in fleet.store.devices.find():

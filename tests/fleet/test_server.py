@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,11 +23,13 @@ pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet
 pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
 
 from tests.fleet.servers import BROKERS, claim, enrol, running_server, skip_without, until
+from tests.fleet.zygote import Zygote
 
 from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options
 from edgec.errors import FleetError
 from edgec.fleet.server import FleetOptions, FleetServer
+from edgec.fleet.server._alone import Leader
 from edgec.fleet.server._broker import end_orphans
 from edgec.fleet.server._upkeep import remove_leftovers, renew
 from edgec.fleet.service import Fleet
@@ -42,43 +44,23 @@ TOPICS = Topics("default")
 class Server:
     """``edgec fleet up`` in a process of its own."""
 
-    def __init__(self, folder: Path, broker: str) -> None:
+    def __init__(self, folder: Path, broker: str, database: str | None) -> None:
         self._command = ["fleet", "up", "--json", "--data-dir", str(folder), "--broker", broker]
         self._command += ["--port", "0", "--broker-port", "0", "--token-port", "0"]
+        self._command += [] if database is None else ["--database", database]
         self.facts: dict[str, Any] = {}
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "tests.fleet.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._zygote = Zygote()
         self._pid = 0
 
     def start(self) -> None:
-        self._pid = self._told(start=self._command)["pid"]
-        self.facts = self._heard()
+        self._pid, self.facts = self._zygote.start(start=self._command)
 
     def end(self, number: int) -> int:
         """Send a signal, and return how the process ended."""
-        os.kill(self._pid, number)
-        pid, self._pid = self._pid, 0
-        return int(self._told(wait=pid)["code"])
+        return self._zygote.end(self._pid, number)
 
     def close(self) -> None:
-        if self._pid:
-            self.end(signal.SIGKILL)
-        self._zygote.communicate()
-
-    def _told(self, **what: Any) -> dict[str, Any]:
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.write(json.dumps(what) + "\n")
-        self._zygote.stdin.flush()
-        return self._heard()
-
-    def _heard(self) -> dict[str, Any]:
-        assert self._zygote.stdout is not None
-        heard: dict[str, Any] = json.loads(self._zygote.stdout.readline())
-        return heard
+        self._zygote.close()
 
     def ask(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
         """Ask the API."""
@@ -93,9 +75,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, broker: str) -> Iterator[Server]:
+def serving(folder: Path, broker: str, database: str | None) -> Iterator[Server]:
     skip_without(broker)
-    server = Server(folder, broker)
+    server = Server(folder, broker, database)
     try:
         server.start()
         yield server
@@ -146,12 +128,14 @@ class Device:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("broker", "kills"), [("mosquitto", 2), ("nats", 1)])
+@pytest.mark.parametrize(
+    ("broker", "kills", "url"), [("mosquitto", 2, "sqlite"), ("nats", 1, "postgresql")], indirect=["url"]
+)
 def test_killed_at_any_moment_it_loses_no_accepted_message_and_no_decision(
-    broker: str, kills: int, tmp_path: Path
+    broker: str, kills: int, url: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "fleet"
-    with serving(folder, broker) as server:
+    with serving(folder, broker, url) as server:
         token = server.facts["admin_token"]
         made = server.ask("POST", "/api/v1/claims", {}, token)
         trusted = Trusted(fingerprint=server.facts["fingerprint"])
@@ -166,7 +150,7 @@ def test_killed_at_any_moment_it_loses_no_accepted_message_and_no_decision(
                 device.send(50)
                 assert server.end(signal.SIGKILL) == -signal.SIGKILL
                 accepted = set(device.acknowledged)
-                store = Store(folder / "fleet.db")
+                store = Store(url)
                 kept = {record.seq for record in store.telemetry.records("cam-1", limit=100_000)}
                 assert accepted <= kept
                 assert store.devices.get("cam-1").labels == {"turn": str(number)}
@@ -184,7 +168,7 @@ def test_killed_at_any_moment_it_loses_no_accepted_message_and_no_decision(
             )
         total = device.sent
         assert server.end(signal.SIGTERM) == 0
-        store = Store(folder / "fleet.db")
+        store = Store(url)
         seqs = [record.seq for record in store.telemetry.records("cam-1", limit=100_000)]
         store.close()
         assert sorted(seqs) == list(range(1, total + 1))
@@ -263,7 +247,7 @@ def test_a_broker_of_somebody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_on_postgresql(tmp_path: Path, postgresql: str) -> None:
+def test_on_postgresql(tmp_path: Path, postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.fleet.databases import make_database
 
     url = make_database(postgresql)
@@ -273,6 +257,46 @@ def test_on_postgresql(tmp_path: Path, postgresql: str) -> None:
             until(lambda: device.send(5), "all is acknowledged")
         assert not (tmp_path / "fleet/fleet.db").exists()
         assert [d.labels for d in server.fleet.store.devices.find()] == [{"site": "lab"}]
+        # A copy of the directory has the same keys; there is one server for the database all the same.
+        monkeypatch.setattr("edgec.fleet.server._alone._PATIENCE_S", 0.2)
+        other = FleetServer(replace(server.options, data_dir=tmp_path / "other"))
+        with pytest.raises(FleetError, match=r"another server .*process.* uses the database") as caught:
+            other.start()
+        assert caught.value.reason == "conflict"
+        assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]
+        assert server.alive
+    # Nor does one begin anew on a database that is in use, with other keys.
+    with pytest.raises(FleetError, match="restore the whole directory"):
+        other.start()
+
+
+@pytest.mark.slow
+def test_a_leader_that_loses_its_connection_leads_on_unless_another_was_quicker(postgresql: str) -> None:
+    import psycopg
+    from tests.fleet.databases import make_database
+
+    url = make_database(postgresql)
+
+    def cut() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'edgec fleet on %' AND datname = current_database()"
+            )
+
+    with closing(Leader(url, every_s=0.05)) as leader:
+        first = leader.pid
+        cut()
+        until(lambda: leader.pid != first, "the lock is held again")
+        assert (leader.lost, leader.problem()) == (None, None)
+        with pytest.raises(FleetError, match=r"another server \(edgec fleet on .*\) uses the database"):
+            Leader(url, patience_s=0.0)
+    with closing(Leader(url, every_s=3600)) as slow:
+        cut()
+        with closing(Leader(url)):
+            slow.look()
+            assert "this one stops" in str(slow.problem())
+            assert slow.lost == slow.problem()
 
 
 @pytest.mark.slow

@@ -127,7 +127,9 @@ def command(
         sys.stdout.flush()
         while server.alive and not signals.wait(_LOOK_S):
             pass
-        died = not server.alive
+        lost, died = server.lost, not server.alive
+    if lost is not None:
+        raise FleetError(lost, "conflict")
     if died:
         raise FleetError("the API has died; the log says why", "address")
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
 
-from edgec.errors import FleetError, OutputError
+from edgec.errors import FleetError
 from edgec.fleet.alerts import Sink, Topic, Watch, Webhook
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
 from edgec.fleet.enrolment import BrokerAccess, Enrolment
 from edgec.fleet.mqtt import MqttSettings, MqttSide
+from edgec.fleet.server._alone import Leader, alone_on
 from edgec.fleet.server._broker import Keeper, make_broker
 from edgec.fleet.server._http import Http
 from edgec.fleet.server._options import FleetOptions, Ports, in_url, read_ports, write_ports
@@ -51,6 +51,7 @@ class FleetServer:
     side: MqttSide
     _keeper: Keeper | None
     _access: BrokerAccess | None
+    _leader: Leader | None
 
     def __init__(self, options: FleetOptions) -> None:
         """Describe the server; `start` starts it."""
@@ -80,7 +81,8 @@ class FleetServer:
         """Start all parts; return when devices and people can come.
 
         Raises:
-            FleetError: Another server has the directory, the address is taken, or there is no broker.
+            FleetError: Another server has the directory or the database, the address is taken, or there is no
+                broker.
             LinkError: The broker does not start, or cannot be reached.
             OutputError: The directory cannot be written to.
             MissingExtraError: The extra ``fleet`` is not installed.
@@ -100,8 +102,13 @@ class FleetServer:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are answered."""
-        return self._http.alive
+        """Whether requests are answered, and no other server has taken the database over."""
+        return self._http.alive and self.lost is None
+
+    @property
+    def lost(self) -> str | None:
+        """Why this server may go on no longer: another one has the database. None where it may."""
+        return None if self._leader is None else self._leader.lost
 
     def renew_certificates(self) -> bool:
         """Renew the certificates of server, broker and fleet if they end soon; return whether one did.
@@ -142,7 +149,12 @@ class FleetServer:
 
     def _open(self) -> None:
         options, enter = self.options, self._stack.enter_context
-        enter(_only_one(options))
+        enter(alone_on(options.data_dir / ".lock", str(options.data_dir)))
+        self._leader = None
+        if options.database is not None and "://" in options.database:
+            self._leader = enter(closing(Leader(options.database)))
+        elif options.database is not None:
+            enter(alone_on(Path(f"{options.database}.lock"), options.database))
         self.fleet = enter(Fleet(options.data_dir, database=options.database, tenant=options.tenant))
         remove_leftovers(self.fleet)
         self.authority = CertificateAuthority(self.fleet.data_dir / "tls", authority_days=_AUTHORITY_DAYS)
@@ -213,34 +225,16 @@ class FleetServer:
             write_ports(self.fleet.data_dir / "ports.json", ports)
 
     def _checks(self) -> Mapping[str, Callable[[], str | None]]:
-        keeper, side, watch = self._keeper, self.side, self._watch
+        keeper, side, watch, leader = self._keeper, self.side, self._watch, self._leader
         checks: dict[str, Callable[[], str | None]] = {
             "mqtt": lambda: "; ".join(side.problems()) or None,
             "alerts": lambda: "; ".join(watch.problems()) or None,
         }
+        if leader is not None:
+            checks["leader"] = leader.problem
         if keeper is not None:
             checks["broker"] = keeper.problem
         if self._access is not None:
             checks["access"] = self._access.problem
         checks["upkeep"] = self._upkeep.problem
         return checks
-
-
-@contextmanager
-def _only_one(options: FleetOptions) -> Iterator[None]:
-    """Keep a second server out of the directory, for as long as this process lives."""
-    path = options.data_dir / ".lock"
-    try:
-        options.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise OutputError(f"cannot write to {options.data_dir}: {e.strerror}") from e
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        os.close(descriptor)
-        raise FleetError(f"another server runs on {options.data_dir}; stop it first", "conflict") from e
-    try:
-        yield
-    finally:
-        os.close(descriptor)

@@ -37,7 +37,7 @@ class Database:
             FleetError: It cannot be opened, or is of a newer edgec (``reason`` ``database``).
             MissingExtraError: PostgreSQL needs the extra ``postgres``.
         """
-        self.engine = _engine(url)
+        self.engine = open_engine(url)
         self._joint = threading.local()
         # SQLite's own waiting is polling, and starves who asks for long; other processes must do with it.
         self._turn: AbstractContextManager[object] = (
@@ -140,7 +140,13 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _engine(url: str | Path) -> Engine:
+def open_engine(url: str | Path) -> Engine:
+    """Return SQLAlchemy's engine of a database, whose tables are not looked at.
+
+    Raises:
+        FleetError: There is no such kind of database, or no directory for it (``reason`` ``database``).
+        MissingExtraError: PostgreSQL needs the extra ``postgres``.
+    """
     text = str(url)
     if "://" not in text:
         path = Path(text)
