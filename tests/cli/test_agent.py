@@ -74,6 +74,29 @@ def test_options_go_over_the_environment_and_that_over_the_file(
         read_settings(path, ["updates.probation_s=soon"])
 
 
+def test_hardware_is_said_where_it_is_an_alias_or_nothing_that_edgec_knows(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography.x509", reason="the extra 'agent' is not installed")
+    for name in ("image", "director"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.root.json").write_text("{}")
+    places = [
+        "--roots",
+        tmp_path,
+        "--source",
+        tmp_path,
+        "--directory",
+        tmp_path / "etc",
+        "--state-dir",
+        tmp_path,
+    ]
+    arguments = ["provision", "dev1", "--hardware", "jetson", "--hardware", "rpi55", *places, "--json"]
+    done = CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+    assert json.loads(done.stdout)["device"] == "dev1"
+    assert "'jetson' is jetson-orin-nano-jp6" in done.stderr
+    assert "WARNING 'rpi55' is no target of edgec's" in done.stderr
+    assert read_settings(tmp_path / "etc/agent.toml", ()).hardware == ("jetson-orin-nano-jp6", "rpi55")
+
+
 def test_status_of_a_device_on_which_no_agent_ran_yet(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     done = CliRunner().invoke(command, ["status", "--state-dir", str(tmp_path), "--json"])

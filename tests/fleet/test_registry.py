@@ -135,6 +135,8 @@ def test_what_is_damaged_or_too_large_leaves_nothing(registry: Registry, tmp_pat
     data[5000] ^= 1
     with pytest.raises(ArtifactError):
         upload(registry, io.BytesIO(bytes(data)))
+    with pytest.raises(ArtifactError, match=r"^the file that was sent: not an edgec artifact"):
+        upload(registry, io.BytesIO(b"# a text\n" * 100))
     with pytest.raises(FleetError, match="more than 100 bytes"):
         upload(registry, artifact(tmp_path, "1"), max_bytes=100)
     assert list((registry.image.directory / "incoming").iterdir()) == []

@@ -18,6 +18,7 @@ Requires-Dist: pytest
 Requires-Dist: acme-not-there~=3.1; extra == "lens"
 Requires-Dist: acme-gone>=1
 Requires-Dist: acme-old; python_version < "3.0"
+Requires-Dist: acme-elsewhere; platform_machine == "vax"
 Requires-Dist: acme-windows; sys_platform == "win32"
 Requires-Dist: acme-everything; extra == "all"
 """
@@ -41,6 +42,7 @@ def test_each_requirement_says_how_it_stands() -> None:
         "acme-not-there": ("~=3.1", "lens", "missing"),
         "acme-gone": (">=1", None, "missing"),
         "acme-old": ("", None, "not needed"),
+        "acme-elsewhere": ("", None, "not needed"),
     }
 
 

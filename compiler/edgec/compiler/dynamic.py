@@ -26,7 +26,7 @@ from edgec.compiler.products import (
     with_domain,
 )
 from edgec.compiler.quantization import lift_constants, raise_opset
-from edgec.errors import ConversionError
+from edgec.errors import ConversionError, NoGainError
 
 _MIN_OPSET = 11  # the first that has DynamicQuantizeLinear
 # Of all weights, what has to be in the layers that become int8: the rest is computed as before.
@@ -73,7 +73,7 @@ def _require_products(graph: onnx.GraphProto, exclude: frozenset[str]) -> None:
     weights = {t.name: t for t in graph.initializer}
     products = [n for n in graph.node if is_product(n, weights) or _is_lstm(n, weights)]
     if all(named(n) & exclude for n in products):
-        raise ConversionError(
+        raise NoGainError(
             "no MatMul, Gemm or LSTM with constant weights is left to quantize: dynamic int8 speeds up "
             "nothing else"
         )
@@ -82,7 +82,7 @@ def _require_products(graph: onnx.GraphProto, exclude: frozenset[str]) -> None:
     sizes = float_sizes(graph)
     share = sum(sizes[name] for name in mine) / sum(sizes.values())
     if share < _MIN_SHARE:
-        raise ConversionError(
+        raise NoGainError(
             f"MatMul, Gemm and LSTM hold {share:.0%} of the weights, and dynamic int8 speeds up nothing "
             "else: use int8 or fp32"
         )

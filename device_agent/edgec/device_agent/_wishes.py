@@ -250,7 +250,10 @@ class Wishes:
                 self._again.append((now + wait, outcome.desired))
             if self._refresh_s:
                 self._due = now + min(wait, self._refresh_s)
-            _log.warning("what is wanted is not believed: %s", error)
+            if error.reason in _ELSEWHERE:
+                _log.info("no news of what is wanted, %.0f s until the next look: %s", wait, error)
+            else:
+                _log.warning("what is wanted is not believed: %s", error)
         else:
             self._failures = 0
             self._due = now + self._refresh_s if self._own and self._refresh_s else None

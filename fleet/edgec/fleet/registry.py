@@ -15,7 +15,7 @@ from sqlalchemy import Row, select
 
 from edgec.artifact import Artifact, Manifest, atomic_write
 from edgec.delta import ChunkMap, make_delta
-from edgec.errors import FleetError, OutputError
+from edgec.errors import ArtifactError, FleetError, OutputError
 from edgec.fleet.store import Store
 from edgec.fleet.store._audit import add_entry
 from edgec.fleet.store._database import clean, upsert
@@ -112,9 +112,14 @@ class Registry:
         """
         part = self._receive(file, max_bytes)
         try:
-            with Artifact.open(part) as opened:
-                opened.verify()
-                manifest, report = opened.manifest, opened.report
+            try:
+                with Artifact.open(part) as opened:
+                    opened.verify()
+                    manifest, report = opened.manifest, opened.report
+            except ArtifactError as e:
+                # Where the server keeps what comes is nothing to who sent it.
+                e.args = (str(e).replace(str(part), "the file that was sent"), *e.args[1:])
+                raise
             problems = failures(manifest, report, part.stat().st_size)
             if problems and not (override and override.strip()):
                 raise FleetError(

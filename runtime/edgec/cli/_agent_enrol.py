@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgec.cli._agent_settings import joining_options
+from edgec.cli._agent_settings import hardware_option, joining_options
 from edgec.errors import AgentError
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -17,13 +17,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("url")
 @click.option("--claim", envvar="EDGEC_CLAIM", help="That lets it in (edgec fleet claim); or in EDGEC_CLAIM.")
 @click.option("--claim-file", type=_FILE, help="Its first line is the claim.")
-@click.option(
-    "--hardware",
-    multiple=True,
-    required=True,
-    metavar="TARGET",
-    help="Target that this device can run (edgec targets); several times, the best first.",
-)
+@hardware_option
 @click.option("--device", metavar="ID", help="The id that it wants; else the server makes one.")
 @click.option("--ca", type=_FILE, help="Who may vouch for the server, PEM; else the system's.")
 @click.option("--fingerprint", metavar="SHA256", help="Instead: of the authority's certificate, in hex.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgec.cli._text import printable
+
 if TYPE_CHECKING:
     from edgec.device_agent import AgentConfig
 
@@ -41,6 +43,36 @@ set_option = click.option(
     help="A setting in place of the file's: updates.probation_s=60, 'groups=[\"north\"]'.",
 )
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _known(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Put targets in place of aliases; say on standard error what is one, and what edgec does not know."""
+    from edgec.errors import UnknownTargetError
+    from edgec.targets import resolve_target
+
+    found = []
+    for name in names:
+        try:
+            resolution = resolve_target(name)
+        except UnknownTargetError:
+            note = f"{name!r} is no target of edgec's; artifacts reach this device if they were built for it"
+            click.echo(f"WARNING {printable(note)} (edgec targets)", err=True)
+            found.append(name)
+            continue
+        if resolution.note is not None:
+            click.echo(printable(resolution.note), err=True)
+        found.append(resolution.target.name)
+    return tuple(dict.fromkeys(found))
+
+
+hardware_option = click.option(
+    "--hardware",
+    multiple=True,
+    required=True,
+    metavar="TARGET",
+    callback=_known,
+    help="Target that this device can run (edgec targets); several times, the best first.",
+)
 _JOINING = (
     click.option(
         "--state-dir", type=_FOLDER, default=DEFAULT_STATE, show_default=True, help="Directory of the agent."

@@ -14,7 +14,6 @@ _WATCHDOG_S = 90
 _UNIT = """\
 [Unit]
 Description=edgec device agent
-Documentation=https://github.com/edgec/edgec
 # The network is not waited for: what is installed is served without one.
 After=local-fs.target time-set.target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import update_wrapper
@@ -76,6 +77,13 @@ def _client(server: str | None, ca: Path | None, token_file: Path | None) -> Fle
     return FleetClient(url, token, ca=authority)
 
 
+def _asked_token() -> str:
+    """Ask for the token, hidden, or read it from what is piped in."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Token", hide_input=True, err=True))
+    return sys.stdin.readline(4096).strip()
+
+
 @click.command()
 @click.argument("url")
 @click.option("--ca", type=_FILE, help="Who vouches for the server, PEM, as edgec fleet up has printed it.")
@@ -93,7 +101,7 @@ def login(url: str, ca: Path | None, token_file: Path | None, as_json: bool) -> 
     if token_file is not None:
         token = _first_line(token_file)
     else:
-        token = os.environ.get("EDGEC_FLEET_TOKEN") or click.prompt("Token", hide_input=True, err=True)
+        token = os.environ.get("EDGEC_FLEET_TOKEN") or _asked_token()
     with FleetClient(url, token.strip(), ca=ca, tries=2) as client:
         known = client.own_token()
         kept = Login(url=client.url, token=token.strip(), ca=None)

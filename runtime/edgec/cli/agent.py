@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli._agent_enrol import command as enrol
-from edgec.cli._agent_settings import config_option, joining_options, read_settings, set_option
+from edgec.cli._agent_settings import (
+    config_option,
+    hardware_option,
+    joining_options,
+    read_settings,
+    set_option,
+)
 from edgec.cli._agent_unit import Notifier, unit_text
 from edgec.cli._lazy import SentencesGroup
 from edgec.cli._signals import Signals
@@ -203,14 +209,7 @@ def _is_user(name: str) -> bool:
 
 @command.command()
 @click.argument("device")
-@click.option(
-    "--hardware",
-    "hardware",
-    multiple=True,
-    required=True,
-    metavar="TARGET",
-    help="Target that this device can run (edgec targets); several times.",
-)
+@hardware_option
 @click.option(
     "--roots",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

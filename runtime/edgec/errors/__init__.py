@@ -38,6 +38,7 @@
     + UnsupportedModelError
     + PassError
     + ConversionError
+      + NoGainError
     + MissingEnvironmentError
     + ParityError
     + BudgetError
@@ -289,6 +290,10 @@ class PassError(CompileError):
 
 class ConversionError(CompileError):
     """A converter refused the model or crashed on it."""
+
+
+class NoGainError(ConversionError):
+    """The model has nothing that gains by a precision: the result would be that of another one."""
 
 
 class MissingEnvironmentError(CompileError):

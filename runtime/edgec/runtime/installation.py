@@ -18,6 +18,7 @@ _REQUIREMENT = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*\(?([^;()]*)\)?\s*(?:;(.*))?", re.DOTALL
 )
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
+_MACHINE = re.compile(r"platform_machine\s*==\s*['\"](\w+)['\"]")
 _PYTHON = re.compile(r"python_version\s*([<>=!~]+)\s*['\"]([\d.]+)['\"]")
 
 
@@ -29,7 +30,7 @@ class Requirement:
         package: Its name.
         line: Versions that will do, as a PEP 440 specifier; empty for any.
         extra: Extra that brings it; None where it is always needed.
-        applies: Whether this Python needs it at all.
+        applies: Whether this Python on this machine needs it at all.
     """
 
     package: str
@@ -45,7 +46,7 @@ class Requirement:
 
     @property
     def status(self) -> str:
-        """``ok``, ``missing``, ``too old``, ``too new``, or ``not needed`` by this Python."""
+        """``ok``, ``missing``, ``too old``, ``too new``, or ``not needed`` by this Python here."""
         if not self.applies:
             return "not needed"
         if self.installed is None:
@@ -156,14 +157,16 @@ def _parsed(found: Distribution) -> Iterator[Requirement]:
         name, _, line, marker = match.groups()
         extra = _EXTRA.search(marker or "")
         python = _PYTHON.search(marker or "")
-        rest = _PYTHON.sub("", _EXTRA.sub("", marker or ""))
+        machine = _MACHINE.search(marker or "")
+        rest = _MACHINE.sub("", _PYTHON.sub("", _EXTRA.sub("", marker or "")))
         if re.sub(r"\band\b|[()\s]", "", rest) or (extra is not None and extra[1] == "all"):
             continue
         yield Requirement(
             package=name,
             line=",".join(sorted((c.strip() for c in line.split(",")), reverse=True)),
             extra=extra[1] if extra is not None else None,
-            applies=python is None or is_in_line(_python(), f"{python[1]}{python[2]}"),
+            applies=(python is None or is_in_line(_python(), f"{python[1]}{python[2]}"))
+            and (machine is None or machine[1] == platform.machine()),
         )
 
 
