@@ -43,7 +43,7 @@ from edgec.compiler.residuals import with_floors
 from edgec.compiler.tournament import Contender
 from edgec.compiler.variants import Variant
 from edgec.compiler.weight_only import BITS, compressed_reference
-from edgec.errors import ConversionError, EdgecError, OutputError
+from edgec.errors import ConversionError, EdgecError, NoGainError, OutputError
 from edgec.evaluation import OutputTally
 from edgec.runtime import Session, load
 from edgec.targets import Engine, QuantizationScheme, Target
@@ -377,7 +377,8 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
     except OutputError:
         raise
     except EdgecError as e:
-        contender.status, contender.problem = "failed", str(e)
+        contender.status = "skipped" if isinstance(e, NoGainError) else "failed"
+        contender.problem = str(e)
         return Outcome(contender=contender, notes=shared.notes(candidate.variant))
     return Outcome(contender=contender, made=made, notes=shared.notes(candidate.variant))
 
@@ -489,7 +490,7 @@ def _mixed(
     if rest == "fp32":
         layers = sensitive_layers(base, table, recipe.method)
         if not layers:
-            raise ConversionError("no layer takes what eight bits cannot hold: mixed would be int8")
+            raise NoGainError("no layer takes what eight bits cannot hold: mixed would be int8")
         recipe = replace(recipe, exclude=tuple(sorted({*recipe.exclude, *layers})))
     model = shared.graph(variant, scheme, recipe)
     reference = quantized_reference(model, variant.parity_inputs, arithmetic=rest)
