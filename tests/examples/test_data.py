@@ -11,7 +11,7 @@ from examples.vibration.generate import Bearing, Machine, calibration_set, evalu
 from numpy.typing import NDArray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STEADY = replace(Machine(), window=24_000, speed_spread=0.0)
+STEADY = replace(Machine(), window=12_000, speed_spread=0.0)
 
 
 def test_the_same_seed_gives_the_committed_vibration() -> None:

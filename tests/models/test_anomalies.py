@@ -14,7 +14,7 @@ from edgec.artifact.steps import ReconstructionError
 from edgec.evaluation import Dataset, evaluate, open_dataset
 from edgec.runtime import load
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 FOLDER = Path("nab_autoencoders")
 PUBLISHED_AUC = {"dense": 0.778, "conv": 0.824}

@@ -12,7 +12,7 @@ from tests.models.sources import Run, Source, pink_noise, read_speech
 
 from edgec.runtime import load
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 FIRST = Path("dtln_denoise", "model_1.onnx")
 SECOND = Path("dtln_denoise", "model_2.onnx")

@@ -18,7 +18,7 @@ from edgec.compiler.passes.simplify import simplify
 from edgec.compiler.pruning import Pattern, parse_pattern, sparsify
 from edgec.runtime import load
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 MODEL = Path("mlperf_tiny_kws_dscnn", "derived", "kws_ref_model_float32.onnx")
 CALIBRATION_CLIPS = 100
@@ -97,7 +97,6 @@ def test_int8_candidate_stays_within_a_point_of_fp32(built_int8: Built, target: 
     assert int8["artifact"] == pytest.approx(fp32["artifact"], abs=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "cut_below", "made_above"),
     [

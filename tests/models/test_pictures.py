@@ -21,7 +21,7 @@ from edgec.compiler.passes.simplify import simplify
 from edgec.compiler.pruning import Pattern, sparsify
 from edgec.runtime import load
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 MODEL = Path("mlperf_tiny_resnet8", "derived", "pretrainedResnet.onnx")
 
@@ -64,7 +64,6 @@ def test_artifact_passes_parity_and_classifies_as_its_source_does(
     np.testing.assert_array_equal(probabilities.argmax(axis=1), expected.argmax(axis=1))
 
 
-@pytest.mark.slow
 def test_what_is_left_makes_up_for_zeros(models: Path, pictures: NDArray[np.float32]) -> None:
     model = fold_constant_dequantize(simplify(load_model(models / MODEL, {"input_1": (1, 32, 32, 3)}).proto))
     pattern = Pattern(kind="2:4", share=0.5, least_inputs=16, least_outputs=8)

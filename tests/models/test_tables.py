@@ -14,7 +14,7 @@ from edgec.compiler.check import check_model
 from edgec.runtime import load
 from edgec.targets import load_target
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 COLUMNS = {"breast_cancer_logreg": 30, "breast_cancer_mlp": 30, "wine_random_forest": 13}
 PUBLISHED_TOP1 = {"breast_cancer_logreg": 0.959, "breast_cancer_mlp": 0.953, "wine_random_forest": 1.0}

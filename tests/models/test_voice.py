@@ -14,7 +14,7 @@ from edgec.compiler.check import check_model
 from edgec.runtime import load
 from edgec.targets import load_target
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 MODEL = Path("silero_vad_v6", "silero_vad_16k_op15.onnx")
 BLOCK, CONTEXT = 512, 64

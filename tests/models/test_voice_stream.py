@@ -13,7 +13,7 @@ from edgec.runtime import load
 from edgec.runtime.streams import AudioWindows, Recurrent, Stream
 from edgec.runtime.testing import onnxruntime_spec
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 BLOCK, CONTEXT = 512, 64
 RATE = np.array(16_000, np.int64)
