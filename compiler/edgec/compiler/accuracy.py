@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ _JUDGE_S = 10.0  # for all samples of one candidate
 _FOR_FIGURES = 16  # where nothing depends on them
 # As near as float32 comes to itself: so many samples then show what more would.
 _SAME_SNR_DB, _ENOUGH_OF_THE_SAME = 80.0, 32
+_WORTH_ASKING = 4 * _ENOUGH_OF_THE_SAME  # labelled samples; fewer are scored as quickly
 # By which sums of int8 products in float32 are off, in quantization steps of what they are rounded to.
 _FLOAT_ROUNDING_STEPS = 2.0**-16
 _AS_NEAR_DB = 1.0  # by which two signal-to-noise ratios of the same noise may differ
@@ -147,6 +148,51 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
         difference=difference,
         short=short,
     )
+
+
+def judge_same(
+    session: _Runnable,
+    variant: Variant,
+    baseline: Baseline,
+    options: CompileOptions,
+    kept: Path | None = None,
+) -> tuple[Gate, float] | None:
+    """Give a candidate the source's own score where it computes the same, to float32's own precision.
+
+    It does where on samples spread over the data every output is within 80 dB of the source's, and every
+    prediction is the source's own.
+
+    Returns:
+        The verdict, and the SNR of the worst output in dB; None where it differs, or where the data is so
+        little that scoring it takes no longer.
+    """
+    n = len(baseline.data)
+    if n < _WORTH_ASKING:
+        return None
+    snr_db = min(
+        found.snr_db for found in compare_unlabelled(session.run, variant, _ENOUGH_OF_THE_SAME, kept)
+    )
+    if snr_db < _SAME_SNR_DB:
+        return None
+    spread = [i * n // _ENOUGH_OF_THE_SAME for i in range(_ENOUGH_OF_THE_SAME)]
+    source = [baseline.evaluation.predictions[i] for i in spread]
+    try:
+        found = evaluate(session, baseline.data, baseline.metric, limit=_ENOUGH_OF_THE_SAME)
+        agreement = paired(baseline.metric, source, found.predictions, found.labels).agreement
+    except DataError:  # so few samples may hold one class only, or none at all
+        return None
+    if agreement < 1.0:
+        return None
+    score, whole, difference = baseline.score, baseline.evaluation, None
+    if options.max_drop is not None:  # the bound is that of samples of which none is lost
+        difference = paired(
+            baseline.metric, whole.predictions, whole.predictions, whole.labels, max_drop=options.max_drop
+        )
+    reason = (
+        f"{baseline.metric.name} {score.value:.4g}, the source's own: on {_ENOUGH_OF_THE_SAME} of {n} "
+        f"samples every output is within {_SAME_SNR_DB:g} dB of the source's, and predictions are the same"
+    )
+    return Gate(verdict="pass", reason=reason, score=score, difference=difference), snr_db
 
 
 def judge_graph(
@@ -295,6 +341,14 @@ def _asked(found: Sequence[Likeness]) -> str:
     wanted = [f"agreement of {ENOUGH_AGREEMENT:.0%}"] if kinds - {"values"} else []
     wanted += [f"{ENOUGH_SNR_DB:g} dB"] if kinds - {"classes"} else []
     return " or ".join(wanted)
+
+
+class _Runnable(Predictor, Protocol):
+    """What can be scored, and gives its outputs for inputs; an `edgec.runtime.Session` is one."""
+
+    def run(self, inputs: Arrays, /) -> Arrays:
+        """Return the outputs for one set of inputs."""
+        ...
 
 
 class _SourcePredictor:

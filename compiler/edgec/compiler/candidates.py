@@ -13,7 +13,13 @@ import onnx
 from numpy.typing import NDArray
 
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
-from edgec.compiler.accuracy import Baseline, judge_labelled, judge_unlabelled, kept_source
+from edgec.compiler.accuracy import (
+    Baseline,
+    judge_labelled,
+    judge_same,
+    judge_unlabelled,
+    kept_source,
+)
 from edgec.compiler.autocast import kept_in_fp32, sensitive_layers
 from edgec.compiler.calibration import CalibrationTable, calibrate
 from edgec.compiler.converters import Casting, Converted, Converter, Prepared, Quantities, get_converter
@@ -40,7 +46,7 @@ from edgec.compiler.passes.split_biases import split_biases
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.residuals import with_floors
-from edgec.compiler.tournament import Contender
+from edgec.compiler.tournament import Contender, Gate
 from edgec.compiler.variants import Variant
 from edgec.compiler.weight_only import BITS, compressed_reference
 from edgec.errors import ConversionError, EdgecError, NoGainError, OutputError
@@ -345,8 +351,22 @@ def usual_recipe(variant: Variant, precision: str, *, saturates: bool = False) -
     return Recipe(precision=precision, narrow_weights=narrow)
 
 
-def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callable[[str], None]) -> Outcome:
+def judge(
+    candidate: Candidate,
+    target: Target,
+    shared: Shared,
+    progress: Callable[[str], None],
+    *,
+    threads: int | None = None,
+) -> Outcome:
     """Make a candidate and judge it; what goes wrong is its figure too.
+
+    Args:
+        candidate: What is to be made.
+        target: What it is for.
+        shared: What it has in common with others.
+        progress: Told what is going on.
+        threads: Of one inference; None for as many as are measured with.
 
     Raises:
         OutputError: The disk's fault, not the candidate's.
@@ -360,7 +380,7 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
     )
     progress(f"{target.name}: {candidate.name}: converting and checking parity")
     try:
-        made, session = _make(candidate, target, shared)
+        made, session = _make(candidate, target, shared, threads or shared.options.threads)
         with session:
             contender.parity = check_parity(session.run, made.reference)
             contender.estimate = made.converted.estimate
@@ -368,12 +388,7 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
             contender.problem = _problem(made, contender.parity, target, shared)
             if contender.problem is None:
                 progress(f"{target.name}: {candidate.name}: judging accuracy")
-                if shared.baseline is not None:
-                    contender.gate = judge_labelled(session, shared.baseline, shared.options)
-                    contender.source_snr_db = _source_snr_db(session.run, variant, shared.kept)
-                else:
-                    contender.gate = judge_unlabelled(session.run, variant, shared.options, shared.kept)
-                    contender.source_snr_db = _finite(contender.gate.snr_db)
+                contender.gate, contender.source_snr_db = _judged(candidate, session, variant, shared)
     except OutputError:
         raise
     except EdgecError as e:
@@ -381,6 +396,21 @@ def judge(candidate: Candidate, target: Target, shared: Shared, progress: Callab
         contender.problem = str(e)
         return Outcome(contender=contender, notes=shared.notes(candidate.variant))
     return Outcome(contender=contender, made=made, notes=shared.notes(candidate.variant))
+
+
+def _judged(
+    candidate: Candidate, session: Session, variant: Variant, shared: Shared
+) -> tuple[Gate, float | None]:
+    """Return what the accuracy gate says, and the SNR of the worst output; None where all are identical."""
+    baseline, kept = shared.baseline, shared.kept
+    if baseline is None:
+        gate = judge_unlabelled(session.run, variant, shared.options, kept)
+        return gate, _finite(gate.snr_db)
+    if candidate.precision == "fp32":
+        same = judge_same(session, variant, baseline, shared.options, kept)
+        if same is not None:
+            return same[0], _finite(same[1])
+    return judge_labelled(session, baseline, shared.options), _source_snr_db(session.run, variant, kept)
 
 
 def manifest_of(
@@ -412,7 +442,7 @@ def members_of(converted: Converted, variant: Variant) -> dict[str, bytes | memo
     return {**converted.files, **files}
 
 
-def _make(candidate: Candidate, target: Target, shared: Shared) -> tuple[Made, Session]:
+def _make(candidate: Candidate, target: Target, shared: Shared, threads: int) -> tuple[Made, Session]:
     """Convert a candidate, pack it, and load it as a device would."""
     converter = get_converter(candidate.engine.name)
     variant = shared.variants[candidate.variant]
@@ -432,7 +462,7 @@ def _make(candidate: Candidate, target: Target, shared: Shared) -> tuple[Made, S
         manifest_of(candidate, target, converted, variant, variant.outputs),
         members_of(converted, variant),
     )
-    session = load(path, threads=shared.options.threads)
+    session = load(path, threads=threads)
     facts = Facts(
         engine_version=session.engine_version,
         precision=session.precision,

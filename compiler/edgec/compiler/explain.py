@@ -99,9 +99,9 @@ def layer_errors(
     raw = {layer.name: _Tally() for layer in layers}
     rounded = {layer.name: _Tally() for layer in layers}
     with (
-        ReferenceProgram(with_outputs(model, [*dict.fromkeys([*wanted, *cut.sources])])) as source,
-        ReferenceProgram(with_outputs(quantized, list(measured))) as whole,
-        ReferenceProgram(with_outputs(cut.model, list(local_names))) as local,
+        ReferenceProgram(with_outputs(model, [*dict.fromkeys([*wanted, *cut.sources])]), threads=0) as source,
+        ReferenceProgram(with_outputs(quantized, list(measured)), threads=0) as whole,
+        ReferenceProgram(with_outputs(cut.model, list(local_names)), threads=0) as local,
     ):
         for sample in inputs:
             exact = {**source.run(sample), **sample}
@@ -146,7 +146,7 @@ def isolate(
     """
     suspects = {e.name for e in sorted(_int8(errors), key=_local)[:most]}
     names = [e.name for e in errors]
-    with ReferenceProgram(model) as program:
+    with ReferenceProgram(model, threads=0) as program:
         exact = [program.run(sample) for sample in inputs]
     found = []
     for error in errors:
@@ -193,7 +193,7 @@ def worst_snr_db(graph: onnx.ModelProto, inputs: Sequence[Arrays], exact: Sequen
     """Return the SNR of the worst output over all samples; None where nothing is lost."""
     tallies = {name: _Tally() for name in exact[0]}
     try:
-        with ReferenceProgram(graph) as program:
+        with ReferenceProgram(graph, threads=0) as program:
             for sample, expected in zip(inputs, exact, strict=True):
                 actual = program.run(sample)
                 for name, tally in tallies.items():

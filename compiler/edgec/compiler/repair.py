@@ -56,11 +56,14 @@ class RepairOrder:
         candidate: In int8.
         contender: What the gate says of it.
         made: What was made of it, to be timed; None where nothing can be timed.
+        threads: Of one inference while trials are judged; None for as many as are measured with. A repair
+            often has the machine to itself.
     """
 
     candidate: Candidate
     contender: Contender
     made: Made | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,7 +348,7 @@ class _Search:
         self.evaluations += 1
         begun = time.monotonic()
         candidate = replace(self.order.candidate, recipe=recipe)
-        outcome = judge(candidate, self.target, self.shared, self.progress)
+        outcome = judge(candidate, self.target, self.shared, self.progress, threads=self.order.threads)
         trial = _Trial(
             recipe=recipe, cost=cost, contender=outcome.contender, outcome=outcome, made=outcome.made
         )

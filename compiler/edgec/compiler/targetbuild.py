@@ -250,14 +250,17 @@ def _repair(bench: Bench, plans: Sequence[Plan], workers: Workers) -> None:
         return
     jobs: list[list[Job]] = []
     owners: dict[str, tuple[Plan, Outcome, Candidate]] = {}
-    for plan in plans:
-        outcome = _to_repair(bench, plan)
-        if outcome is None or outcome.made is None:
+    broken = [(plan, outcome) for plan in plans if (outcome := _to_repair(bench, plan)) is not None]
+    threads = max(bench.options.threads, len(os.sched_getaffinity(0)) // max(1, len(broken)))
+    for plan, outcome in broken:
+        if outcome.made is None:
             continue
         candidate = outcome.made.candidate
         key = f"{plan.target.name} {_outcome_name(candidate)}"
         owners[key] = plan, outcome, candidate
-        order = RepairOrder(candidate=candidate, contender=outcome.contender, made=outcome.made)
+        order = RepairOrder(
+            candidate=candidate, contender=outcome.contender, made=outcome.made, threads=threads
+        )
         jobs.append([Job(key=key, payload=(plan.target, order))])
         bench.progress(f"{plan.target.name}: {candidate.name} loses too much accuracy: repairing it")
 
