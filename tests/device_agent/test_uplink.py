@@ -5,14 +5,15 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from edgec.device_agent._outbox import Outbox, Priority
 from edgec.device_agent._seams import Clock
+from edgec.device_agent._state import Installed, State
 from edgec.device_agent._uplink import EVENT_KIND, Uplink
-from edgec.protocol import DeviceEvent, LinkStatus, Outgoing, Publication, Telemetry, Topics
+from edgec.protocol import DeviceEvent, LinkStatus, Outgoing, Publication, Reported, Telemetry, Topics
 from edgec.protocol._ledgers import Received
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class FleetLink:
         self.messages = 0
         self.largest = 0
         self.new: list[tuple[str, int]] = []
+        self.reports: list[Reported] = []
 
     @property
     def status(self) -> LinkStatus:
@@ -52,6 +54,8 @@ class FleetLink:
             boot_id = telemetry.boot_id
             ledger, new = self._of(boot_id).take_telemetry(telemetry)
         else:
+            if address.kind == "reported":
+                self.reports.append(Reported.from_bytes(message.payload))
             return Publication()
         self.ledgers[boot_id] = ledger
         self.fresh.add(boot_id)
@@ -96,6 +100,36 @@ class Device:
     @property
     def held(self) -> int:
         return sum(self.outbox.state().records.values())
+
+
+def test_phases_that_pass_at_once_are_not_told_and_all_else_is(tmp_path: Path) -> None:
+    link = FleetLink()
+    device = Device(tmp_path / "o.db", "boot1", link)
+
+    def tell(seconds: float, state: State, epoch: int = 1) -> list[str]:
+        device.now += seconds
+        device.uplink.turn([state], epoch, [])
+        told, link.reports = [report.models["m"].state for report in link.reports], []
+        return told
+
+    def state(phase: str, **more: Any) -> State:
+        return State(model="m", **{"phase": phase, "work": 1, **more})
+
+    new = Installed(digest="a" * 64, length=1, slot="b")
+    with device.outbox:
+        assert tell(5, state("notified")) == ["notified"]
+        assert tell(0.3, state("admitted")) == []
+        assert tell(0.3, state("downloading")) == []
+        assert tell(0.5, state("downloading")) == ["downloading"]
+        assert tell(0.1, state("self_test")) == []
+        # What serves, what was heard, why it waits, and the end are told at once.
+        assert tell(0, state("probation", active=new)) == ["probation"]
+        assert tell(0, state("committed", active=new)) == []
+        assert tell(0, state("probation", active=new), 2) == ["probation"]
+        assert tell(0, state("rolling_back", active=new, reason="crash_loop")) == ["rolling_back"]
+        assert tell(0, state("cleaned", active=new, reason="crash_loop", work=0)) == ["cleaned"]
+        link.connections = 2
+        assert tell(0, state("cleaned", active=new, reason="crash_loop", work=0)) == ["cleaned"]
 
 
 def test_a_fleet_that_was_restored_gets_all_that_comes(tmp_path: Path) -> None:

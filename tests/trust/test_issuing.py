@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, versions
 
 from edgec.errors import TrustError
-from edgec.trust import KeyRing, SignedWish, Wish, issue, open_repositories
+from edgec.trust import KeyRing, SignedWish, Wish, issue, issue_each, open_repositories
 
 
 def wish(device: str, epoch: int, version: str, **more: Any) -> Wish:
@@ -99,3 +100,19 @@ def test_without_the_key_nothing_is_issued(publisher: Publisher, tmp_path: Path)
     _, director = open_repositories(publisher.repo, KeyRing((tmp_path,)), clock=publisher.clock)
     with pytest.raises(TrustError, match="'director' is not in"):
         issue(director, [wish(DEVICE, 2, "2")])
+
+
+def test_the_first_is_signed_before_the_last_is_looked_at(publisher: Publisher) -> None:
+    looked: list[str] = []
+
+    def wishes() -> Iterator[Wish]:
+        for device in (DEVICE, OTHER):
+            looked.append(device)
+            yield wish(device, 4, "1")
+
+    issuing = issue_each(publisher.director, wishes())
+    asked, made = next(issuing)
+    assert (looked, asked.device) == ([DEVICE], DEVICE)
+    assert isinstance(made, SignedWish)
+    assert made.bundle.device == DEVICE
+    assert [asked.device for asked, _ in issuing] == [OTHER]

@@ -42,6 +42,8 @@ _FIRST_WAIT_S, _LAST_WAIT_S = 10.0, 600.0
 _TELEMETRY_EXPIRY_S = 86_400
 _REQUEST_EXPIRY_S = 60
 _MAX_DETAIL = 1024
+# Phases of an update that are shorter need not be told one by one.
+_PASSING_S = 1.0
 
 
 class Uplink:
@@ -79,6 +81,7 @@ class Uplink:
         self._reported: Publication | None = None
         self._last: Reported | None = None
         self._seq = 0
+        self._reported_at = 0.0
         self._batches: dict[tuple[str, int], float] = {}
         self._floors: dict[str, int] = {}
         self._wait_s = _FIRST_WAIT_S
@@ -209,12 +212,26 @@ class Uplink:
         )
         if message == self._last:
             return
+        now = self._clock.monotonic()
+        if now - self._reported_at < _PASSING_S and self._is_passing(message, states):
+            return
         numbered = replace(message, seq=self._seq, sent_at=self._now())
         topic = self._topics.reported(self._device)
         self._reported = self._try_to_send(topic, numbered.to_bytes(), numbered.content_type)
         if self._reported is not None:
             self._seq += 1
-            self._last = message
+            self._last, self._reported_at = message, now
+
+    def _is_passing(self, message: Reported, states: Sequence[State]) -> bool:
+        """Whether a report says no more than how far an update is that is just being worked at."""
+        last = self._last
+        if last is None or not any(state.work for state in states):
+            return False
+        told, new = (
+            (m.epoch, m.alerts, {name: (r.active, r.reason) for name, r in m.models.items()})
+            for m in (last, message)
+        )
+        return told == new
 
     # -- outbox
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as attribute
@@ -76,11 +76,23 @@ def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, Sig
         TrustError: The director's key is not at hand, or a repository is damaged.
         OutputError: Files cannot be written.
     """
-    found: dict[str, SignedWish | TrustError] = {}
+    return {wish.device: made for wish, made in issue_each(director, wishes)}
+
+
+def issue_each(
+    director: DirectorRepository, wishes: Iterable[Wish]
+) -> Iterator[tuple[Wish, SignedWish | TrustError]]:
+    """Sign as `issue` does, one after the other: the first may leave before the last is signed.
+
+    Yields:
+        Each wish with what became of it.
+
+    Raises:
+        TrustError, OutputError: As `issue`.
+    """
     work = _Issuing(director)
     for wish in wishes:
-        found[wish.device] = work.attempt(wish)
-    return found
+        yield wish, work.attempt(wish)
 
 
 class _Issuing:

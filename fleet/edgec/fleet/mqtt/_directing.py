@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from edgec.errors import FleetError, LinkError, ProtocolError, TrustError
 from edgec.fleet.mqtt._counters import Counters
@@ -15,7 +15,7 @@ from edgec.fleet.rollouts import Rollout
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DueOrder, ToldOrder
 from edgec.protocol import MqttLink, Outgoing, Publication, Topics, desired_of
-from edgec.trust import SignedWish, Terms, Wish, issue
+from edgec.trust import SignedWish, Terms, Wish, issue_each
 
 _log = logging.getLogger(__name__)
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
@@ -137,13 +137,10 @@ class Directing:
                 return
 
     def _told(self, due: Sequence[DueOrder], now: float) -> list[ToldOrder]:
-        """Sign and send orders; return what became of each."""
-        wishes = [_wish(order) for order in due]
-        signed = issue(self._fleet.director, [wish for wish in wishes if isinstance(wish, Wish)])
+        """Sign orders, send each as soon as it is signed, and wait for all; return what became of each."""
         sent: list[tuple[DueOrder, SignedWish, Publication]] = []
         done: list[ToldOrder] = []
-        for order, wish in zip(due, wishes, strict=True):
-            made = signed[order.device] if isinstance(wish, Wish) else wish
+        for order, made in self._signed(due):
             publication = self._send(order, made) if isinstance(made, SignedWish) else made
             if isinstance(made, SignedWish) and isinstance(publication, Publication):
                 sent.append((order, made, publication))
@@ -151,6 +148,19 @@ class Directing:
                 done.append(self._failed(order, made, publication, now))
         deadline = time.monotonic() + _PUBLISH_S
         return done + [self._ended(order, made, p, deadline, now) for order, made, p in sent]
+
+    def _signed(self, due: Sequence[DueOrder]) -> Iterator[tuple[DueOrder, SignedWish | TrustError]]:
+        """Yield orders with what was signed, until the end is near: those left are due at the next start."""
+        wishes = {order.device: _wish(order) for order in due}
+        orders = {order.device: order for order in due}
+        for device, wish in wishes.items():
+            if isinstance(wish, TrustError):
+                yield orders[device], wish
+        whole = [wish for wish in wishes.values() if isinstance(wish, Wish)]
+        for wish, made in issue_each(self._fleet.director, whole):
+            yield orders[wish.device], made
+            if self._stopping:
+                return
 
     def _send(self, order: DueOrder, made: SignedWish) -> Publication | LinkError | ProtocolError:
         desired = desired_of(made.bundle, revision=order.revision, sources=self._settings.sources)

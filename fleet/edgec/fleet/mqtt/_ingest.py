@@ -86,6 +86,7 @@ class Ingest:
         self._heard, self._reply = heard, reply
         self._unsent: dict[tuple[str, str], TelemetryAck] = {}
         self._stop = threading.Event()
+        self._kept_s = 0.0
 
     def stop(self) -> None:
         """Let `run` return after the batch in hand."""
@@ -105,9 +106,11 @@ class Ingest:
         batch = _Batch()
         inbound = self._link.get(timeout_s=0.1 if self._unsent else 1.0)
         batch.began = time.monotonic()
+        settings = self._settings
+        patience = max(settings.batch_s, min(2 * self._kept_s, settings.slow_batch_s))
         while inbound is not None:
             self._sort(batch, inbound)
-            left = batch.began + self._settings.batch_s - time.monotonic()
+            left = batch.began + patience - time.monotonic()
             if len(batch.inbound) >= self._settings.batch_messages or self._stop.is_set():
                 break
             inbound = self._link.get(timeout_s=max(left, 0.0))
@@ -155,6 +158,7 @@ class Ingest:
 
     def _count(self, batch: _Batch, began: float) -> None:
         now = time.monotonic()
+        self._kept_s = now - began
         self._counters.count("batches")
         self._counters.count("records", by=sum(_records(message) for _, message in batch.told))
         self._counters.spend("batch_seconds", now - began)
