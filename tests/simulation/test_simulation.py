@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -152,12 +153,14 @@ def test_devices_in_several_processes_add_up(shop: Publisher, broker: Broker, fo
     settings = SimulationSettings(window_s=0.5, updates=UPDATES, poison=Poison(kind="slow"), ramp_s=0.1)
     with (
         Server(broker, shop.repo) as server,
-        Swarm(configs, settings, processes=2, news=news.append) as swarm,
+        Swarm(configs, settings, processes=2, nice=1, news=news.append) as swarm,
     ):
         assert swarm.wait_online(200)
         for name in DEVICES:
             server.want(shop, {"sorter": f"sorter/sorter-1-{HARDWARE}.edgec"}, name)
         assert swarm.wait(lambda counts: counts.serving == {"sorter 1": 4}, 200)
         assert swarm.counts().devices == 4
+        nice = min(os.getpriority(os.PRIO_PROCESS, 0) + 1, 19)
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in swarm.pids] == [nice, nice]
         assert {n.device for n in news if n.kind == "order"} == set(DEVICES)
     assert swarm.counts().online == 0

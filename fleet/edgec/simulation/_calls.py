@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from edgec.device_agent import Verdict
 from edgec.errors import EdgecError
 from edgec.simulation._behaviour import HEALTHY, Behaviour
 from edgec.simulation._drawing import Chance, Declared, draw_window, read_declared
+from edgec.simulation._settings import SimulationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +29,7 @@ class DeclaredArtifacts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_digest: dict[str, Declared] = {}
+        self._by_file: dict[str, Declared] = {}
 
     def read(self, path: Path) -> Declared:
         """Return what the artifact at a path declares.
@@ -35,9 +37,16 @@ class DeclaredArtifacts:
         Raises:
             EdgecError: It cannot be read, or what it declares not be used.
         """
-        declared = read_declared(path)
-        with self._lock:
-            return self._by_digest.setdefault(declared.digest, declared)
+        try:
+            file = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as e:
+            raise SimulationError(f"{path} cannot be read: {e.strerror}") from e
+        known = self._by_file.get(file)
+        if known is None:
+            declared = read_declared(path)
+            with self._lock:
+                known = self._by_file.setdefault(file, declared)
+        return known
 
 
 class DeclaredCalls:

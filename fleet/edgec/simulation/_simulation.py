@@ -95,6 +95,7 @@ class Simulation:
         }
         self._real = RealCalls(samples, self.settings.calls_per_s) if samples else None
         self._told: Counter[str] = Counter()
+        self._waiting = 0
         self._lost: dict[str, int] = {}
         self._off: dict[str, float] = {}
         self._random = random.Random(self.settings.seed)
@@ -155,18 +156,12 @@ class Simulation:
         """Return how all devices are.
 
         Args:
-            records: Whether to count what waits in outboxes, which reads them.
+            records: Whether to count anew what waits in outboxes, which reads them all.
         """
         links = [device.link for device in self.devices.values()]
         known = [link for link in links if link is not None]
-        waiting = 0
-        for name, device in self.devices.items() if records else ():
-            agent = device.agent
-            if agent is not None:
-                with suppress(EdgecError):  # it has just been switched off
-                    state = agent.outbox_state()
-                    waiting += sum(state.records.values())
-                    self._lost[name] = sum(x.records for x in state.losses if x.priority == 2)
+        if records:
+            self._look_into_outboxes()
         serving = Counter(
             f"{model} {version}"
             for device in self.devices.values()
@@ -181,10 +176,21 @@ class Simulation:
             follows=self._told["follow"],
             crashes=self._told["crash"],
             restarts=self._told["restart"],
-            waiting=waiting,
+            waiting=self._waiting,
             lost=sum(self._lost.values()),
             serving=dict(sorted(serving.items())),
         )
+
+    def _look_into_outboxes(self) -> None:
+        waiting = 0
+        for name, device in self.devices.items():
+            agent = device.agent
+            if agent is not None:
+                with suppress(EdgecError):  # it has just been switched off
+                    state = agent.outbox_state()
+                    waiting += sum(state.records.values())
+                    self._lost[name] = sum(x.records for x in state.losses if x.priority == 2)
+        self._waiting = waiting
 
     # -- the thread
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ class Swarm:
         configs: Of the agents, each with a directory of its own.
         settings: Of all.
         processes: How many.
+        nice: Added to their niceness: so that a server on the same machine does not wait for them.
         news: Told of what happens, from a thread per process.
         failed: Told of devices that cannot be started, and why.
     """
@@ -37,6 +39,7 @@ class Swarm:
         settings: SimulationSettings,
         *,
         processes: int,
+        nice: int = 0,
         news: Callable[[DeviceNews], None] = lambda news: None,
         failed: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -48,6 +51,7 @@ class Swarm:
             if share
         ]
         self._devices = len(configs)
+        self._nice = nice
         self._closed = False
         self._counts: dict[int, Counts] = {}
         self._children: list[subprocess.Popen[str]] = []
@@ -65,6 +69,10 @@ class Swarm:
                 start_new_session=True,
             )
             self._children.append(child)
+            if self._nice:
+                # Before it has other threads, which inherit it.
+                own = os.getpriority(os.PRIO_PROCESS, 0)
+                os.setpriority(os.PRIO_PROCESS, child.pid, own + self._nice)
             assert child.stdin is not None
             with suppress(BrokenPipeError):  # it has ended already, which `counts` tells
                 child.stdin.write(json.dumps(request) + "\n")
@@ -127,6 +135,11 @@ class Swarm:
                 return False
             time.sleep(0.1)
         return True
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes."""
+        return tuple(child.pid for child in self._children)
 
     def wait_online(self, timeout_s: float, share: float = 1.0) -> bool:
         """Wait until a share of the devices is connected; return whether it is."""

@@ -20,6 +20,8 @@ from edgec.simulation._simulation import Simulation
 
 _TELL_S = 0.2
 _COUNT_EVERY = 5
+# Outboxes are many files.
+_RECORDS_EVERY = 25
 
 
 def main(source: TextIO, out: TextIO) -> None:
@@ -52,7 +54,7 @@ def main(source: TextIO, out: TextIO) -> None:
             if failed:
                 tell({"failed": [failed.popleft() for _ in range(len(failed))]})
             if turns % _COUNT_EVERY == 0:
-                tell({"counts": asdict(simulation.counts())})
+                tell({"counts": asdict(simulation.counts(records=turns % _RECORDS_EVERY == 0))})
 
     teller = threading.Thread(target=tell_on, daemon=True)
     with simulation:
