@@ -68,7 +68,7 @@ def test_pruned_equals_masked_for_every_part(part: str) -> None:
     check_masks(graphs.network([part], "pool", 1), 1)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=SLOW)
 @given(
     parts=st.lists(st.sampled_from(sorted(graphs.PARTS)), min_size=1, max_size=5),
     head=st.sampled_from(["pool", "flatten", "last"]),
