@@ -39,23 +39,7 @@ class Commands:
         timeout_s: float = 30.0,
         actor: str = "fleet",
     ) -> CommandReply:
-        """Send a command and wait for its last reply.
-
-        Args:
-            device: Its id.
-            name: Of the command: ``logs``.
-            args: As JSON can hold them.
-            timeout_s: How long to wait; the command expires a minute later.
-            actor: Who sends it, for the audit log.
-
-        Returns:
-            The last reply; one of state ``accepted`` where the device has begun and is not done in time.
-
-        Raises:
-            FleetError: There is no such device (``reason`` ``not_found``), it was revoked (``revoked``), is
-                fenced (``refused``), or did not answer in time (``timeout``).
-            TrustError: The command cannot be signed, or its name is none.
-        """
+        """Send a command and wait for its last reply: `MqttSide.send_command`."""
         record = self._fleet.store.devices.get(device)
         if record.revoked_at is not None:
             raise FleetError(f"{device} was revoked", "revoked")
