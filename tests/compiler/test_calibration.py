@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ def test_every_range_is_finite_includes_zero_and_stays_within_what_was_seen(
     assert max(-low, high) <= bound * (1 + 1e-6)
     if symmetric:
         assert low == -high
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_range_that_is_asked_for_again_is_the_same_and_follows_its_own_statistics(method: str) -> None:
+    statistics = collected(np.random.default_rng(3).standard_normal(10_000))
+    first = {symmetric: statistics.range(method, symmetric=symmetric) for symmetric in (False, True)}
+    assert first[False] != first[True]
+    for symmetric, found in first.items():
+        assert statistics.range(method, symmetric=symmetric) == found
+        assert replace(statistics).range(method, symmetric=symmetric) == found
+    half = replace(statistics, minimum=0.0, floor=0.0)
+    assert half.range(method)[0] == 0.0 != first[False][0]
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:

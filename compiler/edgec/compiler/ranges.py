@@ -6,7 +6,7 @@ from the same histogram, so that one pass over the data serves every target.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,9 @@ class TensorStatistics:
     elements: int
     nonfinite: int = 0
     floor: float | None = None
+    _known: dict[tuple[str, bool], tuple[float, float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the centres of the kept bins and the values counted in each, as ``float64[n]``."""
@@ -66,6 +69,12 @@ class TensorStatistics:
         Raises:
             ValueError: No such method.
         """
+        # A repair quantizes a model dozens of times over the same ranges, which take far longer to find.
+        if (method, symmetric) not in self._known:
+            self._known[method, symmetric] = self._range(method, symmetric)
+        return self._known[method, symmetric]
+
+    def _range(self, method: str, symmetric: bool) -> tuple[float, float]:
         low, high = min(0.0, self.minimum), max(0.0, self.maximum)
         floor = -np.inf if self.floor is None or method == "minmax" else self.floor
         match method:
