@@ -25,7 +25,8 @@ from typing import Any
 
 from tests.device_agent.kill_outbox import run
 
-from edgec.device_agent._outbox import Outbox, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import Priority
 from edgec.runtime.benchmark import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from threading import Thread
 
-from edgec.device_agent._outbox import Outbox, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import Priority
 
 _PUT = struct.Struct("<cIII")
 _THREADS = 3

@@ -17,7 +17,8 @@ from threading import Thread
 
 import pytest
 
-from edgec.device_agent._outbox import MAX_RECORD_BYTES, Outbox, OutboxRecord, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import MAX_RECORD_BYTES, OutboxRecord, Priority
 from edgec.errors import AgentError, ProtocolError
 from edgec.protocol._losses import LOSS_KIND, decode_losses
 
@@ -272,8 +273,8 @@ def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_every_record_co
     path = disk / "o.db"
     with Outbox(path, boot_id="a", max_bytes=2**20) as outbox:
         outbox.put_many([("window", Priority.METRIC, bytes(3000)) for _ in range(300)])
-        outbox._file.shrink()  # all is in the file, and nothing in the log
-        outbox._file._db.execute("PRAGMA cache_size = 0")
+        outbox._books.file.shrink()  # all is in the file, and nothing in the log
+        outbox._books.file._db.execute("PRAGMA cache_size = 0")
         with path.open("r+b") as file:
             file.write(b"\xff" * path.stat().st_size)
         answers = []
@@ -321,7 +322,8 @@ def _limit_files() -> None:
 def test_a_disk_that_cannot_take_more_refuses_counts_and_goes_on(disk: Path) -> None:
     code = """
 import sys, json
-from edgec.device_agent._outbox import Outbox, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import Priority
 from edgec.errors import AgentError
 outbox = Outbox(sys.argv[1], boot_id="a")
 kept, refused = [], 0

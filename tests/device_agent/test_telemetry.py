@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgec.device_agent._outbox import Outbox, OutboxRecord, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import OutboxRecord, Priority
 from edgec.device_agent._policy import TelemetryPolicy
 from edgec.device_agent._telemetry import WINDOW_BYTES, Telemetry, encode_window, system_state
 from edgec.device_agent._traffic import DAY_BYTES, daily_traffic, publish_bytes

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from edgec.device_agent._outbox import Outbox, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import Priority
 from edgec.device_agent._seams import Clock
 from edgec.device_agent._state import Installed, State
 from edgec.device_agent._uplink import EVENT_KIND, Uplink

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         judge_shadow,
     )
     from edgec.device_agent._operations import RemoteOperations
-    from edgec.device_agent._outbox import Outbox, OutboxRecord, OutboxState, Priority
+    from edgec.device_agent._outbox import Outbox
+    from edgec.device_agent._outbox_records import OutboxRecord, OutboxState, Priority
     from edgec.device_agent._policy import TelemetryPolicy
     from edgec.device_agent._rates import Rate
     from edgec.device_agent._seams import Applications, Clock, Link, Operations, OrderRefusedError, Trial
@@ -95,9 +96,9 @@ _LATER = {
     "Operations": "_seams",
     "OrderRefusedError": "_seams",
     "Outbox": "_outbox",
-    "OutboxRecord": "_outbox",
-    "OutboxState": "_outbox",
-    "Priority": "_outbox",
+    "OutboxRecord": "_outbox_records",
+    "OutboxState": "_outbox_records",
+    "Priority": "_outbox_records",
     "ProbationCriteria": "_judging",
     "Rate": "_rates",
     "RemoteOperations": "_operations",

@@ -36,7 +36,7 @@ from edgec.device_agent._turn import Limits
 from edgec.errors import AgentError
 
 if TYPE_CHECKING:
-    from edgec.device_agent._outbox import OutboxState
+    from edgec.device_agent._outbox_records import OutboxState
     from edgec.runtime import ObserveOptions, Session
 
 _LIMITS = Limits()

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edgec.artifact import GoldenVector, encode_golden
-from edgec.device_agent._outbox import MAX_RECORD_BYTES, Outbox, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import MAX_RECORD_BYTES, Priority
 from edgec.device_agent._policy import DAY_S, TelemetryPolicy
 from edgec.errors import AgentError, ManifestError
 from edgec.protocol._window import (

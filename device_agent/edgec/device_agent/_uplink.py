@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgec.device_agent._outbox import Outbox, OutboxRecord, Priority
+from edgec.device_agent._outbox import Outbox
+from edgec.device_agent._outbox_records import OutboxRecord, Priority
 from edgec.errors import AgentError, LinkError, ProtocolError
 from edgec.protocol import (
     Alert,
