@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 
@@ -38,7 +39,7 @@ class Requirement:
     extra: str | None
     applies: bool
 
-    @property
+    @cached_property  # whole files of metadata are read for it
     def installed(self) -> str | None:
         """The version that is installed; None where none is."""
         found = find_package(self.package)
