@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.chains import DTLN
 from tests.models.conftest import Build
 from tests.models.sources import pink_noise, read_speech
 from tests.models.test_denoising import FIRST, NOISY_DB, SECOND, SHIFT, denoise, quality_db
@@ -17,56 +18,10 @@ pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 TARGET = "cpu-x86_64"
 
-DTLN = """
-name = "dtln"
-inputs.samples = {{ shape = [128] }}
-outputs = {{ samples = "clean" }}
-
-[[stages]]
-name = "block"
-step = "window"
-input = "samples"
-size = 512
-
-[[stages]]
-name = "noisy"
-step = "rfft"
-input = "block"
-
-[[stages]]
-name = "first"
-artifact = "{first}"
-inputs = {{ input_2 = "noisy.magnitude" }}
-state = {{ input = "input_3", output = "tf_op_layer_stack_2" }}
-
-[[stages]]
-name = "masked"
-step = "multiply"
-a = "noisy.spectrum"
-b = "first"
-
-[[stages]]
-name = "estimate"
-step = "irfft"
-input = "masked"
-
-[[stages]]
-name = "second"
-artifact = "{second}"
-inputs = {{ input_4 = "estimate" }}
-state = {{ input = "input_5", output = "tf_op_layer_stack_5" }}
-
-[[stages]]
-name = "clean"
-step = "overlap_add"
-input = "second"
-hop = 128
-"""
-
 SILERO = """
 name = "voice"
-inputs.samples = {{ shape = [512] }}
-outputs = {{ probability = "speech" }}
+inputs.samples = { shape = [512] }
+outputs = { probability = "speech" }
 
 [[stages]]
 name = "block"
@@ -76,10 +31,10 @@ size = 576
 
 [[stages]]
 name = "speech"
-artifact = "{model}"
-inputs = {{ input = "block" }}
-constants = {{ sr = 16000 }}
-state = {{ input = "state", output = "stateN" }}
+artifact = "model.edgec"
+inputs = { input = "block" }
+constants = { sr = 16000 }
+state = { input = "state", output = "stateN" }
 """
 
 
@@ -88,7 +43,7 @@ def write(folder: Path, text: str, **artifacts: Path) -> Path:
     for name, path in artifacts.items():
         (folder / f"{name}.edgec").symlink_to(path)
     path = folder / "it.chain.toml"
-    path.write_text(text.format(**{name: f"{name}.edgec" for name in artifacts}), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
