@@ -22,10 +22,14 @@ _TELL_S = 0.2
 _COUNT_EVERY = 5
 # Outboxes are many files.
 _RECORDS_EVERY = 25
+# A thread that waits for its turn asks for it every 5 ms by default. Where hundreds wait, as when all devices
+# get an order, a process does little else: nine tenths of its time, measured with 500 devices.
+_SWITCH_S = 0.1
 
 
 def main(source: TextIO, out: TextIO) -> None:
     """Simulate until the input ends."""
+    sys.setswitchinterval(_SWITCH_S)
     request = json.loads(source.readline())
     news: deque[DeviceNews] = deque()
     failed: deque[str] = deque()
