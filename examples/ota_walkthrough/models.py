@@ -48,7 +48,7 @@ def make_artifact(path: Path, version: str, change: Change) -> Path:
         version: Its name.
         change: Made to the trained model.
     """
-    model = _with_pixels(onnx.load(EXAMPLE / "digits.onnx"))
+    model = with_pixels(onnx.load(EXAMPLE / "digits.onnx"))
     change(model)
     data = model.SerializeToString()
     options = onnxruntime.SessionOptions()
@@ -124,7 +124,7 @@ def _append(model: onnx.ModelProto, *nodes: onnx.NodeProto, **constants: Any) ->
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items())
 
 
-def _with_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let the model take bytes, uint8[1, 8, 8, 1], as a camera gives them."""
     graph = model.graph
     del graph.input[:]

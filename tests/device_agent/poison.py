@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from examples.ota_walkthrough.models import images, with_pixels
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -81,28 +82,9 @@ def install_engine(directory: Path) -> None:
     (distribution / "entry_points.txt").write_text("[edgec.backends]\npoison = poison_engine:Backend\n")
 
 
-def images(name: str) -> NDArray[Any]:
-    """Return the images of a part of the example: uint8[n, 1, 8, 8, 1]."""
-    with np.load(EXAMPLE / f"{name}.npz") as data:
-        pixels: NDArray[Any] = data["image"][:, None]
-        return pixels
-
-
 def base() -> onnx.ModelProto:
     """Return the model from pixels, uint8[1, 8, 8, 1], to logits."""
-    model = onnx.load(EXAMPLE / "digits.onnx")
-    graph = model.graph
-    del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, [1, 8, 8, 1]))
-    graph.initializer.append(numpy_helper.from_array(np.array(1 / 16, np.float32), "scale"))
-    first = [
-        helper.make_node("Cast", ["pixels"], ["cast"], to=onnx.TensorProto.FLOAT),
-        helper.make_node("Transpose", ["cast"], ["turned"], perm=[0, 3, 1, 2]),
-        helper.make_node("Mul", ["turned", "scale"], ["image"]),
-    ]
-    for node in reversed(first):
-        graph.node.insert(0, node)
-    return model
+    return with_pixels(onnx.load(EXAMPLE / "digits.onnx"))
 
 
 def artifact(

@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("tuf", reason="signed metadata needs the extra 'agent'")
 pytest.importorskip("onnx", reason="artifacts are built with onnx, of the extra `compiler`")
 
+from examples.ota_walkthrough.models import images
 from tests.brokers import broker, mosquitto  # noqa: F401
 from tests.device_agent import poison
 from tests.device_agent.fleet_side import DEVICE, Publisher, Server, config, quick_link
@@ -165,7 +166,7 @@ def test_row_24_a_poison_that_live_calls_show_is_rolled_back_and_quarantined(
         server.wait(lambda h: h.view.reported and h.view.reported.models.get("digits")
                     and h.view.reported.models["digits"].state == "probation")  # fmt: skip
         session = agent.session("digits")
-        feeds = [{"pixels": image} for image in poison.images("evaluation")]
+        feeds = [{"pixels": image} for image in images("evaluation")]
         end = time.monotonic() + 120
         while not server_has(server, first) and time.monotonic() < end:
             for feed in feeds:

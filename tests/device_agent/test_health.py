@@ -233,7 +233,7 @@ def poisons() -> dict[str, tuple[dict[str, Any], str, str]]:
 
 def shadow_words(zoo: Path, path: Path) -> tuple[str, set[str]]:
     """Let a model see the evaluation images beside the one that serves; return outcome and findings."""
-    from tests.device_agent.poison import images
+    from examples.ota_walkthrough.models import images
 
     with Host(lambda p: load(p, threads=1)) as host:
         host.add("digits", zoo / "base.edgec", "base")
