@@ -75,6 +75,6 @@ def _check_prepared(path: Path, kind: str, bare: Sequence[TensorSpec] | None) ->
         return
     wanted = ", ".join(map(str, bare))
     raise DataError(
-        f"{path} would be {kind}, and nothing says how they become what the model takes ({wanted}): describe "
-        "that in a pipeline (--pipeline pipeline.toml), or give the tensors themselves as a .npz"
+        f"{path} would be {kind}, and nothing says how they become what the model takes ({wanted}): say so "
+        "in a pipeline (edgec compile --pipeline pipeline.toml), or give the tensors themselves as a .npz"
     )
