@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,9 +43,16 @@ def running(artifact: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     keys.write_text("dev1 key-of-the-first-device\ndev2 key-of-the-second-device\n")
     command = [sys.executable, "-m", "edgec.cli", "gateway", "up", str(artifact), "--port", "0", "--json"]
     command += ["--key-file", str(keys), "--rate", "0.001", "--burst", "60", "--threads", "1", "--ray"]
+    env = {
+        **os.environ,
+        # A replica that ends waits 30 s for balancers that have not heard of it yet; here is but Ray's own.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # On a busy machine it takes longer than 30 s.
+        "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "240",
+    }
     with (
         (artifact.parent / "said").open("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env) as process,
     ):
         assert process.stdout is not None
         line = process.stdout.readline()
