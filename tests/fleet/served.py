@@ -71,11 +71,13 @@ def enrol(fleet: Fleet, *names: str, **labels: str) -> None:
         fleet.store.devices.heard(name, birth, fleet.clock())
 
 
-def reports(fleet: Fleet, device: str, digest: str, *, seq: int = 1, epoch: int = 0) -> None:
+def reports(
+    fleet: Fleet, device: str, digest: str, *, seq: int = 1, epoch: int = 0, model: str = "kws"
+) -> None:
     """Have a device say that an artifact serves."""
     own = ModelReport(state="committed", active=digest, since=fleet.clock())
     told = Reported(
-        boot_epoch=1, boot_id="b1", seq=seq, epoch=epoch, models={"kws": own}, sent_at=fleet.clock()
+        boot_epoch=1, boot_id="b1", seq=seq, epoch=epoch, models={model: own}, sent_at=fleet.clock()
     )
     fleet.store.devices.heard(device, told, fleet.clock())
 

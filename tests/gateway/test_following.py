@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
@@ -162,21 +165,17 @@ def answering(replies: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
         server.server_close()
 
 
-def page(*items: Any, following: str | None = None) -> bytes:
-    return json.dumps({"items": items, "next": following}).encode()
+def running(*items: Any) -> bytes:
+    return json.dumps(items).encode()
 
 
-def device(**more: Any) -> dict[str, Any]:
-    return {"id": "d", "revoked_at": None, "models": {"tiny": {"active": A, "candidate": None, **more}}}
+def item(digest: str = A, **more: Any) -> dict[str, Any]:
+    return {"digest": digest, "model": "tiny", "devices": 1, "quarantined": False, **more}
 
 
-def test_what_devices_run_is_counted_over_all_pages() -> None:
-    pages = {
-        "/api/v1/devices?limit=500": page(device(wanted=B), device(), following="x y"),
-        "/api/v1/devices?limit=500&cursor=x+y": page(device(), {**device(), "revoked_at": 1.0}),
-        "/api/v1/quarantine?limit=500": page({"digest": B}),
-    }
-    with answering(lambda path: (200, pages[path])) as url:
+def test_what_devices_run_is_what_the_fleet_has_counted() -> None:
+    body = running(item(devices=3), item(B, quarantined=True))
+    with answering(lambda path: (200 if path == "/api/v1/running" else 404, body)) as url:
         seen = FleetSource(url, TOKEN).look()
         assert seen.devices == {A: 3, B: 1}
         assert seen.quarantined == {B}
@@ -188,16 +187,15 @@ def test_what_devices_run_is_counted_over_all_pages() -> None:
     [
         (200, b""),
         (200, b"{"),
-        (200, b"[]"),
+        (200, b"{}"),
         (200, b"[" * 100_000),
-        (200, b'{"items": {}}'),
-        (200, page(1)),
-        (200, page({})),
-        (200, page({"models": []})),
-        (200, page({"models": {"tiny": 1}})),
-        (200, page(device(active="../../etc"))),
-        (200, page(device(wanted=7))),
-        (200, json.dumps({"items": [], "next": 3}).encode()),
+        (200, running(1)),
+        (200, running({})),
+        (200, running(item(devices="1"))),
+        (200, running(item(devices=True))),
+        (200, running(item(model=7))),
+        (200, running(item("../../etc"))),
+        (304, b""),
         (401, b'{"detail": "no"}'),
         (500, b"oops"),
     ],
@@ -236,8 +234,7 @@ def test_the_command_follows_a_fleet(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "tiny.edgec")
     name = sha256(artifact.read_bytes()).hexdigest()
     pages = {
-        "/api/v1/devices?limit=500": page(device(active=name)),
-        "/api/v1/quarantine?limit=500": page(),
+        "/api/v1/running": running(item(name)),
         f"/api/v1/artifacts/{name}/file": artifact.read_bytes(),
     }
     (tmp_path / "token").write_text("a-token-of-the-fleet\n")
@@ -359,3 +356,52 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_goes_on_without(tmp_pat
         load_served(path, device="cuda")
     with pytest.raises(ValueError, match="device out of"):
         ServerOptions(device="tpu")
+
+
+@pytest.mark.slow
+def test_it_follows_a_real_fleet_over_tls(tmp_path: Path) -> None:
+    """Uploaded, run by a device, replaced: what the gateway answers follows."""
+    from tests.fleet.served import enrol, reports, token
+    from tests.fleet.servers import running_server, skip_without
+
+    skip_without("nats")
+    one, two = versioned(tmp_path, "1"), versioned(tmp_path, "2")
+    with running_server(tmp_path / "fleet", "nats") as server:
+        fleet = server.fleet
+        names = [
+            fleet.registry.upload(
+                io.BytesIO(path.read_bytes()), now=fleet.clock(), actor="test", override="a test"
+            ).sha256
+            for path in (one, two)
+        ]
+        enrol(fleet, "cam-1")
+        reports(fleet, "cam-1", names[0], model="tiny")
+        certificate = server.authority.server("gateway", ("127.0.0.1",))
+        options = FollowOptions(
+            url=server.url, token=token(fleet, "viewer"), directory=tmp_path / "kept",
+            ca=server.authority.root, every_s=0.3,
+        )  # fmt: skip
+        listening = ServerOptions(port=0, tls_cert=certificate.certificate, tls_key=certificate.key)
+        with Gateway([], GatewayOptions(server=listening, follow=options)) as gateway:
+            assert gateway.url.startswith("https://")
+
+            trust = ssl.create_default_context(cafile=server.authority.root)
+
+            def served(path: Path) -> bool:
+                headers = {"Edgec-Model-Digest": content_digest(path), "Content-Type": "application/json"}
+                request = urllib.request.Request(gateway.url + INFER, REQUEST, headers, method="POST")
+                try:
+                    with urllib.request.urlopen(request, timeout=60, context=trust) as reply:
+                        return bool(reply.headers["Edgec-Model-Digest"] == content_digest(path))
+                except urllib.error.HTTPError as e:
+                    if e.code != 409:
+                        raise
+                    return False
+
+            assert (served(one), served(two)) == (True, False)
+            reports(fleet, "cam-1", names[1], seq=2, model="tiny")
+            until(lambda: (served(one), served(two)) == (False, True), 60)
+            source = FleetSource(options.url, options.token, ca=options.ca)
+            assert source.look().devices == {names[1]: 1}
+            # Where nothing has changed, the fleet says just that.
+            assert source.look() is source.look()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from edgec.artifact import Artifact, atomic_write
 from edgec.errors import FleetError
@@ -24,8 +23,6 @@ _HERE = frozenset(("localhost", "127.0.0.1", "::1"))
 _LARGEST_REPLY = 16 * 2**20
 _LARGEST_ARTIFACT = 4 * 2**30
 _PIECE = 2**20
-_PAGE = 500
-_MOST_PAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,25 +67,29 @@ class FleetSource:
             raise FleetError("expected a token of the fleet, as edgec fleet up has printed it", "invalid")
         self.url, self._token, self._timeout_s = url.rstrip("/"), token, timeout_s
         self._models = frozenset(models)
+        self._tag: str | None = None
+        self._seen: Seen | None = None
         try:
             self._tls = client_context(cafile=ca)
         except OSError as e:  # ssl.SSLError is one
             raise FleetError(f"{ca} has no certificates that can be read: {e}", "invalid") from e
 
     def look(self) -> Seen:
-        """Return what devices run now.
+        """Return what devices run now; where nothing has changed, the fleet sends nothing.
 
         Raises:
             FleetError: The server refuses, cannot be reached, or is none.
         """
-        count: Counter[str] = Counter()
+        known = {} if self._tag is None else {"If-None-Match": self._tag}
         with closing(self._connect()) as connection:
-            for device in self._pages(connection, "devices"):
-                count.update(_digests(device, self._models))
-            quarantined = frozenset(
-                _text(entry, "digest", _DIGEST) for entry in self._pages(connection, "quarantine")
-            )
-        return Seen(dict(count), quarantined)
+            reply = self._get(connection, "/api/v1/running", known)
+            if reply.status == 304 and self._seen is not None:
+                return self._seen
+            data = self._read(reply, _LARGEST_REPLY + 1)
+        if len(data) > _LARGEST_REPLY:
+            raise FleetError(f"the fleet sent more than {_LARGEST_REPLY} bytes", "reply")
+        self._seen, self._tag = _seen(data, self._models), reply.headers.get("ETag")
+        return self._seen
 
     def fetch(self, digest: str, path: Path) -> None:
         """Write an artifact to a path, verified, whole or not at all.
@@ -119,35 +120,17 @@ class FleetSource:
             return HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
         return HTTPConnection(self._host, self._port, timeout=self._timeout_s)
 
-    def _pages(self, connection: HTTPConnection, what: str) -> Iterator[Mapping[str, Any]]:
-        query: dict[str, object] = {"limit": _PAGE}
-        for _ in range(_MOST_PAGES):
-            reply = self._get(connection, f"/api/v1/{what}?{urlencode(query)}")
-            data = self._read(reply, _LARGEST_REPLY + 1)
-            if len(data) > _LARGEST_REPLY:
-                raise FleetError(f"the fleet sent more than {_LARGEST_REPLY} bytes", "reply")
-            try:
-                page = json.loads(data)
-            except (ValueError, RecursionError) as e:
-                raise _no_fleet() from e
-            if not isinstance(page, dict) or not isinstance(page.get("items"), list):
-                raise _no_fleet()
-            for item in page["items"]:
-                if not isinstance(item, dict):
-                    raise _no_fleet()
-                yield item
-            if page.get("next") is None:
-                return
-            query["cursor"] = _text(page, "next")
-        raise _no_fleet()
-
-    def _get(self, connection: HTTPConnection, target: str) -> HTTPResponse:
+    def _get(
+        self, connection: HTTPConnection, target: str, headers: Mapping[str, str] | None = None
+    ) -> HTTPResponse:
+        """Return an answer: 200, or 304 where `headers` ask for that."""
         try:
-            connection.request("GET", target, headers={"Authorization": f"Bearer {self._token}"})
+            sent = {"Authorization": f"Bearer {self._token}", **(headers or {})}
+            connection.request("GET", target, headers=sent)
             reply = connection.getresponse()
         except (OSError, HTTPException) as e:
             raise self._unreachable(e) from e
-        if reply.status != 200:
+        if reply.status != 200 and not (reply.status == 304 and headers):
             said = self._read(reply, 500).decode(errors="replace")
             reason = "denied" if reply.status in (401, 403) else "reply"
             raise FleetError(f"{self.url} answers {target} with status {reply.status}: {said}", reason)
@@ -180,24 +163,25 @@ def _checked(url: str) -> tuple[str, int, bool]:
     return host, port or (443 if secure else 80), secure
 
 
-def _digests(device: Mapping[str, Any], models: frozenset[str]) -> set[str]:
-    """Return what a device runs, tries or is told to have."""
-    of_models = device.get("models")
-    if not isinstance(of_models, dict):
+def _seen(data: bytes, models: frozenset[str]) -> Seen:
+    """Return what an answer says."""
+    try:
+        items = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise _no_fleet() from e
+    if not isinstance(items, list):
         raise _no_fleet()
-    if device.get("revoked_at") is not None:
-        return set()
-    found = set()
-    for name, model in of_models.items():
-        if not isinstance(model, dict):
+    devices: dict[str, int] = {}
+    quarantined = set()
+    for item in items:
+        if not isinstance(item, dict) or type(item.get("devices")) is not int:
             raise _no_fleet()
-        if not models or name in models:
-            found |= {
-                _text(model, key, _DIGEST)
-                for key in ("active", "candidate", "wanted")
-                if model.get(key) is not None
-            }
-    return found
+        digest, model = _text(item, "digest", _DIGEST), _text(item, "model")
+        if item.get("quarantined") is not False:
+            quarantined.add(digest)
+        if not models or model in models:
+            devices[digest] = item["devices"]
+    return Seen(devices, frozenset(quarantined))
 
 
 def _text(item: Mapping[str, Any], key: str, like: re.Pattern[str] | None = None) -> str:

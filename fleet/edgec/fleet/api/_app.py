@@ -21,6 +21,7 @@ from edgec.fleet.api._limits import ApiLimits
 from edgec.fleet.api._problems import ApiError, install_problems
 from edgec.fleet.api._uploads import UPLOADS
 from edgec.fleet.service import Fleet
+from edgec.fleet.store import RunningCount
 
 _WAITING = 32
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -50,6 +51,7 @@ def create_app(
     )
     app.state.fleet, app.state.limits, app.state.commands = fleet, limits, commands
     app.state.gate = Gate(fleet, limits)
+    app.state.running = RunningCount(fleet.store.database)
     app.state.checks = dict(checks or {})
     app.state.uploads, app.state.waiting = CapacityLimiter(limits.uploads), CapacityLimiter(_WAITING)
     install_problems(app)

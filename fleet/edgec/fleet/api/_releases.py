@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from edgec.errors import FleetError
@@ -12,6 +14,7 @@ from edgec.fleet.api._access import FleetOf, LimitsOf, Releaser, Viewer
 from edgec.fleet.api._once import IdempotencyKey, OnceOf
 from edgec.fleet.api._params import Cursor, Digest, Limit, MaybeModel, ModelPath, VersionPath
 from edgec.fleet.api._uploads import ContentDigest, receive_artifact
+from edgec.fleet.store import RunningCount
 from edgec.fleet.store._pages import Pages
 from edgec.fleet.views import (
     ArtifactDetail,
@@ -21,6 +24,7 @@ from edgec.fleet.views import (
     QuarantineWanted,
     ReleaseDetail,
     ReleaseView,
+    RunningView,
 )
 
 router = APIRouter(tags=["releases"])
@@ -108,6 +112,27 @@ def download_artifact(who: Viewer, fleet: FleetOf, digest: Digest) -> FileRespon
         raise FleetError(f"the file of {digest} is missing on the server; upload it again", "not_found")
     name = f"{record.model}-{record.version}-{record.target}.edgec"
     return FileResponse(path, media_type=_OCTETS, filename=name, headers={"ETag": f'"{digest}"'})
+
+
+@router.get(
+    "/running",
+    response_model=list[RunningView],
+    responses={304: {"description": "Nothing has changed since the answer with this ETag."}},
+)
+def list_running(
+    who: Viewer,
+    request: Request,
+    known: Annotated[
+        str, Header(alias="If-None-Match", max_length=100, description="ETag of an answer that is at hand.")
+    ] = "",
+) -> Response:
+    """List the artifacts that devices run, by digest. It may be asked every few seconds: see `ETag`."""
+    counted: RunningCount = request.app.state.running
+    body = json.dumps([vars(running) for running in counted.look()]).encode()
+    headers = {"ETag": f'"{sha256(body).hexdigest()}"', "Cache-Control": "no-cache"}
+    if known == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 @router.get("/quarantine")

@@ -10,6 +10,7 @@ from edgec.fleet.store._hours import HourOf
 from edgec.fleet.store._labels import Term, matches, parse_query
 from edgec.fleet.store._orders import DueOrder, Orders, ToldOrder
 from edgec.fleet.store._rollouts import Incident, LoggedDecision, RolloutStore
+from edgec.fleet.store._running import Running, RunningCount
 from edgec.fleet.store._store import Store
 from edgec.fleet.store._telemetry import StoredRecord, TelemetryStore
 
@@ -35,6 +36,8 @@ __all__ = [
     "Observed",
     "Orders",
     "RolloutStore",
+    "Running",
+    "RunningCount",
     "Store",
     "StoredRecord",
     "TelemetryStore",

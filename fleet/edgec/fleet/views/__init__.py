@@ -38,6 +38,7 @@ from edgec.fleet.views._releases import (
     QuarantineWanted,
     ReleaseDetail,
     ReleaseView,
+    RunningView,
 )
 from edgec.fleet.views._rollouts import (
     AssignedView,
@@ -96,6 +97,7 @@ __all__ = [
     "RolloutSummary",
     "RolloutView",
     "RolloutWanted",
+    "RunningView",
     "SettleWanted",
     "StageView",
     "StageWanted",

@@ -56,6 +56,15 @@ class QuarantinedView(View):
     rollout: str | None = Field(description="That found it bad; null where a person did.")
 
 
+class RunningView(View):
+    """An artifact that devices run."""
+
+    digest: str = Field(examples=["a" * 64])
+    model: str = Field(examples=["kws"])
+    devices: int = Field(description="That run it, try it or are told to have it.", examples=[120])
+    quarantined: bool = Field(description="Whether it may not be installed.")
+
+
 class QuarantineWanted(Wanted):
     """Why an artifact may not be installed any more, or may again."""
 
