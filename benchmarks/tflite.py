@@ -43,6 +43,7 @@ from edgec.compiler import CompileOptions, compile_model
 from edgec.compiler.accuracy import Baseline, compare_unlabelled
 from edgec.compiler.environments import EnvironmentStore, call_worker, default_home, get_environment
 from edgec.compiler.figures import machine_info, tool_versions
+from edgec.compiler.steadying import steadied
 from edgec.compiler.tflite import Mode, write_tflite
 from edgec.compiler.variants import Variant
 from edgec.compiler.vela import run_vela
@@ -55,6 +56,7 @@ WORKERS = Path(__file__).with_name("tflite_workers")
 NPU = "ethos-u55-128"
 CALIBRATION = 100  # samples that every tool is given, at most
 JUDGED = 300
+STEADYING = 16  # samples that dynamic int8 is made ready with, as in a build
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 _SMALL_CHANNELS = 4
 
@@ -197,7 +199,7 @@ def makers(
     onnx.save(variant.model, source)
     yield "edgec float32", lambda _: write(work / "edgec_float32.tflite", variant.model, Mode.FLOAT32)
     if dynamic:
-        yield "edgec dynamic", lambda _: write(work / "edgec_dynamic.tflite", variant.model, Mode.DYNAMIC)
+        yield "edgec dynamic", lambda _: dynamic_file(work / "edgec_dynamic.tflite", variant)
     else:
         yield "edgec int8", partial(compiled, subject, work)
     floats = partial(convert, source, variant, samples, tools, work / "onnx2tf")
@@ -229,6 +231,14 @@ def made(make: Callable[[Entry], Path]) -> Contestant:
 
 def write(path: Path, model: onnx.ModelProto, mode: Mode) -> Path:
     path.write_bytes(write_tflite(model, mode=mode, keep_layout=False).data)
+    return path
+
+
+def dynamic_file(path: Path, variant: Variant) -> Path:
+    """Write a transformer in dynamic int8 as a build does."""
+    ready = steadied(variant.model, variant.spread_inputs(STEADYING))
+    written = write_tflite(ready.model, mode=Mode.DYNAMIC, exclude=ready.fragile, keep_layout=False)
+    path.write_bytes(written.data)
     return path
 
 

@@ -46,6 +46,7 @@ from edgec.compiler.passes.split_biases import split_biases
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.residuals import with_floors
+from edgec.compiler.steadying import Steadied, steadied
 from edgec.compiler.tournament import Contender, Gate
 from edgec.compiler.variants import Variant
 from edgec.compiler.weight_only import BITS, compressed_reference
@@ -58,6 +59,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # Of the calibration data, for means and ranges of channels.
 _STATISTICS_SAMPLES = 32
+_STEADYING_SAMPLES = 16
 # Of the data that is judged on: to say how near outputs come where labels decide.
 _SNR_SAMPLES = 16
 # What converters that quantize by themselves do to layers, to learn what it shifts.
@@ -175,6 +177,7 @@ class Shared:
     _quantized: dict[tuple[str, QuantizationScheme, Recipe], tuple[onnx.ModelProto, Reference]] = field(
         default_factory=dict
     )
+    _steadied: dict[str, Steadied] = field(default_factory=dict)
     _clipping: dict[str, str | None] = field(default_factory=dict)
     _rounded: dict[tuple[str, Recipe], tuple[onnx.ModelProto, Quantities, Reference]] = field(
         default_factory=dict
@@ -301,6 +304,12 @@ class Shared:
             reference = quantized_reference(made, variant.parity_inputs, ROUNDED)
             self._rounded[key] = base, quantities, reference
         return self._rounded[key]
+
+    def steadied(self, variant: Variant) -> Steadied:
+        """Return a transformer made ready for kernels that quantize activations row by row."""
+        if variant.name not in self._steadied:
+            self._steadied[variant.name] = steadied(variant.model, variant.spread_inputs(_STEADYING_SAMPLES))
+        return self._steadied[variant.name]
 
     def forget(self, recipe: Recipe) -> None:
         """Free what was made by a recipe that nobody needs any more."""
@@ -485,11 +494,15 @@ def _prepare(
         assert target.quantization is not None
         model, reference = shared.quantized(variant, target.quantization, candidate.recipe)
     elif precision == "int8-dynamic":
-        model = quantize_dynamic(variant.model, exclude=candidate.recipe.exclude)
+        base, exclude = variant.model, candidate.recipe.exclude
+        if quantizes(converter) and normalizes_products(base):
+            ready = shared.steadied(variant)
+            base, exclude = ready.model, tuple(sorted({*exclude, *ready.fragile}))
+        model = quantize_dynamic(base, exclude=exclude)
         reference = dynamic_reference(model, variant.parity_inputs, rounds_alike=not quantizes(converter))
         if quantizes(converter):
-            quantities = Quantities(exclude=candidate.recipe.exclude)
-            return Prepared(model=variant.model, precision=precision, quantities=quantities), reference
+            quantities = Quantities(exclude=exclude)
+            return Prepared(model=base, precision=precision, quantities=quantities), reference
     elif precision in BITS:
         model = converter.prepare(variant.model, precision, target)
         reference = compressed_reference(variant.model, BITS[precision], variant.parity_inputs)

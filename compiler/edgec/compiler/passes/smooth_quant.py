@@ -43,7 +43,7 @@ class _Group:
 
 
 def smooth_activations(
-    model: onnx.ModelProto, inputs: Iterable[Arrays], alpha: float
+    model: onnx.ModelProto, inputs: Iterable[Arrays], alpha: float, *, normalized_only: bool = False
 ) -> tuple[onnx.ModelProto, int]:
     """Move scale from activations into the weights of MatMul and Gemm.
 
@@ -55,6 +55,9 @@ def smooth_activations(
         model: In fp32, weights inside; left as it is.
         inputs: Samples, from which ranges are taken one by one.
         alpha: How much of the difficulty goes to the weights, 0 to 1.
+        normalized_only: Whether only what a LayerNormalization gives is changed. Its outliers are channels,
+            the same in all rows; those of attention and GELU are rows too, which kernels that scale each
+            row by itself hold as they are.
 
     Returns:
         The model, and how many activations were changed.
@@ -63,6 +66,9 @@ def smooth_activations(
     copy.CopyFrom(model)
     weights = {t.name: t for t in copy.graph.initializer}
     groups = _groups(copy.graph, weights)
+    if normalized_only:
+        producers = {name: node for node in copy.graph.node for name in node.output}
+        groups = [g for g in groups if _is_normalized(g.activation, producers)]
     if not groups:
         return copy, 0
     largest = channel_maxima(copy, [g.activation for g in groups], inputs)
@@ -138,6 +144,27 @@ def _groups(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) -> list[
         )
         for name, products in found.items()
     ]
+
+
+def _is_normalized(name: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a tensor is what a LayerNormalization gives, in one node or many, of whatever shape."""
+    node = producers.get(name)
+    while node is not None and node.op_type == "Reshape":
+        node = producers.get(node.input[0])
+    if node is None:
+        return False
+    if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization"):
+        return True
+    if node.op_type not in ("Mul", "Add"):
+        return False
+    # Written out it ends in Div by a Sqrt, Mul and Add; either of these may be absent.
+    for _ in range(2):
+        inner = [producers[i] for i in node.input if i in producers]
+        if node.op_type not in ("Mul", "Add") or len(inner) != 1:
+            break
+        node = inner[0]
+    divisor = producers.get(node.input[1]) if node.op_type == "Div" else None
+    return divisor is not None and divisor.op_type == "Sqrt"
 
 
 def _is_product(node: onnx.NodeProto, weights: Mapping[str, TensorProto]) -> bool:
