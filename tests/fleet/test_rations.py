@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,45 @@ def test_attempts_without_a_token_are_rationed_where_they_fail(tmp_path: Path) -
         # A bucket of two that takes ten seconds for the next: a slow machine needs a few attempts more.
         assert 429 in (api.post("/login", data={"token": "wrong"}).status_code for _ in range(10))
         assert 429 in (enrol("edgec-claim_no", "cam") for _ in range(10))
+
+
+def test_an_address_gets_only_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PatientProtocol, "per_address", 2)
+    http = Http("127.0.0.1", 0)
+    app = FastAPI()
+
+    @app.get("/")
+    async def give() -> dict[str, int]:
+        return {}
+
+    http.start(app, None)
+
+    def connected(address: str) -> socket.socket:
+        link = socket.create_connection(("127.0.0.1", http.port), 60, (address, 0))
+        opened.callback(link.close)
+        return link
+
+    def status(link: socket.socket) -> bytes:
+        # Who is refused may hear so only as an end of the connection.
+        with suppress(ConnectionResetError, BrokenPipeError):
+            link.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            return link.recv(4096)[9:12]
+        return b""
+
+    try:
+        with ExitStack() as opened:
+            kept = [connected("127.0.0.2") for _ in range(2)]
+            assert [status(link) for link in kept] == [b"200"] * 2
+            assert connected("127.0.0.2").recv(4096)[9:12] == b"503"
+            # Others come in all the same, and a proxy on this machine as often as it likes.
+            assert status(connected("127.0.0.3")) == b"200"
+            assert [status(connected("127.0.0.1")) for _ in range(4)] == [b"200"] * 4
+            kept[0].close()
+            deadline = time.monotonic() + 60
+            while status(connected("127.0.0.2")) != b"200":
+                assert time.monotonic() < deadline
+    finally:
+        http.close()
 
 
 def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

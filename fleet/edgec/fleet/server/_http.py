@@ -57,11 +57,11 @@ class Http:
         Raises:
             FleetError: It does not start.
         """
-        from edgec.fleet.server._patience import PatientProtocol
+        from edgec.fleet.server._patience import protocol
 
         config = self._uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=protocol(),
             log_config=None,
             access_log=False,
             server_header=False,
