@@ -90,8 +90,10 @@ class Bench:
         """Upload a sound release, and begin to roll it out."""
         path = make_release(self.folder / f"{number}.edgec", number, target=HARDWARE)
         self.client.upload(path, override=REASON)
+        # Before they have told anything of it, fifty devices with a release would be found silent.
+        first_look_s = 2.0 if self.devices < 100 else 1.1 * window_s(self.devices)
         wanted = RolloutWanted(
-            model=MODEL, version=number, least_devices=least, first_look_s=2.0, start=True,
+            model=MODEL, version=number, least_devices=least, first_look_s=first_look_s, start=True,
             stages=[StageWanted(percent=percent, soak_s=soak_s) for percent, soak_s in stages],
         )  # fmt: skip
         return self.client.create_rollout(wanted)
