@@ -1,6 +1,7 @@
 """edgec's TFLite files against those of ai-edge-quantizer and onnx2tf, on the same models in one run.
 
     EDGEC_TEST_MODELS=DIR python -m benchmarks.tflite [CASE ...] --quantizer PYTHON --old-runtime PYTHON
+        [--prototype FILE]
 
 Float32 files are written by edgec and by onnx2tf; int8 files by edgec (`compile` for `npu-tflite`), by
 ai-edge-quantizer from either float file, and by onnx2tf (`-oiqt`); MiniLM is quantized dynamically instead.
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="all by default")
     parser.add_argument("--quantizer", type=Path, help="a Python that has ai-edge-quantizer")
     parser.add_argument("--old-runtime", type=Path, help="a Python that has tflite-runtime 2.14")
+    parser.add_argument("--prototype", type=Path, help="the module that edgec's writer grew from")
     parser.add_argument("--measure-s", type=float, default=1.0, help="seconds per file")
     parser.add_argument("--timeout-s", type=float, default=900.0, help="for one case")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -80,7 +82,9 @@ def main() -> None:
         return
     if asked.one is not None:
         with redirect_stdout(sys.stderr):
-            entry = one(asked.one, Tools(asked.quantizer, asked.old_runtime), asked.measure_s)
+            entry = one(
+                asked.one, Tools(asked.quantizer, asked.old_runtime, asked.prototype), asked.measure_s
+            )
         print(json.dumps(entry))
         return
     for name in asked.cases or subject_names():
@@ -93,8 +97,9 @@ def main() -> None:
 def in_process(name: str, asked: argparse.Namespace) -> Entry:
     """Run a case in a process of its own; a crash or a hang is an entry too."""
     command = [sys.executable, "-m", "benchmarks.tflite", "--one", name, "--measure-s", str(asked.measure_s)]
-    for option, python in (("--quantizer", asked.quantizer), ("--old-runtime", asked.old_runtime)):
-        command += [option, str(python)] if python is not None else []
+    others = {"quantizer": asked.quantizer, "old-runtime": asked.old_runtime, "prototype": asked.prototype}
+    for option, path in others.items():
+        command += [f"--{option}", str(path)] if path is not None else []
     print(f"== {name}", flush=True)
     try:
         done = subprocess.run(
@@ -118,10 +123,12 @@ class Tools:
     Attributes:
         quantizer: Python with ai-edge-quantizer.
         old_runtime: Python with tflite-runtime 2.14.
+        prototype: The module that edgec's writer grew from, with its ``fold_pre``, ``ranges`` and ``W``.
     """
 
     quantizer: Path | None
     old_runtime: Path | None
+    prototype: Path | None
 
     @property
     def onnx2tf(self) -> Path:
@@ -202,13 +209,17 @@ def makers(
         yield "edgec dynamic", lambda _: dynamic_file(work / "edgec_dynamic.tflite", variant)
     else:
         yield "edgec int8", partial(compiled, subject, work)
+        yield "prototype int8", partial(by_prototype, source, samples, tools, work)
+    if subject.authors is not None:
+        own = subject.authors
+        yield "its author's integers", lambda _: own
     floats = partial(convert, source, variant, samples, tools, work / "onnx2tf")
     yield "onnx2tf float32", partial(floats, wanted="float32", integer=False)
     # Of its own, because where its int8 fails, nothing is written.
-    own = partial(convert, source, variant, samples, tools, work / "onnx2tf_int8", integer=True)
+    integers = partial(convert, source, variant, samples, tools, work / "onnx2tf_int8", integer=True)
     yield (
         f"onnx2tf {subject.mode}",
-        partial(own, wanted="dynamic_range_quant" if dynamic else "integer_quant"),
+        partial(integers, wanted="dynamic_range_quant" if dynamic else "integer_quant"),
     )
     for origin in ("edgec", "onnx2tf"):
         before = made_before[f"{origin} float32"].file
@@ -264,6 +275,22 @@ def compiled(subject: Subject, work: Path, entry: Entry) -> Path:
         result = build(work / "ungated", options=replace(options, max_drop=None))
     with Artifact.open(result.artifacts[0]) as artifact:
         return artifact.extract(work / "edgec_int8", ["model.tflite"])["model.tflite"]
+
+
+def by_prototype(source: Path, samples: Sequence[Arrays], tools: Tools, work: Path, entry: Entry) -> Path:
+    """Return what the prototype of the writer makes of a model."""
+    if tools.prototype is None:
+        raise ConversionError("left out: no prototype was named")
+    path, arrays = work / "prototype.tflite", work / "samples_prototype.npz"
+    np.savez(arrays, allow_pickle=False, **{n: np.stack([s[n] for s in samples]) for n in samples[0]})
+    request = {
+        "module": str(tools.prototype),
+        "source": str(source),
+        "samples": str(arrays),
+        "output": str(path),
+    }
+    worker(Path(sys.executable), "prototype", request, "the prototype")
+    return path
 
 
 def convert(

@@ -25,11 +25,13 @@ class Subject:
         case: The model.
         mode: ``int8``, full-integer; or ``dynamic``.
         random: Whether its weights are random, so that nothing is known of accuracy.
+        authors: The integer file that its author made, judged beside the others.
     """
 
     case: Case
     mode: str = "int8"
     random: bool = False
+    authors: Path | None = None
 
 
 def subject_names() -> list[str]:
@@ -61,7 +63,7 @@ def _trained_mobilenet(work: Path) -> Subject:
         evaluation=work / "evaluation.npz",
         data=f"{_PICTURES} crops of photos calibrate, {_JUDGED} others are compared with fp32",
     )
-    return Subject(case=case)
+    return Subject(case=case, authors=folder.parent / "mobilenet_v2_1.0_224_quant.tflite")
 
 
 def in_float(model: onnx.ModelProto) -> onnx.ModelProto:
