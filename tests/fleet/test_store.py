@@ -348,6 +348,34 @@ def settle_down(store: Store, names: list[str], seq: int, now: float, calls: int
     store.telemetry.ingest(told, now)
 
 
+def test_devices_that_have_a_release_since_a_moment_ago_are_not_silent(store: Store) -> None:
+    names = [f"d{i}" for i in range(40)]
+    enrol(store, *names)
+    settle_down(store, names, 0, NOW)
+    limits = replace(make_plan().limits, least_devices=15)
+    store.rollouts.create(make_plan(limits=limits, least_devices=20), now=NOW, actor="ann")
+    store.rollouts.order("r1", "start", now=NOW, actor="ann")
+    store.rollouts.tick("r1", NOW)
+    with_it = [name for name in names if store.devices.get(name).wanted.get("m") == NEW]
+    assert len(with_it) == 20
+    settle_down(store, [name for name in names if name not in with_it], 1, NOW + 10)
+    for name in with_it:
+        store.devices.heard(name, report(store.devices.get(name).epoch, 1, NEW), NOW + 10)
+    found: dict[int, str] = {}
+    for passed in (
+        11,
+        72,
+        135,
+        260,
+    ):  # the soak begins; then looks
+        store.rollouts.tick("r1", NOW + passed)
+        found[passed] = store.rollouts.get("r1").state
+    assert [found[passed] for passed in (11, 72)] == ["running"] * 2
+    assert found[260] in ("undoing", "undone")
+    (incident,) = store.rollouts.incidents(only_open=True)
+    assert incident.reason == "silence"
+
+
 @pytest.mark.parametrize(("poison", "state"), [({}, "finished"), ({"errors": 60}, "undone")])
 def test_a_rollout_goes_through_or_is_taken_back(store: Store, poison: dict[str, int], state: str) -> None:
     names = [f"d{i}" for i in range(24)]

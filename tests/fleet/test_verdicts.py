@@ -100,6 +100,10 @@ def test_devices_that_fall_silent_are_noticed() -> None:
     )
     verdict = judge(replace(evidence, candidate=(*silent, *evidence.candidate[40:])))
     assert finding(verdict, "silence").outcome == "fail"
+    young = tuple(replace(d, settled=False) for d in silent)
+    verdict = judge(replace(evidence, candidate=(*young, *evidence.candidate[40:])))
+    assert verdict.outcome == "inconclusive"
+    assert not [found for found in verdict.findings if found.metric == "silence"]
 
 
 def test_missing_data_holds_and_says_so() -> None:

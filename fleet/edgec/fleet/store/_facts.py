@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
@@ -80,8 +81,11 @@ def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evi
     hours = (int(rollout.since // HOUR_S), int(now // HOUR_S))
     began = min((d.assigned_at for d in with_it), default=now)
     earlier = (int((began - _BEFORE_S) // HOUR_S), int(began // HOUR_S))
+    # A model just begun tells of its first minute after that minute, or as soon as its link lets it.
+    known = {d.id for d in with_it if d.phase == "installed" and now - d.phase_at >= 2 * plan.first_look_s}
+    said = _said(connection, plan.model, {d: d.assigned or "" for d in with_it}, hours)
     return Evidence(
-        candidate=_said(connection, plan.model, {d: d.assigned or "" for d in with_it}, hours),
+        candidate=tuple(replace(d, settled=d.device in known) for d in said),
         control=_said(connection, plan.model, {d: d.active or "" for d in without}, hours),
         before=tuple(
             d

@@ -31,6 +31,7 @@ class DeviceEvidence:
         outputs: Values by output.
         compared: Calls that the model before answered, too, in its shadow.
         disagreed: Of these, those with another answer.
+        settled: Whether it has had the artifact for so long that it must have told something of it.
     """
 
     device: str
@@ -48,6 +49,7 @@ class DeviceEvidence:
     outputs: Mapping[str, Histogram] = field(default_factory=dict)
     compared: int = 0
     disagreed: int = 0
+    settled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

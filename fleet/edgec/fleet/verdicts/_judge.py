@@ -263,11 +263,15 @@ def _odds(p: float) -> float:
 
 
 def _silence(arms: Arms) -> Iterable[Finding]:
-    """Judge whether devices that have the release stopped to say anything of the model."""
-    if arms.against != "control" or min(len(arms.candidate), len(arms.control)) < arms.limits.least_devices:
+    """Judge whether devices that have the release stopped to say anything of the model.
+
+    Those that have it since a moment ago, and have told nothing yet, say nothing for or against it.
+    """
+    heard = [len(_heard(arm)) for arm in (arms.candidate, arms.control)]
+    silent = [sum(d.settled for d in arm if not d.calls) for arm in (arms.candidate, arms.control)]
+    sizes = (heard[0] + silent[0], heard[1] + silent[1])
+    if arms.against != "control" or min(sizes) < arms.limits.least_devices:
         return
-    silent = [len(arm) - len(_heard(arm)) for arm in (arms.candidate, arms.control)]
-    sizes = (len(arms.candidate), len(arms.control))
     found = proportion_difference((silent[0], sizes[0]), (silent[1], sizes[1]), arms.alpha)
     words = f"{silent[0]} of {sizes[0]} devices say nothing of the model, {silent[1]} of {sizes[1]} without"
     yield _finding(arms, "silence", found, arms.limits.silent_devices, words, n=sizes)
