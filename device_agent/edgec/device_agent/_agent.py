@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ class Agent:
         applications: Sequence[Applications] = (),
         operations: Sequence[Operations] = (),
         spawn: Callable[[Callable[[], None]], None] | None = None,
+        spawn_check: Callable[[Callable[[], None]], None] | None = None,
         limits: Limits = _LIMITS,
         heartbeat: Callable[[], None] | None = None,
         observe: ObserveOptions | None = None,
@@ -70,6 +72,8 @@ class Agent:
             applications: Who uses the models, beside sessions of this process.
             operations: Remote commands, beside ``abort`` and ``refresh``.
             spawn: Runs a piece of work; None for a thread for each.
+            spawn_check: Runs a check of what the fleet asks for, which takes milliseconds of computing and
+                at times a request; None for `spawn`. Hundreds of agents of one process take turns with it.
             limits: How patient updates are.
             observe: What is looked at in calls of sessions of this process; None for the defaults.
             heartbeat: Called in every round, at least every few seconds, for a watchdog.
@@ -82,6 +86,7 @@ class Agent:
         self._applications: tuple[Applications, ...] = (self._sessions, *applications)
         self._operations = tuple(operations)
         self._spawn_work = spawn or _thread
+        self._spawn_check = spawn_check or self._spawn_work
         self._limits = limits
         self._trial = trial
         self._heartbeat = heartbeat or (lambda: None)
@@ -120,7 +125,8 @@ class Agent:
                 self.clock,
                 applications=self._applications,
                 limits=self._limits,
-                spawn=self._spawn,
+                spawn=partial(self._spawn, self._spawn_work),
+                spawn_check=partial(self._spawn, self._spawn_check),
                 trial=self._trial,
             )
         except BaseException:
@@ -296,7 +302,7 @@ class Agent:
         busy = self._parts.wishes.busy or self._parts.uplink.waiting or self._parts.models.busy
         return _BUSY_S if busy else _IDLE_S
 
-    def _spawn(self, work: Callable[[], None]) -> None:
+    def _spawn(self, run: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
         """Run a piece of work, and let the agent's own thread look at what came of it."""
 
         def noticed() -> None:
@@ -305,7 +311,7 @@ class Agent:
             finally:
                 self._link.nudge()
 
-        self._spawn_work(noticed)
+        run(noticed)
 
     def _send(self) -> None:
         parts = self._parts

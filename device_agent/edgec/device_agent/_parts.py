@@ -63,6 +63,7 @@ def make_parts(
     applications: Sequence[Applications],
     limits: Limits,
     spawn: Spawn,
+    spawn_check: Spawn,
     trial: Trial | None,
 ) -> Parts:
     """Make all parts; nothing of them runs yet.
@@ -88,7 +89,7 @@ def make_parts(
     )
     chunks = None if alone else ChunkRequests(uplink.ask)
     context = source_context(config.authority)
-    wishes = _make_wishes(config, trust, clock, spawn, context)
+    wishes = _make_wishes(config, trust, clock, spawn_check, context)
     models = Models(config, store, clock, limits=limits, spawn=spawn, applications=applications)
     audits = AuditLog(state_dir / "audit.jsonl")
     reports = Reports(uplink, store, audits, models, clock, limits=limits, alone=alone)

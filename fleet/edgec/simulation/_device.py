@@ -49,6 +49,7 @@ class SimulatedDevice:
         settings: Of the simulation.
         artifacts: Of the process.
         trial: Of the process.
+        spawn_check: Of the process; see `Agent`.
         news: Told of what happens, from threads of the device: it must be quick.
         drawn: Whether calls are drawn; otherwise somebody makes them, on sessions of the agent.
     """
@@ -60,11 +61,12 @@ class SimulatedDevice:
         artifacts: DeclaredArtifacts,
         trial: SharedTrial,
         *,
+        spawn_check: Callable[[Callable[[], None]], None] | None = None,
         news: Callable[[DeviceNews], None] = lambda news: None,
         drawn: bool = True,
     ) -> None:
         self.config, self._settings = config, settings
-        self._trial, self._news = trial, news
+        self._trial, self._spawn_check, self._news = trial, spawn_check, news
         self._chance = Chance(settings.seed, config.device)
         self.stricken = settings.poison is not None and self._chance.luck("") < settings.poison.share
         self._drawn = drawn
@@ -119,6 +121,7 @@ class SimulatedDevice:
             observe=None if self._drawn else ObserveOptions(max_share=math.inf),
             limits=Limits(backoff_s=self._settings.backoff_s),
             trial=self._try,
+            spawn_check=self._spawn_check,
         )
         agent.start()
         self._agent = agent
