@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 from edgec.compiler.calibration import CalibrationTable
 from edgec.compiler.converters import Quantities
 from edgec.compiler.quantization import raise_opset
+from edgec.compiler.weight_scales import weight_scales
 from edgec.errors import CalibrationError
 
 ROUNDED = "the source with every activation and weight rounded to integers"
@@ -154,6 +155,6 @@ def _parts(node: onnx.NodeProto, weights: NDArray[np.float32]) -> list[NDArray[n
 def _rounded_weights(weights: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     axis %= weights.ndim
     others = tuple(i for i in range(weights.ndim) if i != axis)
-    scale = np.maximum(np.abs(weights).max(axis=others, keepdims=True) / 127, _SMALLEST)
+    scale = np.expand_dims(np.maximum(weight_scales(weights, axis), _SMALLEST), others)
     rounded: NDArray[np.float32] = (np.rint(weights / scale) * scale).astype(np.float32)
     return rounded

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgec.compiler.model import walk_nodes
+from edgec.compiler.weight_scales import weight_scales
 
 _MIN_EMBEDDING = 4096  # values; a smaller table is not worth the nodes that unpack its rows
 
@@ -191,14 +192,13 @@ class Rewriter(ABC):
         self._made[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
 
 
-def symmetric(
-    array: NDArray[np.float32], axis: int | tuple[int, ...]
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def symmetric(array: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return int8 values in -127..127 and their scales, which keep `axis` with the length one."""
-    largest = np.abs(array).max(axis=axis, keepdims=True)
+    rows = np.moveaxis(array, axis, -1)
+    found = weight_scales(rows.reshape(-1, rows.shape[-1]), 0).reshape(rows.shape[:-1])
     # A row or column of zeros, or of numbers too small for a scale, is zeros at any scale.
     smallest = np.float32(np.finfo(np.float32).tiny)
-    scales = np.where(largest / 127 >= smallest, largest / 127, np.float32(1)).astype(np.float32)
+    scales = np.expand_dims(np.where(found >= smallest, found, np.float32(1)), axis)
     integers = np.clip(np.rint(array / scales), -127, 127).astype(np.int8)
     return np.ascontiguousarray(integers), scales
 

@@ -21,6 +21,7 @@ from edgec.compiler.calibration import CalibrationTable
 from edgec.compiler.model import first_line, opset_of, walk_nodes
 from edgec.compiler.passes.sort_nodes import sort_nodes
 from edgec.compiler.quiet import quiet
+from edgec.compiler.weight_scales import LARGEST, peaks, weight_scales
 from edgec.errors import CalibrationError, ConversionError
 from edgec.targets import QuantizationScheme
 
@@ -513,12 +514,40 @@ def _quantize_with_ort(
                 "WeightSymmetric": scheme.weight_symmetric,
                 "QuantizeBias": scheme.bias_dtype == "int32",
                 "AddQDQPairToWeight": scheme.weight_qdq,
+                "TensorQuantOverrides": _grid_scales(
+                    graph, scheme, chosen, 64 if narrow_weights else LARGEST
+                ),
             },
         )
         _scale_averages_apart(quantizer, {n.name for n in model.graph.node if n.op_type == "AveragePool"})
         result: onnx.ModelProto = quantizer.quantize_model()
     _leave_float_results(result.graph, chosen)
     return result
+
+
+def _grid_scales(
+    graph: _View, scheme: QuantizationScheme, chosen: set[str], largest: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return scales for ONNX Runtime's quantizer, of the weights that are on a grid: it knows of none.
+
+    A tensor that layers take along unlike axes is left to it.
+    """
+    if scheme.weight_dtype != "int8" or not scheme.weight_symmetric:
+        return {}
+    layers = [n for n in graph.model.graph.node if n.name in chosen and n.op_type in _WEIGHTED]
+    axes: dict[str, set[int | None]] = {}
+    for node in layers:
+        axes.setdefault(node.input[1], set()).add(_channel_axis(node) if scheme.per_channel else None)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, (axis, *others) in axes.items():
+        weights = numpy_helper.to_array(graph.initializers[name])
+        usual = peaks(weights, axis) / largest
+        scales = weight_scales(weights, axis, largest=largest)
+        if others or np.array_equal(scales, usual.astype(np.float32)):
+            continue
+        along = {} if axis is None else {"axis": axis}
+        found[name] = [{"scale": scale, "zero_point": 0, **along} for scale in np.atleast_1d(_usable(scales))]
+    return found
 
 
 def _scale_averages_apart(quantizer: Any, averages: Collection[str]) -> None:
@@ -725,17 +754,14 @@ class _Inserter:
     def _activation_pair(self, node: onnx.NodeProto, index: int) -> list[onnx.NodeProto]:
         tensor = node.input[index]
         _, high = self._table.range(tensor, self._method, symmetric=True)
-        scale = np.asarray(_scale(np.asarray(high)), np.float32)
+        scale = _usable(np.asarray(high / 127.0, np.float32))
         return self._pair(node, index, tensor, scale, None)
 
     def _weight_pair(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         tensor = node.input[1]
         array = numpy_helper.to_array(self._graph.initializers[tensor])
-        if not self._scheme.per_channel:
-            return self._pair(node, 1, tensor, np.asarray(_scale(np.abs(array).max()), np.float32), None)
-        axis = _channel_axis(node)
-        others = tuple(i for i in range(array.ndim) if i != axis)
-        return self._pair(node, 1, tensor, _scale(np.abs(array).max(axis=others)), axis)
+        axis = _channel_axis(node) if self._scheme.per_channel else None
+        return self._pair(node, 1, tensor, _usable(weight_scales(array, axis)), axis)
 
     def _pair(
         self, node: onnx.NodeProto, index: int, tensor: str, scale: NDArray[np.float32], axis: int | None
@@ -772,11 +798,9 @@ class _Inserter:
         ]
 
 
-def _scale(largest: NDArray[np.floating]) -> NDArray[np.float32]:
+def _usable(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     # The zero range of a dead channel or a constant zero has no scale of its own; any positive one is exact.
-    return np.where(largest > 0, np.maximum(largest / 127.0, np.finfo(np.float32).tiny), 1.0).astype(
-        np.float32
-    )
+    return np.where(scales > 0, np.maximum(scales, np.finfo(np.float32).tiny), 1.0).astype(np.float32)
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:

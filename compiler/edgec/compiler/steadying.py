@@ -20,12 +20,13 @@ from onnx import numpy_helper
 from edgec.compiler.onnxruntime import ReferenceProgram, with_outputs
 from edgec.compiler.passes.smooth_quant import smooth_activations
 from edgec.compiler.products import is_product, is_transposed
+from edgec.compiler.weight_scales import weight_scales
 
 _ALPHA = 0.5  # 0.3 to 0.5 are within 1 dB on MiniLM; above, rows that no sample showed are lost
 _FRAGILE_DB = 28.0  # MiniLM: one product at 25 dB, which costs half of all accuracy; the others above 30
 _ROWS = 32  # of one sample
 _TINY = 1e-12
-_LEVELS, _LARGEST = 255, 127
+_LEVELS = 255
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -94,7 +95,7 @@ def _columns(
     """Return the weights of a product as [in, out], exact and rounded."""
     matrix = numpy_helper.to_array(weights[node.input[1]])
     matrix = matrix.T if is_transposed(node) else matrix
-    scale = np.maximum(np.abs(matrix).max(axis=0) / _LARGEST, _TINY)
+    scale = np.maximum(weight_scales(matrix, 1), _TINY)
     return matrix, np.asarray(np.rint(matrix / scale) * scale, np.float32)
 
 

@@ -29,6 +29,7 @@ from edgec.compiler.products import (
     with_domain,
 )
 from edgec.compiler.quantization import lift_constants, raise_opset
+from edgec.compiler.weight_scales import weight_scales
 from edgec.errors import ConversionError
 
 Form = Literal["nbits", "dequantize", "float"]
@@ -176,7 +177,7 @@ def compress(matrix: NDArray[np.float32], bits: int, block: int) -> Compressed:
 
 
 def _int8(cut: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    scales = _usable(np.abs(cut).max(axis=2) / np.float32(127))
+    scales = _usable(weight_scales(cut.reshape(-1, cut.shape[2]), 0).reshape(cut.shape[:2]))
     values = (np.clip(np.rint(cut / scales[..., None]), -127, 127) + 128).astype(np.uint8)
     return values, scales, np.full(scales.shape, 128, np.uint8)
 

@@ -25,6 +25,7 @@ from edgec.compiler.tflite.recurrence import (
     give_last,
     give_sequence,
 )
+from edgec.compiler.weight_scales import weight_scales
 
 _TANH = 4  # ActivationFunctionType
 _ORDER = (0, 2, 3, 1)  # TFLite's gates input, forget, cell, output among ONNX's input, output, forget, cell
@@ -141,7 +142,7 @@ def _matrix(lowering: Lowering, matrix: Floats, node: Node, what: str) -> int:
     """Add weights: the kernels of integers know one scale per matrix."""
     name = f"{node.name}/{what}"
     if lowering.integer or lowering.hybrid:
-        scale = float(np.float32(max(float(np.abs(matrix).max(initial=0.0)) / 127, 1e-9)))
+        scale = max(float(weight_scales(matrix, None)), float(np.float32(1e-9)))
         quant = Quant((scale,), 0, "int8")
         return lowering.array(np.maximum(quantize.to_integers(matrix, quant), -127), name, quant)
     return lowering.array(matrix, name)

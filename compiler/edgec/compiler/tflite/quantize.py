@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.compiler.tflite.flatbuffer import Quant
+from edgec.compiler.weight_scales import weight_scales
 
 _SMALLEST = 1e-9  # a range of zero has no scale of its own
 SOFTMAX = Quant((1 / 256,), -128, "int8")  # fixed by the specification: kernels assume it
@@ -73,9 +74,7 @@ def quantize_weights(
 
     Where a bias would overflow at ``input_scale * scale``, its channel gets a larger scale.
     """
-    others = tuple(i for i in range(weights.ndim) if i != axis)
-    scale = np.abs(weights.astype(np.float64)).max(axis=others) / 127
-    scale = np.maximum(scale, _SMALLEST)
+    scale = np.maximum(weight_scales(weights, axis), _SMALLEST)
     if bias is not None and input_scale > 0:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (input_scale * 2.0 ** (bias_bits - 2)))
     scale = scale.astype(np.float32)
