@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, refused, versions
+from tests.trust.simulator import DAY, DEVICE, OTHER, START, Clock, Publisher, path_of, refused, versions
 
 from edgec.errors import TrustError
 from edgec.trust import DeviceTrust, bundle_files
@@ -84,14 +84,45 @@ def test_only_what_the_director_signed_just_now_is_fresh(publisher: Publisher, t
     assert not device.is_fresh(60)
     device.update(publisher.repo)
     assert device.is_fresh(60)
+    device.known()
+    assert device.is_fresh(60)
     publisher.clock.now += 61
     assert not device.is_fresh(60)
     # A clock that is behind tells nothing.
     publisher.clock.now -= 600
     assert not device.is_fresh(60)
-    # Nor does what was kept by the agent before this one.
-    publisher.clock.now = START
-    assert not publisher.device(tmp_path / "device").is_fresh(60)
+
+
+def test_what_was_kept_is_not_fresh_whatever_the_clock_says(publisher: Publisher, tmp_path: Path) -> None:
+    """A device without a clock of its own starts with the time that it had at the power cut."""
+    monotonic = Clock(0.0)
+    files = publisher.files()
+    publisher.device(tmp_path / "device").update(files)
+    publisher.clock.now += DAY
+    publisher.director.assign(DEVICE, {"tiny": path_of("2")})
+    publisher.clock.now = START + 5
+    again = publisher.device(tmp_path / "device", monotonic=monotonic)
+    (target,) = again.known().targets
+    assert not again.is_fresh(60)
+    # Nor is the same message, which a broker may have kept.
+    again.update(files)
+    assert not again.is_fresh(60)
+    with pytest.raises(TrustError) as caught:
+        again.recheck(target, publisher.repo)
+    assert caught.value.reason == "revoked"
+
+
+def test_what_was_heard_ages_while_the_clock_stands(publisher: Publisher, tmp_path: Path) -> None:
+    monotonic = Clock(0.0)
+    device = publisher.device(tmp_path / "device", monotonic=monotonic)
+    device.update(publisher.repo)
+    monotonic.now += 60
+    assert device.is_fresh(60)
+    monotonic.now += 1
+    assert not device.is_fresh(60)
+    publisher.director.assign(DEVICE, {"tiny": path_of("2")})
+    device.update(publisher.repo)
+    assert device.is_fresh(60)
 
 
 @pytest.mark.parametrize("damaged", ["metadata.json", "floors.json"])

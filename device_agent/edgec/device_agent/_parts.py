@@ -210,4 +210,5 @@ def _open_trust(config: AgentConfig, clock: Clock) -> DeviceTrust:
         director_root=roots[1],
         groups=config.groups,
         clock=clock.wall,
+        monotonic=clock.monotonic,
     )

@@ -174,8 +174,8 @@ class AgentActions(SlotWork):
     def confirm(self, work: Work, context: Context) -> None:
         """Look for newer metadata where that can be had, and check what is known in any case.
 
-        What was signed a moment ago is not looked for again: a thousand devices that are told at once would
-        otherwise ask for what they were just told.
+        What was signed and heard a moment ago, since the start, is not looked for again: a thousand devices
+        that are told at once would otherwise ask for what they were just told.
         """
         target = self._assigned(work)
         for source in () if self._trust.is_fresh(_FRESH_S) else self._metadata():

@@ -36,6 +36,7 @@ from edgec.trust._source import MetadataSource, Source, open_source
 from edgec.trust._state import Floor, Floors, TrustState, merged
 
 _WORK = "work-"
+_DIRECTORS_WORD = f"{DIRECTOR}/timestamp.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class DeviceTrust:
         groups: Collection[str] = (),
         scratch: Path | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open the trust of a device.
 
@@ -90,6 +92,7 @@ class DeviceTrust:
             groups: Groups whose commands it obeys.
             scratch: Folder for files that last as long as an update, best in memory; `directory` if None.
             clock: Seconds since 1970; may be wrong.
+            monotonic: Seconds that only grow while this object lives.
 
         Raises:
             TrustError: A root is not to be used, or the directory cannot be (``reason`` ``storage``).
@@ -98,7 +101,7 @@ class DeviceTrust:
         self._hardware = frozenset(hardware)
         self._groups = frozenset(groups)
         self._scratch = directory if scratch is None else scratch
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
         self._bootstrap = {IMAGE: image_root, DIRECTOR: director_root}
         self._built = max(
             Extra(verified_root_chain(root, {}, kind)).issued for kind, root in self._bootstrap.items()
@@ -109,6 +112,7 @@ class DeviceTrust:
         # Another one, so that no command waits for a slow server.
         self._command_lock = threading.Lock()
         self._verified: _Verified | None = None
+        self._heard: float | None = None  # when the director last said something new, by `monotonic`
         for left in self._scratch.glob(f"{_WORK}{self.device_id}-{'?' * 8}"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -182,12 +186,17 @@ class DeviceTrust:
         return self.update(_Known(self._state)) if verified is None else verified.assignment
 
     def is_fresh(self, seconds: float) -> bool:
-        """Return whether the director signed what was verified last within `seconds` of now.
+        """Return whether what was verified last is news of the director's, signed and heard within `seconds`.
 
-        That is by its word and this device's clock: where the clock is wrong, the answer is no.
+        News is what this object fetched and had not known: what was kept on disk says nothing of what came
+        after it, nor do the same bytes once more. When it was heard is counted by a monotonic clock, because
+        the other may come back from disk too, with the time of the power cut; when it was signed is the
+        director's word, and where the device's clock is far from it, either way, the answer is no.
         """
-        verified = self._current()
-        return verified is not None and abs(self._clock() - verified.issued) <= seconds
+        verified, heard = self._current(), self._heard
+        if verified is None or heard is None or self._monotonic() - heard > seconds:
+            return False
+        return abs(self._clock() - verified.issued) <= seconds
 
     def recheck(self, assigned: AssignedTarget, source: Source | None = None) -> AssignedTarget:
         """Check right before an installation that it is still wanted and allowed.
@@ -238,6 +247,7 @@ class DeviceTrust:
             raise TrustError(f"the command is for group {command.group}; this device is not in it", "device")
 
     def _update(self, source: MetadataSource) -> Assignment:
+        before, asked = self._state.files.get(_DIRECTORS_WORD), self._monotonic()
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix=f"{_WORK}{self.device_id}-") as work:
             fresh = {kind: self._refresh(kind, source, Path(work, kind)) for kind in (DIRECTOR, IMAGE)}
             floors = self._raised(fresh)
@@ -259,6 +269,8 @@ class DeviceTrust:
                     kind, self._roots(kind) | {name: (folder / name).read_bytes() for name in names}
                 )
             self._state.save(floors)
+        if self._state.files[_DIRECTORS_WORD] != before:
+            self._heard = asked
         issued = Extra(fresh[DIRECTOR].timestamp).issued
         self._verified = _Verified(self._state.files, assignment, issued)
         return assignment
