@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -24,7 +27,9 @@ from edgec.fleet.enrolment import Enrolment, Whereabouts
 from edgec.fleet.server._http import Http
 from edgec.fleet.server._patience import PatientProtocol
 from edgec.fleet.service import Fleet
-from edgec.protocol.certificates import CertificateAuthority
+from edgec.protocol.certificates import Certificate, CertificateAuthority
+
+Connect: TypeAlias = Callable[[str], socket.socket]
 
 
 def test_attempts_without_a_token_are_rationed_where_they_fail(tmp_path: Path) -> None:
@@ -48,43 +53,91 @@ def test_attempts_without_a_token_are_rationed_where_they_fail(tmp_path: Path) -
         assert 429 in (enrol("edgec-claim_no", "cam") for _ in range(10))
 
 
-def test_an_address_gets_only_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PatientProtocol, "per_address", 2)
-    http = Http("127.0.0.1", 0)
-    app = FastAPI()
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@contextmanager
+def answering(per_address: int, certificate: Certificate | None = None) -> Iterator[Connect]:
+    """Serve 200 at ``/``; give what connects to it from an address of this machine."""
+    http, app = Http("127.0.0.1", 0, per_address), FastAPI()
 
     @app.get("/")
     async def give() -> dict[str, int]:
         return {}
 
-    http.start(app, None)
+    with ExitStack() as opened:
+        opened.callback(http.close)
+        http.start(app, certificate)
+        yield lambda address: opened.enter_context(
+            socket.create_connection(("127.0.0.1", http.port), 60, (address, 0))
+        )
 
-    def connected(address: str) -> socket.socket:
-        link = socket.create_connection(("127.0.0.1", http.port), 60, (address, 0))
-        opened.callback(link.close)
-        return link
 
-    def status(link: socket.socket) -> bytes:
-        # Who is refused may hear so only as an end of the connection.
-        with suppress(ConnectionResetError, BrokenPipeError):
-            link.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            return link.recv(4096)[9:12]
-        return b""
+def status(link: socket.socket, request: bytes = GET) -> bytes:
+    # Who is refused may hear so only as an end of the connection.
+    with suppress(ConnectionResetError, BrokenPipeError, ssl.SSLError):
+        link.sendall(request)
+        return link.recv(4096)[9:12]
+    return b""
 
-    try:
-        with ExitStack() as opened:
-            kept = [connected("127.0.0.2") for _ in range(2)]
-            assert [status(link) for link in kept] == [b"200"] * 2
-            assert connected("127.0.0.2").recv(4096)[9:12] == b"503"
-            # Others come in all the same, and a proxy on this machine as often as it likes.
-            assert status(connected("127.0.0.3")) == b"200"
-            assert [status(connected("127.0.0.1")) for _ in range(4)] == [b"200"] * 4
-            kept[0].close()
-            deadline = time.monotonic() + 60
-            while status(connected("127.0.0.2")) != b"200":
-                assert time.monotonic() < deadline
-    finally:
-        http.close()
+
+def eventually(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_address_gets_only_so_many_connections() -> None:
+    with answering(2) as connected:
+        kept = [connected("127.0.0.2") for _ in range(2)]
+        assert [status(link) for link in kept] == [b"200"] * 2
+        assert connected("127.0.0.2").recv(4096)[9:12] == b"503"
+        # Others come in all the same, and a proxy on this machine as often as it likes.
+        assert status(connected("127.0.0.3")) == b"200"
+        assert [status(connected("127.0.0.1")) for _ in range(4)] == [b"200"] * 4
+        kept[0].close()
+        eventually(lambda: status(connected("127.0.0.2")) == b"200")
+
+
+def test_an_address_that_asks_for_websockets_is_not_locked_out() -> None:
+    with answering(1) as connected:
+        for request in (UPGRADE, UPGRADE, GET):
+
+            def asked(request: bytes = request) -> bool:
+                with connected("127.0.0.2") as link:
+                    return status(link, request) == b"200"
+
+            eventually(asked)
+
+
+def test_connections_count_before_their_handshake(tmp_path: Path) -> None:
+    authority = CertificateAuthority(tmp_path / "tls")
+    trust = ssl.create_default_context(cafile=str(authority.root))
+    with answering(2, authority.server("http", ("127.0.0.1",))) as connected:
+
+        def asked(address: str) -> bool:
+            with (
+                suppress(OSError),
+                connected(address) as plain,
+                trust.wrap_socket(plain, server_hostname="127.0.0.1") as link,
+            ):
+                return status(link) == b"200"
+            return False
+
+        kept = [connected("127.0.0.2") for _ in range(2)]
+        assert (asked("127.0.0.2"), asked("127.0.0.3")) == (False, True)
+        kept[0].close()
+        eventually(lambda: asked("127.0.0.2"))
+
+
+def test_an_address_may_be_given_any_number_of_connections() -> None:
+    with answering(0) as connected:
+        assert [status(connected("127.0.0.2")) for _ in range(4)] == [b"200"] * 4
 
 
 def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

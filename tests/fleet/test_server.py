@@ -315,6 +315,7 @@ def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
         ({"broker_cert": Path("x")}, "go together"),
         ({"broker_user": "x"}, "go together"),
         ({"certificate_days": 0}, "1 to 7320"),
+        ({"connections_per_address": -1}, "0 for any number"),
         ({"webhook": "https://x"}, "go together"),
         ({"webhook": "ftp://x", "webhook_secret": "s"}, "for the webhook"),
         ({"webhook": "https://x:99999/", "webhook_secret": "s"}, "for the webhook"),

@@ -90,6 +90,13 @@ _PORT = click.IntRange(0, 65535)
     show_default=True,
     help="How long certificates of devices hold.",
 )
+@click.option(
+    "--connections-per-address",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="To API and dashboard at once, this machine excepted; 0 for any number.",
+)
 @click.option("--webhook", help="URL that is told of alerts by POST, signed; with --webhook-secret-file.")
 @click.option("--webhook-secret-file", type=_FILE, help="Its first line is the secret of --webhook.")
 @click.option("--log-level", type=click.Choice(_LEVELS), default="warning", show_default=True)

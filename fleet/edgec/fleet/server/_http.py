@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from typing import TYPE_CHECKING
 
 from edgec.errors import FleetError, MissingExtraError
+from edgec.fleet.server._listener import PER_ADDRESS, Listener
 from edgec.protocol.certificates import Certificate
 
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ class Http:
         port: That it listens at.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, per_address: int = PER_ADDRESS) -> None:
         """Take an address; `start` begins to answer.
 
         Args:
             host: To listen at.
             port: To listen at; 0 for any that is free.
+            per_address: How many connections an address may have at once; 0 for any number.
 
         Raises:
             FleetError: The address is taken, or is none of this machine (``reason`` ``address``).
@@ -41,7 +42,7 @@ class Http:
         except ModuleNotFoundError as e:
             raise MissingExtraError("a fleet's server", e.name, "fleet") from e
         self._uvicorn = uvicorn
-        self._socket = _listen(host, port)
+        self._socket = Listener(host, port, per_address)
         self.port = int(self._socket.getsockname()[1])
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -57,11 +58,14 @@ class Http:
         Raises:
             FleetError: It does not start.
         """
-        from edgec.fleet.server._patience import protocol
+        from edgec.fleet.server._patience import PatientProtocol
 
+        self._socket.tls = certificate is not None
         config = self._uvicorn.Config(
             app,
-            http=protocol(),
+            http=PatientProtocol,
+            # An upgrade would take connections from the protocol that watches over them.
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -122,18 +126,3 @@ class Http:
             self._error = e
         finally:
             begun.set()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(512)
-    except OSError as e:
-        listener.close()
-        raise FleetError(
-            f"cannot listen at {host}:{port}: {e.strerror}; choose another --port", "address"
-        ) from e
-    return listener

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgec.artifact import atomic_write
 from edgec.errors import FleetError
+from edgec.fleet.server._listener import PER_ADDRESS
 
 KINDS = ("certificate", "token")
 BROKERS = ("auto", "mosquitto", "nats")
@@ -40,6 +41,8 @@ class FleetOptions:
         broker_user: Name to show to it, where it asks for one.
         broker_password: That goes with the name.
         certificate_days: How long certificates of devices hold.
+        connections_per_address: How many connections an address may have to API and dashboard at once, this
+            machine excepted; 0 for any number.
         webhook: URL that is told of alerts, by POST.
         webhook_secret: That what it is told is signed with.
     """
@@ -62,6 +65,7 @@ class FleetOptions:
     broker_password: str | None = None
     files: bool = True
     certificate_days: int = 3650
+    connections_per_address: int = PER_ADDRESS
     webhook: str | None = None
     webhook_secret: str | None = field(default=None, repr=False)
 
@@ -91,6 +95,10 @@ class FleetOptions:
                 problems.append(str(e))
         if not 1 <= self.certificate_days <= 20 * 366:
             problems.append(f"expected certificates for 1 to 7320 days, got {self.certificate_days}")
+        if self.connections_per_address < 0:
+            problems.append(
+                f"expected connections of an address, or 0 for any number, got {self.connections_per_address}"
+            )
         if problems:
             raise FleetError("; ".join(problems), "invalid")
 

@@ -1,9 +1,8 @@
-"""Connections on which nothing comes are closed, and one address gets only so many of them."""
+"""Connections on which nothing comes are closed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -11,41 +10,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_S = 30.0
 # Its body may take any time as long as something comes; an upload that stalls is answered before.
 SILENCE_S = 90.0
-# Connections of one address at once: a network behind one address has fewer, whose devices ask now and then.
-PER_ADDRESS = 256
-# A proxy on this machine speaks for everybody, and has limits of its own.
-_PROXIES = ("127.0.0.1", "::1")
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-)
 
 
 class PatientProtocol(HttpToolsProtocol):  # type: ignore[misc]
     """HTTP of uvicorn that ends connections whose client says nothing, or never comes to an end of its head.
 
-    uvicorn itself waits for a first request for ever. One connection too many of an address is answered with
-    503 and closed.
+    uvicorn itself waits for a first request for ever.
 
     Attributes:
-        per_address: How many connections an address may have at once.
-        peers: Those that each address has; every server has a class of its own, see `protocol`.
         head_s: How long the head of a request may take, the pause before it included.
         silence_s: How long nothing of a body may come.
     """
 
     head_s = HEAD_S
     silence_s = SILENCE_S
-    per_address = PER_ADDRESS
-    peers: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._peer: str = str((transport.get_extra_info("peername") or ("",))[0])
-        self.peers[self._peer] += 1
-        if self.peers[self._peer] > self.per_address and self._peer not in _PROXIES:
-            transport.write(_FULL)
-            transport.close()
         self._since: float = self.loop.time()
         self._heard = self._since
         self._next = self.loop.call_later(self.head_s, self._look)
@@ -53,9 +35,6 @@ class PatientProtocol(HttpToolsProtocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._next.cancel()
-        self.peers[self._peer] -= 1
-        if self.peers[self._peer] <= 0:
-            del self.peers[self._peer]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -85,8 +64,3 @@ class PatientProtocol(HttpToolsProtocol):  # type: ignore[misc]
         if not cycle.more_body or cycle.waiting_for_100_continue or self.flow.read_paused:
             return self.head_s
         return float(self._heard + self.silence_s - now)
-
-
-def protocol() -> type[PatientProtocol]:
-    """Return the class for one server, which counts its connections."""
-    return type("PatientProtocol", (PatientProtocol,), {"peers": Counter()})

@@ -159,7 +159,8 @@ class FleetServer:
         remove_leftovers(self.fleet)
         self.authority = CertificateAuthority(self.fleet.data_dir / "tls", authority_days=_AUTHORITY_DAYS)
         self._ports = read_ports(self.fleet.data_dir / "ports.json")
-        self._http = Http(options.host, options.port or self._ports.http)
+        port = options.port or self._ports.http
+        self._http = Http(options.host, port, options.connections_per_address)
         self._stack.callback(self._http.close)
         self.broker = self._keeper = self._access = None
         self._upkeep = Upkeep(self.fleet, also=self.renew_certificates)
