@@ -206,6 +206,12 @@ def test_a_reply_that_is_none_is_refused(status: int, body: bytes) -> None:
     assert caught.value.reason == ("denied" if status == 401 else "reply")
 
 
+def test_who_asks_an_older_server_hears_what_to_do() -> None:
+    old = answering(lambda path: (404, b"{}"))
+    with old as url, pytest.raises(FleetError, match="update the server first"):
+        FleetSource(url, TOKEN).look()
+
+
 def test_a_file_of_another_digest_is_not_kept(tmp_path: Path) -> None:
     with answering(lambda path: (200, b"something else")) as url, pytest.raises(FleetError, match="expected"):
         FleetSource(url, TOKEN).fetch(A, tmp_path / "a.edgec")

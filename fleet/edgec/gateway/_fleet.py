@@ -23,6 +23,7 @@ _HERE = frozenset(("localhost", "127.0.0.1", "::1"))
 _LARGEST_REPLY = 16 * 2**20
 _LARGEST_ARTIFACT = 4 * 2**30
 _PIECE = 2**20
+_RUNNING = "/api/v1/running"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class FleetSource:
         """
         known = {} if self._tag is None else {"If-None-Match": self._tag}
         with closing(self._connect()) as connection:
-            reply = self._get(connection, "/api/v1/running", known)
+            reply = self._get(connection, _RUNNING, known)
             if reply.status == 304 and self._seen is not None:
                 return self._seen
             data = self._read(reply, _LARGEST_REPLY + 1)
@@ -133,7 +134,10 @@ class FleetSource:
         if reply.status != 200 and not (reply.status == 304 and headers):
             said = self._read(reply, 500).decode(errors="replace")
             reason = "denied" if reply.status in (401, 403) else "reply"
-            raise FleetError(f"{self.url} answers {target} with status {reply.status}: {said}", reason)
+            said = f"{self.url} answers {target} with status {reply.status}: {said}"
+            if reply.status == 404 and target == _RUNNING:
+                said += "; a server older than this gateway does not know that: update the server first"
+            raise FleetError(said, reason)
         return reply
 
     def _read(self, reply: HTTPResponse, size: int) -> bytes:

@@ -132,22 +132,27 @@ class Directing:
             limit = self._settings.order_messages
             due = self._fleet.store.orders.due(now, renew_s=renew_s, limit=limit)
             if due:
-                self._fleet.store.orders.told(self._told(due, now), now)
+                self._work_off(due, now)
             if len(due) < limit:
                 return
 
-    def _told(self, due: Sequence[DueOrder], now: float) -> list[ToldOrder]:
-        """Sign orders, send each as soon as it is signed, and wait for all; return what became of each."""
+    def _work_off(self, due: Sequence[DueOrder], now: float) -> None:
+        """Sign orders, send each once it is signed, wait for all, and write down what became of each."""
         sent: list[tuple[DueOrder, SignedWish, Publication]] = []
         done: list[ToldOrder] = []
-        for order, made in self._signed(due):
-            publication = self._send(order, made) if isinstance(made, SignedWish) else made
-            if isinstance(made, SignedWish) and isinstance(publication, Publication):
-                sent.append((order, made, publication))
-            else:
-                done.append(self._failed(order, made, publication, now))
-        deadline = time.monotonic() + _PUBLISH_S
-        return done + [self._ended(order, made, p, deadline, now) for order, made, p in sent]
+        try:
+            for order, made in self._signed(due):
+                publication = self._send(order, made) if isinstance(made, SignedWish) else made
+                if isinstance(made, SignedWish) and isinstance(publication, Publication):
+                    sent.append((order, made, publication))
+                else:
+                    done.append(self._failed(order, made, publication, now))
+        finally:
+            # Where a full disk ends it half-way, what has left is not sent again every turn.
+            deadline = time.monotonic() + _PUBLISH_S
+            done += [self._ended(order, made, p, deadline, now) for order, made, p in sent]
+            if done:
+                self._fleet.store.orders.told(done, now)
 
     def _signed(self, due: Sequence[DueOrder]) -> Iterator[tuple[DueOrder, SignedWish | TrustError]]:
         """Yield orders with what was signed, until the end is near: those left are due at the next start."""
