@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgec.compiler import CompileOptions
-from edgec.compiler.accuracy import Baseline, judge_same, measure_baseline
+from edgec.compiler.accuracy import Baseline, compare_unlabelled, measure_baseline
 from edgec.compiler.model import load_model
 from edgec.compiler.onnxruntime import ReferenceProgram, perturbed
+from edgec.compiler.sameness import judge_same
 from edgec.compiler.samples import Samples
 from edgec.compiler.variants import Variant, plain_variant
 from edgec.evaluation import get_metric, open_dataset
 
 Arrays = Mapping[str, NDArray[Any]]
-SAMPLES = 160
+SAMPLES = 700
 
 
 def classifier() -> onnx.ModelProto:
@@ -81,11 +82,47 @@ def test_the_same_gets_the_score_of_the_source_from_a_part_of_the_samples(
     assert gate.verdict == "pass"
     assert gate.score == baseline.score
     assert gate.difference is not None
-    assert gate.difference.difference == 0
-    assert gate.difference.lower_bound < 0  # 160 samples without a loss do not show that there is none
+    assert (gate.difference.n, gate.difference.difference) == (300, 0)
+    # 300 samples without a difference do not show that there is none: Clopper and Pearson's bound.
+    assert gate.difference.lower_bound <= -(1 - 0.05 ** (1 / 300))
+    assert gate.difference.lower_bound >= -0.01
     assert snr_db > 80
     assert candidate.predicted == 32
-    assert "32 of 160 samples" in gate.reason
+    assert "on 300 of 700 samples" in gate.reason
+    assert "at most 0.99% of them differ" in gate.reason
+
+
+def test_a_smaller_drop_is_not_shown_by_as_many_samples(many: tuple[Variant, Baseline]) -> None:
+    variant, baseline = many
+    for max_drop in (0.001, 0.0):
+        candidate = Candidate(classifier(), variant)
+        assert judge_same(candidate, variant, baseline, CompileOptions(max_drop=max_drop)) is None
+
+
+class Flawed(Candidate):
+    """A candidate that is right for all inputs but some."""
+
+    flaws: frozenset[bytes] = frozenset()
+
+    def run(self, inputs: Arrays, /) -> Arrays:
+        x = inputs["x"]
+        return super().run({"x": -x if x.tobytes() in self.flaws else x})
+
+
+@pytest.mark.parametrize("which", ["rare", "last"])
+def test_what_is_wrong_on_a_few_samples_is_found(tmp_path: Path, which: str) -> None:
+    """As from an engine that overflows on large activations: 25 of 1,488, or only the last one."""
+    n = 1488
+    variant, baseline = judged_on(tmp_path, n)
+    inputs = [variant.processor.preprocess(sample.data)[0]["x"] for sample in baseline.data]
+    first = {x["x"].tobytes() for x in variant.judged_inputs(32)}
+    first |= {inputs[i * n // 32].tobytes() for i in range(32)}
+    largest = sorted((x for x in inputs if x.tobytes() not in first), key=lambda x: -np.abs(x).max())
+    candidate = Flawed(classifier(), variant)
+    candidate.flaws = frozenset(x.tobytes() for x in (largest[:25] if which == "rare" else inputs[-1:]))
+    # 32 samples do not tell.
+    assert all(found.snr_db > 80 for found in compare_unlabelled(candidate.run, variant, 32))
+    assert judge_same(candidate, variant, baseline, CompileOptions()) is None
 
 
 def test_what_computes_something_else_is_scored(many: tuple[Variant, Baseline]) -> None:
@@ -106,5 +143,5 @@ def test_what_predicts_something_else_is_scored(many: tuple[Variant, Baseline]) 
 
 
 def test_little_data_is_scored_whole(tmp_path: Path) -> None:
-    variant, baseline = judged_on(tmp_path, 100)
+    variant, baseline = judged_on(tmp_path, 500)
     assert judge_same(Candidate(classifier(), variant), variant, baseline, CompileOptions()) is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 from numpy.typing import NDArray
@@ -47,8 +47,7 @@ _MOST_JUDGED, _FEWEST_JUDGED = 1000, 222
 _JUDGE_S = 10.0  # for all samples of one candidate
 _FOR_FIGURES = 16  # where nothing depends on them
 # As near as float32 comes to itself: so many samples then show what more would.
-_SAME_SNR_DB, _ENOUGH_OF_THE_SAME = 80.0, 32
-_WORTH_ASKING = 4 * _ENOUGH_OF_THE_SAME  # labelled samples; fewer are scored as quickly
+SAME_SNR_DB, ENOUGH_OF_THE_SAME = 80.0, 32
 # By which sums of int8 products in float32 are off, in quantization steps of what they are rounded to.
 _FLOAT_ROUNDING_STEPS = 2.0**-16
 _AS_NEAR_DB = 1.0  # by which two signal-to-noise ratios of the same noise may differ
@@ -95,14 +94,14 @@ def _kept_in(kept: Path | None, variant: Variant, what: str) -> Path | None:
 def measure_baseline(variant: Variant, data: Dataset, metric: Metric) -> Baseline:
     """Score the source in ONNX Runtime fp32, through its own pre- and post-processing."""
     with source_program(variant) as program:
-        found = evaluate(_SourcePredictor(variant.processor, program.run), data, metric)
+        found = evaluate(ProcessedProgram(variant.processor, program.run), data, metric)
     return Baseline(metric=metric, data=data, evaluation=found)
 
 
 def score_graph(graph: onnx.ModelProto, variant: Variant, baseline: Baseline) -> Evaluation:
     """Score a graph that takes what a variant takes, in ONNX Runtime."""
     with ReferenceProgram(graph, optimize=True, threads=0) as program:
-        return evaluate(_SourcePredictor(variant.processor, program.run), baseline.data, baseline.metric)
+        return evaluate(ProcessedProgram(variant.processor, program.run), baseline.data, baseline.metric)
 
 
 def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptions) -> Gate:
@@ -150,58 +149,13 @@ def judge_labelled(session: Predictor, baseline: Baseline, options: CompileOptio
     )
 
 
-def judge_same(
-    session: _Runnable,
-    variant: Variant,
-    baseline: Baseline,
-    options: CompileOptions,
-    kept: Path | None = None,
-) -> tuple[Gate, float] | None:
-    """Give a candidate the source's own score where it computes the same, to float32's own precision.
-
-    It does where on samples spread over the data every output is within 80 dB of the source's, and every
-    prediction is the source's own.
-
-    Returns:
-        The verdict, and the SNR of the worst output in dB; None where it differs, or where the data is so
-        little that scoring it takes no longer.
-    """
-    n = len(baseline.data)
-    if n < _WORTH_ASKING:
-        return None
-    snr_db = min(
-        found.snr_db for found in compare_unlabelled(session.run, variant, _ENOUGH_OF_THE_SAME, kept)
-    )
-    if snr_db < _SAME_SNR_DB:
-        return None
-    spread = [i * n // _ENOUGH_OF_THE_SAME for i in range(_ENOUGH_OF_THE_SAME)]
-    source = [baseline.evaluation.predictions[i] for i in spread]
-    try:
-        found = evaluate(session, baseline.data, baseline.metric, limit=_ENOUGH_OF_THE_SAME)
-        agreement = paired(baseline.metric, source, found.predictions, found.labels).agreement
-    except DataError:  # so few samples may hold one class only, or none at all
-        return None
-    if agreement < 1.0:
-        return None
-    score, whole, difference = baseline.score, baseline.evaluation, None
-    if options.max_drop is not None:  # the bound is that of samples of which none is lost
-        difference = paired(
-            baseline.metric, whole.predictions, whole.predictions, whole.labels, max_drop=options.max_drop
-        )
-    reason = (
-        f"{baseline.metric.name} {score.value:.4g}, the source's own: on {_ENOUGH_OF_THE_SAME} of {n} "
-        f"samples every output is within {_SAME_SNR_DB:g} dB of the source's, and predictions are the same"
-    )
-    return Gate(verdict="pass", reason=reason, score=score, difference=difference), snr_db
-
-
 def judge_graph(
     graph: onnx.ModelProto, variant: Variant, baseline: Baseline | None, options: CompileOptions
 ) -> Gate:
     """Judge a graph that takes what a variant takes, in ONNX Runtime."""
     with ReferenceProgram(graph, optimize=True, threads=0) as program:
         if baseline is not None:
-            return judge_labelled(_SourcePredictor(variant.processor, program.run), baseline, options)
+            return judge_labelled(ProcessedProgram(variant.processor, program.run), baseline, options)
         return judge_unlabelled(program.run, variant, options)
 
 
@@ -265,7 +219,7 @@ def compare_unlabelled(
     Raises:
         DataError: The data is empty.
     """
-    tallies = {s.name: LikenessTally(s.name, kind) for s, kind in _kinds(variant)}
+    tallies = {s.name: LikenessTally(s.name, kind) for s, kind in output_kinds(variant)}
 
     def add(sample: Arrays) -> None:
         expected, actual = program.run(sample), run(sample)
@@ -277,7 +231,7 @@ def compare_unlabelled(
         if first is None:
             raise DataError("the data holds no samples to judge on: give at least one")
         add(first)  # warms both up
-        tallies = {s.name: LikenessTally(s.name, kind) for s, kind in _kinds(variant)}
+        tallies = {s.name: LikenessTally(s.name, kind) for s, kind in output_kinds(variant)}
         if limit is None:
             begun = time.monotonic()
             run(first)
@@ -287,8 +241,8 @@ def compare_unlabelled(
         # The first of any number of spread samples is the first of all.
         for count, sample in enumerate(islice(variant.judged_inputs(limit), 1, None), 2):
             add(sample)
-            if count == _ENOUGH_OF_THE_SAME and all(
-                tally.result.snr_db >= _SAME_SNR_DB for tally in tallies.values()
+            if count == ENOUGH_OF_THE_SAME and all(
+                tally.result.snr_db >= SAME_SNR_DB for tally in tallies.values()
             ):
                 break
     return [tally.result for tally in tallies.values()]
@@ -322,7 +276,7 @@ def _misrounded_source(variant: Variant) -> ReferenceProgram:
     return ReferenceProgram(misrounded(variant.source, 0, _FLOAT_ROUNDING_STEPS), threads=0)
 
 
-def _kinds(variant: Variant) -> list[tuple[TensorSpec, Kind]]:
+def output_kinds(variant: Variant) -> list[tuple[TensorSpec, Kind]]:
     # The source says what an output is, and not what became of its last operators.
     model = variant.model if variant.original is None else variant.original
     return [(s, kind_of(s, model, variant.inputs, variant.pipeline)) for s in variant.outputs]
@@ -343,20 +297,13 @@ def _asked(found: Sequence[Likeness]) -> str:
     return " or ".join(wanted)
 
 
-class _Runnable(Predictor, Protocol):
-    """What can be scored, and gives its outputs for inputs; an `edgec.runtime.Session` is one."""
+class ProcessedProgram:
+    """A program, through the pre- and post-processing of the source."""
 
-    def run(self, inputs: Arrays, /) -> Arrays:
-        """Return the outputs for one set of inputs."""
-        ...
-
-
-class _SourcePredictor:
-    """The source, through its own pre- and post-processing."""
-
-    def __init__(self, processor: Processor, run: Callable[[Arrays], Arrays]) -> None:
+    def __init__(self, processor: Processor, run: Run) -> None:
         self._processor, self._run = processor, run
 
     def predict(self, sample: Any) -> Mapping[str, Any]:
+        """Return what it predicts for a sample, as ``Session.predict``."""
         inputs, context = self._processor.preprocess(sample)
         return self._processor.postprocess(self._run(inputs), context)

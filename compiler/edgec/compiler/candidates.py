@@ -16,7 +16,6 @@ from edgec.artifact import Budgets, Manifest, TensorSpec, pack
 from edgec.compiler.accuracy import (
     Baseline,
     judge_labelled,
-    judge_same,
     judge_unlabelled,
     kept_source,
 )
@@ -46,6 +45,7 @@ from edgec.compiler.passes.split_biases import split_biases
 from edgec.compiler.quantization import quantize_static
 from edgec.compiler.recipes import Recipe
 from edgec.compiler.residuals import with_floors
+from edgec.compiler.sameness import judge_same
 from edgec.compiler.steadying import Steadied, steadied
 from edgec.compiler.tournament import Contender, Gate
 from edgec.compiler.variants import Variant
