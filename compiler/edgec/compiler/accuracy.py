@@ -42,9 +42,11 @@ from edgec.runtime.pipeline import Processor
 
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
-# However slow the model: enough to show agreement with one difference among them.
-_MOST_JUDGED, _FEWEST_JUDGED = 1000, 222
-_JUDGE_S = 10.0  # for all samples of one candidate
+# The fewest however slow the model: enough to show agreement with one difference among them. Each is half of
+# the one before, so that spread samples are among those of the one before: outputs of the source are kept.
+_JUDGED = (888, 444, 222)
+_FEWEST_JUDGED = _JUDGED[-1]
+_JUDGE_S, _JUDGE_BOTH_S = 10.0, 20.0  # for all samples of one candidate; with the source's own runs
 _FOR_FIGURES = 16  # where nothing depends on them
 # As near as float32 comes to itself: so many samples then show what more would.
 SAME_SNR_DB, ENOUGH_OF_THE_SAME = 80.0, 32
@@ -162,8 +164,8 @@ def judge_graph(
 def judge_unlabelled(run: Run, variant: Variant, options: CompileOptions, kept: Path | None = None) -> Gate:
     """Hold a candidate's outputs against the source's where there are no labels.
 
-    It is judged on samples that ranges were not taken from, as many as there are and time allows, up to a
-    thousand. What is asked of each output is in `edgec.compiler.likeness`.
+    It is judged on samples that ranges were not taken from, as many as there are and time allows, up to
+    888. What is asked of each output is in `edgec.compiler.likeness`.
 
     Args:
         run: The candidate.
@@ -235,8 +237,9 @@ def compare_unlabelled(
         if limit is None:
             begun = time.monotonic()
             run(first)
-            each_s = max(time.monotonic() - begun, 1e-6)
-            limit = max(_FEWEST_JUDGED, min(_MOST_JUDGED, int(_JUDGE_S / each_s)))
+            limit = _judged_in_time(
+                time.monotonic() - begun, program.took_s, len(variant.samples.judged or ())
+            )
         add(first)
         # The first of any number of spread samples is the first of all.
         for count, sample in enumerate(islice(variant.judged_inputs(limit), 1, None), 2):
@@ -246,6 +249,21 @@ def compare_unlabelled(
             ):
                 break
     return [tally.result for tally in tallies.values()]
+
+
+def _judged_in_time(candidate_s: float, source_s: float, available: int) -> int:
+    """Return how many samples to judge on.
+
+    Args:
+        candidate_s: What a candidate takes for one, in seconds.
+        source_s: What its source takes; it counts although outputs may be kept, for one candidate is first.
+        available: How many samples there are; 0 for made-up ones.
+    """
+    for count in _JUDGED:
+        judged = min(count, available or count)
+        if judged * candidate_s <= _JUDGE_S and judged * (candidate_s + source_s) <= _JUDGE_BOTH_S:
+            return count
+    return _FEWEST_JUDGED
 
 
 def _no_nearer_to_itself(found: Sequence[Likeness], variant: Variant, kept: Path | None) -> str | None:

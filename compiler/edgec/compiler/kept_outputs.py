@@ -11,6 +11,7 @@ import hashlib
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,24 +25,29 @@ from edgec.errors import OutputError
 
 Arrays = Mapping[str, NDArray[Any]]
 _WORTH_S = 2e-3  # a program that is faster runs again: reading a file takes about as long
-_MOST_BYTES = 1 << 20  # of one sample's outputs, so that a thousand of them stay below 1 GiB
+_MOST_BYTES = 1 << 20  # of one sample's outputs
+_MOST_KEPT_BYTES = 1 << 30  # of all programs of a build together, but for one sample of each
+_FILE_BYTES = 4 << 10  # that a file takes beside its content
+_LOCK, _SIZE = "lock", "bytes"  # a directory's, and how many bytes it holds
 
 
 class KeptProgram:
     """A program whose outputs are kept in files, where that is worth it; it opens when it is first needed.
 
+    What cannot be kept, because the disk is full or the directory cannot be used, is computed again.
+
     Args:
         open_program: Opens what is run.
-        directory: Where outputs are kept, made if need be; all who share it run the same program. None to
-            run it every time.
+        directory: Where outputs are kept, made if need be; all who share it run the same program, and
+            those beside it share 1 GiB with it. None to run it every time.
     """
 
     def __init__(self, open_program: Callable[[], ReferenceProgram], directory: Path | None) -> None:
         self._open = open_program
         self._directory = directory
         self._program: ReferenceProgram | None = None
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
+        self.took_s = 0.0
+        """How long it took to compute what `run` returned last, in seconds, whoever did."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs for some inputs.
@@ -51,21 +57,20 @@ class KeptProgram:
         Raises:
             UnsupportedModelError: The program cannot be opened, or fails on these inputs.
         """
-        if self._directory is None:
-            return self._running().run(inputs)
-        path = self._directory / f"{_digest(inputs)}.npz"
-        with (self._directory / "lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            directory = self._directory = _locked(self._directory, held)
+            if directory is None:
+                return self._computed(inputs)
+            path = directory / f"{_digest(inputs)}.npz"
             found = _read(path)
             if found is not None:
-                return found
-            program = self._running()
-            begun = time.monotonic()
-            outputs = program.run(inputs)
-            if time.monotonic() - begun < _WORTH_S:
+                outputs, self.took_s = found
+                return outputs
+            outputs = self._computed(inputs)
+            if self.took_s < _WORTH_S:
                 self._directory = None
             else:
-                _write(path, outputs)
+                _write(path, outputs, self.took_s)
             return outputs
 
     def close(self) -> None:
@@ -82,10 +87,27 @@ class KeptProgram:
     ) -> None:
         self.close()
 
-    def _running(self) -> ReferenceProgram:
+    def _computed(self, inputs: Arrays) -> Arrays:
         if self._program is None:
             self._program = self._open()
-        return self._program
+            self._program.run(inputs)  # the first time takes longer
+        begun = time.monotonic()
+        outputs = self._program.run(inputs)
+        self.took_s = time.monotonic() - begun
+        return outputs
+
+
+def _locked(directory: Path | None, held: ExitStack) -> Path | None:
+    """Return a directory that no other process has until `held` ends; None where it cannot be used."""
+    if directory is None:
+        return None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = held.enter_context((directory / _LOCK).open("wb"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        return None
+    return directory
 
 
 def _digest(inputs: Arrays) -> str:
@@ -98,21 +120,34 @@ def _digest(inputs: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Arrays | None:
+def _read(path: Path) -> tuple[Arrays, float] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names, *values = arrays.values()
-            return dict(zip(names.tolist(), values, strict=True))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):  # not there, or of no use
+            names, took_s, *values = arrays.values()
+            return dict(zip(names.tolist(), values, strict=True)), float(took_s)
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile):  # not there, or of no use
         return None
 
 
-def _write(path: Path, outputs: Arrays) -> None:
-    numbers = all(a.dtype.kind in "biufc" for a in outputs.values())
-    if not numbers or sum(a.nbytes for a in outputs.values()) > _MOST_BYTES:
+def _write(path: Path, outputs: Arrays, took_s: float) -> None:
+    """Keep outputs where there is room for them; else they will be computed again."""
+    size = _FILE_BYTES + sum(a.nbytes for a in outputs.values())
+    if size > _MOST_BYTES or any(a.dtype.kind not in "biufc" for a in outputs.values()):
         return
+    directory = path.parent
     try:
+        if size + sum(map(_size, directory.parent.iterdir())) > _MOST_KEPT_BYTES:
+            return
+        # First, so that what is kept is counted in any case.
+        (directory / _SIZE).write_text(str(_size(directory) + size), encoding="ascii")
         with atomic_write(path, durable=False) as file:
-            np.savez(file, np.array(list(outputs)), *outputs.values(), allow_pickle=False)
-    except OutputError:
-        return  # no room: it will be computed again
+            np.savez(file, np.array(list(outputs)), np.array(took_s), *outputs.values(), allow_pickle=False)
+    except (OSError, OutputError):
+        return
+
+
+def _size(directory: Path) -> int:
+    try:
+        return int((directory / _SIZE).read_text("ascii"))
+    except (OSError, ValueError):  # nothing is kept there, or another process is about to write it
+        return 0
