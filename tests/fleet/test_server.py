@@ -29,8 +29,8 @@ from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options
 from edgec.errors import FleetError
 from edgec.fleet.server import FleetOptions, FleetServer
-from edgec.fleet.server._alone import Leader
 from edgec.fleet.server._broker import end_orphans
+from edgec.fleet.server._leader import Leader
 from edgec.fleet.server._upkeep import remove_leftovers, renew
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Store
@@ -258,7 +258,7 @@ def test_on_postgresql(tmp_path: Path, postgresql: str, monkeypatch: pytest.Monk
         assert not (tmp_path / "fleet/fleet.db").exists()
         assert [d.labels for d in server.fleet.store.devices.find()] == [{"site": "lab"}]
         # A copy of the directory has the same keys; there is one server for the database all the same.
-        monkeypatch.setattr("edgec.fleet.server._alone._PATIENCE_S", 0.2)
+        monkeypatch.setattr("edgec.fleet.server._leader._PATIENCE_S", 0.2)
         other = FleetServer(replace(server.options, data_dir=tmp_path / "other"))
         with pytest.raises(FleetError, match=r"another server .*process.* uses the database") as caught:
             other.start()

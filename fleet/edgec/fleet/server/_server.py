@@ -13,9 +13,10 @@ from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
 from edgec.fleet.enrolment import BrokerAccess, Enrolment
 from edgec.fleet.mqtt import MqttSettings, MqttSide
-from edgec.fleet.server._alone import Leader, alone_on
+from edgec.fleet.server._alone import alone_on
 from edgec.fleet.server._broker import Keeper, make_broker
 from edgec.fleet.server._http import Http
+from edgec.fleet.server._leader import Leader
 from edgec.fleet.server._options import FleetOptions, Ports, in_url, read_ports, write_ports
 from edgec.fleet.server._places import own_link, shut_out, their_link, whereabouts
 from edgec.fleet.server._upkeep import Upkeep, remove_leftovers

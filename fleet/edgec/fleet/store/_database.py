@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,12 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def open_engine(url: str | Path) -> Engine:
+def open_engine(url: str | Path, defaults: Mapping[str, int] | None = None) -> Engine:
     """Return SQLAlchemy's engine of a database, whose tables are not looked at.
+
+    Args:
+        url: As `Database` takes it.
+        defaults: Parameters of connections to PostgreSQL, where the URL does not say otherwise.
 
     Raises:
         FleetError: There is no such kind of database, or no directory for it (``reason`` ``database``).
@@ -167,7 +171,10 @@ def open_engine(url: str | Path) -> Engine:
     except ImportError as e:
         raise MissingExtraError("a fleet on PostgreSQL", "psycopg", "postgres") from e
     del psycopg  # SQLAlchemy finds it by its name
-    return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    arguments = {name: value for name, value in (defaults or {}).items() if name not in parsed.query}
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=arguments
+    )
 
 
 def _as_sqlite(engine: Engine) -> None:
