@@ -138,7 +138,7 @@ def _said(
 def _evidence(device: DeviceFacts, digest: str, said: HourOf | None) -> DeviceEvidence:
     if said is None:
         return DeviceEvidence(device=device.id, hardware=device.hardware, digest=digest)
-    counts = {name: int(value) for name, value in said.figures.items() if name != "seconds"}
+    counts: dict[str, Any] = {n: int(value) for n, value in said.figures.items() if n != "seconds"}
     return DeviceEvidence(
         device=device.id,
         hardware=device.hardware,
