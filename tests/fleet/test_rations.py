@@ -104,7 +104,7 @@ def test_an_address_gets_only_so_many_connections() -> None:
         eventually(lambda: status(connected("127.0.0.2")) == b"200")
 
 
-def test_an_address_that_asks_for_websockets_is_not_locked_out() -> None:
+def test_an_address_that_asks_for_websockets_is_not_locked_out(caplog: pytest.LogCaptureFixture) -> None:
     with answering(1) as connected:
         for request in (UPGRADE, UPGRADE, GET):
 
@@ -113,6 +113,7 @@ def test_an_address_that_asks_for_websockets_is_not_locked_out() -> None:
                     return status(link, request) == b"200"
 
             eventually(asked)
+    assert not caplog.records
 
 
 def test_connections_count_before_their_handshake(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ class PatientProtocol(HttpToolsProtocol):  # type: ignore[misc]
         self._since = self.loop.time()
         super().on_response_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Answer without an upgrade and say nothing: uvicorn would fill the log on behalf of anybody."""
+
     def _look(self) -> None:
         left = self._left_s(self.loop.time())
         if left <= 0:
