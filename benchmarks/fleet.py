@@ -1,6 +1,6 @@
 """What a fleet of simulated devices takes: orders, a gated rollout, an undo, a broker that is killed, ingest.
 
-    python -m benchmarks.fleet [--devices 1000] [--quick] [--broker mosquitto|nats] [--nice 10] [--output F]
+    python -m benchmarks.fleet [--devices 1000] [--quick] [--broker mosquitto|nats] [--nice 19] [--output F]
 
 A real server (``edgec fleet up``, SQLite) in a process of its own, its broker, and the devices in others, all
 on this machine: the devices' agents take most of its cores, so that times are upper bounds for the server.
@@ -102,7 +102,9 @@ class Bench:
         """Wait until a rollout is in a state; return how long that took."""
         begin = time.monotonic()
         while (now := self.client.rollout(rollout)).state != state:
-            if time.monotonic() - begin > _PATIENCE_S or now.state in ("undoing", "undone", "aborted"):
+            if time.monotonic() - begin > _PATIENCE_S or (
+                state != "undone" and now.state in ("undoing", "undone", "aborted")
+            ):
                 raise SystemExit(f"{rollout} is {now.state} ({now.reason or now.held}), not {state}")
             time.sleep(0.5)
         return time.monotonic() - begin
@@ -298,6 +300,7 @@ def run(
             print(f"gated rollout: {result['rollout']}, {result['notify']}", flush=True)
             result["undo"] = bench.undo(gated.id, swarm)
             print(f"undo: {result['undo']}", flush=True)
+            bench.end(gated.id, "undone")
             result["broker_killed"] = bench.kill_broker(swarm, "3")
             print(f"broker killed: {result['broker_killed']}", flush=True)
         with bench.swarm(
@@ -316,8 +319,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--broker", choices=("auto", "mosquitto", "nats"), default="auto")
-    parser.add_argument("--processes", type=int, default=2, help="Over which devices are spread.")
-    parser.add_argument("--nice", type=int, default=10, help="Of the devices' processes, below the server.")
+    parser.add_argument("--processes", type=int, default=8, help="Over which devices are spread.")
+    parser.add_argument("--nice", type=int, default=19, help="Of the devices' processes, below the server.")
     parser.add_argument("--quick", action="store_true", help="60 devices, short soaks: to see that it works")
     parser.add_argument("--output", type=Path, default=RESULTS / "fleet.json")
     arguments = parser.parse_args()

@@ -24,7 +24,7 @@ from edgec.simulation._trial import SharedTrial
 _PAUSE_S = 0.2
 _OFF_S = 2.0
 # Checks of orders that run at once.
-_CHECKS = 8
+_CHECKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
