@@ -94,7 +94,7 @@ def test_int8_candidate_stays_within_a_point_of_fp32(built_int8: Built, target: 
     fp32, int8 = accuracies["fp32"], accuracies["int8"]
     assert fp32 is not None
     assert int8 is not None
-    assert int8["artifact"] == pytest.approx(fp32["artifact"], abs=0.01)
+    assert int8["artifact"] >= fp32["artifact"] - 0.01
 
 
 @pytest.mark.parametrize(
