@@ -14,7 +14,12 @@ import pytest
 
 pytest.importorskip("selenium", reason="browser tests need selenium: pip install --group test")
 
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException, WebDriverException
+from selenium.common.exceptions import (
+    NoSuchElementException,
+    StaleElementReferenceException,
+    TimeoutException,
+    WebDriverException,
+)
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -50,7 +55,8 @@ class Browser:
         return " ".join(self.driver.find_element(By.TAG_NAME, "body").text.split())
 
     def one(self, css: str) -> WebElement:
-        """Return the first element of a selector."""
+        """Return the first element of a selector, once there is one: parts of pages are put in anew."""
+        self.until(lambda: self.all(css), f"there is no {css}")
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
     def all(self, css: str) -> list[WebElement]:
@@ -59,9 +65,14 @@ class Browser:
 
     def click(self, css: str) -> None:
         """Click where a person could."""
-        element = self.one(css)
-        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
-        element.click()
+
+        def clicked() -> bool:
+            element = self.one(css)
+            self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+            element.click()
+            return True
+
+        self.until(clicked, f"{css} cannot be clicked")
 
     def fill(self, **values: str) -> None:
         """Write into fields of the page by their names."""
@@ -73,7 +84,7 @@ class Browser:
 
     def until(self, true: Callable[[], object], what: str) -> None:
         """Wait until something is true; the page may change meanwhile."""
-        ignored = (StaleElementReferenceException,)
+        ignored = (StaleElementReferenceException, NoSuchElementException)
         wait: WebDriverWait[Chrome] = WebDriverWait(self.driver, WAIT_S, 0.1, ignored_exceptions=ignored)
         try:
             wait.until(lambda _: bool(true()))
