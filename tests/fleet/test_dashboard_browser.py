@@ -201,6 +201,8 @@ def test_a_viewer_sees_no_order_and_nobody_sees_anything_after_signing_out(desk:
     browser.until(lambda: browser.path == "/login", "it is still signed in")
     browser.go("/devices")
     assert browser.path == "/login?next=/devices"
+    # A page may have been asking for news while it signed out.
+    assert all("Failed to load resource" in line or "fetch" in line for line in browser.complaints())
 
 
 def test_a_page_says_that_the_server_is_away(desk: Desk) -> None:
