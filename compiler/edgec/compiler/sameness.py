@@ -24,7 +24,7 @@ from edgec.compiler.options import CompileOptions
 from edgec.compiler.tournament import Gate
 from edgec.compiler.variants import Variant
 from edgec.errors import DataError
-from edgec.evaluation import PairedDifference, Predictor, evaluate, paired, predict_sample
+from edgec.evaluation import PairedDifference, Predictor, evaluate, paired, predict_sample, spread
 
 Arrays = Mapping[str, NDArray[Any]]
 _FEWEST_COMPARED = 300
@@ -101,9 +101,8 @@ def _most_that_differ(count: int) -> float:
 
 def _predicts_the_same(session: Predictor, baseline: Baseline) -> bool:
     """Return whether a few predictions are the source's by the session's own pre- and post-processing."""
-    n = len(baseline.data)
-    spread = [i * n // ENOUGH_OF_THE_SAME for i in range(ENOUGH_OF_THE_SAME)]
-    source = [baseline.evaluation.predictions[i] for i in spread]
+    chosen = spread(len(baseline.data), ENOUGH_OF_THE_SAME)
+    source = [baseline.evaluation.predictions[i] for i in chosen]
     found = evaluate(session, baseline.data, baseline.metric, limit=ENOUGH_OF_THE_SAME)
     return paired(baseline.metric, source, found.predictions, found.labels).agreement == 1.0
 

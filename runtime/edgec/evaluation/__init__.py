@@ -5,7 +5,7 @@ source, because a device carries no scipy.
 """
 
 from edgec.evaluation._boxes import Boxes
-from edgec.evaluation._dataset import Dataset, Sample
+from edgec.evaluation._dataset import Dataset, Sample, spread
 from edgec.evaluation._evaluate import Evaluation, Predictor, evaluate, predict_sample
 from edgec.evaluation._metric import Metric, PairedDifference, Prediction, Score, Verdict
 from edgec.evaluation._open import open_dataset
@@ -50,6 +50,7 @@ __all__ = [
     "paired",
     "predict_sample",
     "snr_db",
+    "spread",
     "synthetic_inputs",
     "wilson_interval",
 ]

@@ -97,13 +97,18 @@ class Dataset(ABC):
         if limit is None or limit >= n:
             yield from self
             return
-        wanted = 0
+        wanted = iter(spread(n, limit))
+        following = next(wanted)
         for i, sample in enumerate(self):
-            if i == wanted * n // limit:
+            if i == following:
                 yield sample
-                wanted += 1
-                if wanted == limit:
+                if (following := next(wanted, n)) == n:
                     return
+
+
+def spread(n: int, limit: int) -> list[int]:
+    """Return the numbers of the samples that `Dataset.select` takes where there are `n`, at least `limit`."""
+    return [i * n // limit for i in range(limit)]
 
 
 def file_digest(path: Path) -> str:

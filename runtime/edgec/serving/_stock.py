@@ -48,15 +48,7 @@ class Stock:
                 self._place(slot.loaded)
 
     async def adopt(self, path: Path, label: str) -> Slot:
-        """Load one more artifact, and serve it.
-
-        Args:
-            path: Of the artifact.
-            label: What its metrics are told apart by from those of the same model and version.
-
-        Raises:
-            EdgecError: It cannot be loaded or run.
-        """
+        """Load one more artifact, and serve it; see `App.adopt`."""
         async with self._changing:
             open_ = partial(self._repository.open, path, label)
             loaded = await asyncio.get_running_loop().run_in_executor(self._executor, open_)

@@ -185,7 +185,7 @@ class Leader:
                 connection.execute(text(f"SET {name} = {value}"))
             if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK}).scalar_one():
                 return connection
-        except BaseException:
+        except BaseException:  # whatever it was, Ctrl-C as well: the connection holds a lock, or will
             connection.close()
             raise
         connection.close()

@@ -93,7 +93,7 @@ class FleetServer:
             link = self._own_broker() if self.options.own_broker else their_link(self.options, self.authority)
             self._link = link
             self._serve(link)
-        except BaseException:
+        except BaseException:  # whatever it was, Ctrl-C as well: broker and threads must not stay
             self.close()
             raise
 
