@@ -28,6 +28,7 @@ from tests.fleet.zygote import Zygote
 
 from edgec.device_agent import Agent, RemoteOperations
 from edgec.errors import FleetError
+from edgec.fleet.mqtt import MqttSide
 from edgec.fleet.service import Fleet
 from edgec.protocol import DeviceEvent
 from edgec.protocol.brokers import Broker
@@ -151,59 +152,64 @@ def test_a_thousand_windows_are_kept_once_and_acknowledged(
         assert side.counters.total("batches") < 100
 
 
-def test_row_30_what_is_no_message_is_counted_and_stops_nobody(fleet: Fleet, mosquitto: Broker) -> None:
-    enrol(fleet, "bad1", "bad2")
-    fleet.store.devices.revoke("bad2", now=time.time(), actor="ann")
+@ON_BOTH
+def test_row_30_what_is_no_message_is_counted_and_stops_nobody(
+    fleet: Fleet, mosquitto: Broker, group: str
+) -> None:
+    known, revoked, strange = f"{group}-bad1", f"{group}-bad2", f"{group}-strange1"
+    enrol(fleet, known, revoked)
+    fleet.store.devices.revoke(revoked, now=time.time(), actor="ann")
     rng = random.Random(1)
-    with side_of(fleet, mosquitto) as side, Talkers(mosquitto, ["bad1"], "bad") as talkers:
+    with side_of(fleet, mosquitto) as side, Talkers(mosquitto, [known], f"{group}-bad") as talkers:
         topics = talkers.topics
         make = (topics.state, topics.reported, topics.telemetry, topics.event, topics.reply)
-        places = [topic("bad1") for topic in make]
+        places = [topic(known) for topic in make]
         for place in places:
             for payload in (b"", b"\xff\xfe", b"{}", b"[" * 5000, b"x" * 200_000, rng.randbytes(3000)):
                 talkers.raw(place, payload)
-        talkers.say("strange1", telemetry(0, window(5)))
-        talkers.say("bad2", telemetry(0, window(5)))
+        talkers.say(strange, telemetry(0, window(5)))
+        talkers.say(revoked, telemetry(0, window(5)))
         event = DeviceEvent(
             boot_epoch=1, boot_id="b9", seq=0, at=9e15, kind="crash", model="m", detail="\0", data={"a": "\0"}
         )
-        talkers.say("bad1", event)
-        talkers.tell_until_kept("bad1", telemetry(0, window(5)))
+        talkers.say(known, event)
+        talkers.tell_until_kept(known, telemetry(0, window(5)))
         # Mosquitto keeps what is larger than a message away.
         assert side.counters.get("dropped", "malformed") == 24
         assert side.counters.get("dropped", "unknown_device") >= 2
-        assert calls(fleet, "bad1") == 5
-        assert "strange1" not in [d.id for d in fleet.store.devices.find()]
-        assert "bad2" not in talkers.devices or not talkers.devices["bad2"].kept
+        assert calls(fleet, known) == 5
+        assert strange not in [d.id for d in fleet.store.devices.find()]
+        assert revoked not in talkers.devices or not talkers.devices[revoked].kept
 
 
-@pytest.mark.parametrize("start", ["postgresql"], indirect=True)
+@ON_BOTH
 def test_row_22_clones_are_told_nothing_until_a_person_has_picked_one(
-    fleet: Fleet, mosquitto: Broker
+    fleet: Fleet, mosquitto: Broker, group: str
 ) -> None:
-    enrol(fleet, "clone1", "clone2")
-    with side_of(fleet, mosquitto), Talkers(mosquitto, ["clone1", "clone2"], "clones") as talkers:
-        until(lambda: fleet.store.devices.get("clone1").online)
-        other = talkers.devices["clone1"]
+    twin, single = names = [f"{group}-clone1", f"{group}-clone2"]
+    enrol(fleet, *names)
+    with side_of(fleet, mosquitto), Talkers(mosquitto, names, f"{group}-clones") as talkers:
+        until(lambda: fleet.store.devices.get(twin).online)
+        other = talkers.devices[twin]
         other.boot = "b2"
-        talkers.say("clone1", other.presence())
-        until(lambda: fleet.store.devices.get("clone1").fenced)
+        talkers.say(twin, other.presence())
+        until(lambda: fleet.store.devices.get(twin).fenced)
         begin(fleet, "r1", "1")
-        until(lambda: actives(fleet, "clone2") == [digest(fleet, "1")])
+        until(lambda: actives(fleet, single) == [digest(fleet, "1")])
         assert not other.history
-        assert [i.device for i in fleet.store.rollouts.incidents(only_open=True)] == ["clone1"]
-        fleet.store.devices.settle("clone1", "b2", now=time.time(), actor="ann")
+        assert [i.device for i in fleet.store.rollouts.incidents(only_open=True)] == [twin]
+        fleet.store.devices.settle(twin, "b2", now=time.time(), actor="ann")
         fleet.wake()
-        until(lambda: actives(fleet, "clone1") == [digest(fleet, "1")])
+        until(lambda: actives(fleet, twin) == [digest(fleet, "1")])
 
 
-def test_row_18_a_broker_that_forgets_everything_is_told_again(template: Path, tmp_path: Path) -> None:
+@ON_BOTH
+def test_row_18_a_broker_that_forgets_everything_is_told_again(fleet: Fleet, tmp_path: Path) -> None:
     """Killed, with an empty disk when it comes back: what was not acknowledged is published again."""
     names = [f"d{i}" for i in range(8)]
     folder = tmp_path / "broker"
     with (
         make_broker("mosquitto", folder) as broker,
-        Fleet(copied(template, tmp_path / "fleet")) as fleet,
         side_of(fleet, broker, first_wait_s=3000.0, last_wait_s=3000.0) as side,
     ):
         enrol(fleet, *names)
@@ -221,25 +227,45 @@ def test_row_18_a_broker_that_forgets_everything_is_told_again(template: Path, t
             assert revisions == {1}
 
 
+@contextmanager
+def opened(folder: Path, database: str | None, broker: Broker) -> Iterator[tuple[Fleet, MqttSide]]:
+    """A fleet and its side of a broker, for as long as a block lasts."""
+    with Fleet(folder, database=database) as fleet, side_of(fleet, broker) as side:
+        yield fleet, side
+
+
+def backed_up(folder: Path, database: str | None, out: Path) -> Callable[[], str | None]:
+    """Copy the database of a fleet that is down; what is returned goes back to it and says where."""
+    if database is not None:
+        kept = copied_database(database)
+        return lambda: kept
+    shutil.copy(folder / "fleet.db", out)
+
+    def restored() -> None:
+        for path in folder.glob("fleet.db*"):
+            path.unlink()
+        shutil.copy(out, folder / "fleet.db")
+
+    return restored
+
+
+@ON_BOTH
 def test_row_21_a_restored_database_takes_no_device_back(
-    template: Path, tmp_path: Path, mosquitto: Broker
+    start: Start, tmp_path: Path, mosquitto: Broker, group: str
 ) -> None:
-    folder = copied(template, tmp_path / "fleet")
-    names = ["back1", "back2"]
-    with Talkers(mosquitto, names, "back") as talkers:
-        with Fleet(folder) as fleet, side_of(fleet, mosquitto):
+    folder, database = start
+    names = [f"{group}-back1", f"{group}-back2"]
+    with Talkers(mosquitto, names, f"{group}-back") as talkers:
+        with opened(folder, database, mosquitto) as (fleet, _):
             enrol(fleet, *names)
             begin(fleet, "r1", "1")
             until(lambda: actives(fleet, *names) == [digest(fleet, "1")] * 2)
             end(fleet, "r1")
-        shutil.copy(folder / "fleet.db", tmp_path / "backup.db")
-        with Fleet(folder) as fleet, side_of(fleet, mosquitto):
+        restored = backed_up(folder, database, tmp_path / "backup.db")
+        with opened(folder, database, mosquitto) as (fleet, _):
             begin(fleet, "r2", "2")
             until(lambda: actives(fleet, *names) == [digest(fleet, "2")] * 2)
-        for path in folder.glob("fleet.db*"):
-            path.unlink()
-        shutil.copy(tmp_path / "backup.db", folder / "fleet.db")
-        with Fleet(folder) as fleet, side_of(fleet, mosquitto) as side:
+        with opened(folder, restored(), mosquitto) as (fleet, side):
             for name in names:
                 talkers.say(name, talkers.devices[name].report())
             until(lambda: all(fleet.store.devices.get(n).acknowledged == 2 for n in names))
