@@ -111,7 +111,7 @@ def test_many_artifacts_opened_and_refused_leave_no_descriptor(path: Path, tiny:
         opened.pop().close()
     del views
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
 
 
 def test_no_such_member(path: Path) -> None:

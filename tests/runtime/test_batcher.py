@@ -38,7 +38,7 @@ class Watched:
     def run(self, inputs: Any, outputs: Any = None) -> Any:
         """Note, wait, run."""
         self.sizes.append(len(inputs["x"]))
-        self.go.wait(20)
+        self.go.wait(60)
         if len(inputs["x"]) >= self.fails_from:
             raise InferenceError("too many")
         return self._run(inputs, outputs)
@@ -48,7 +48,7 @@ class Watched:
         self.go.clear()
         before = len(self.sizes)
         future = batcher.submit(x(0))
-        until = monotonic() + 20
+        until = monotonic() + 60
         while len(self.sizes) == before and monotonic() < until:
             sleep(0.001)
         return future
@@ -96,9 +96,9 @@ def test_calls_are_joined_and_each_gets_its_own_answer(path: Path, monkeypatch: 
         first = watched.hold(batcher)
         futures = {i: batcher.submit(x(i, 1 + i % 2)) for i in range(12)}
         watched.go.set()
-        first.result(20)
+        first.result(60)
         for i, future in futures.items():
-            np.testing.assert_allclose(future.result(20)["y"], want[i], rtol=1e-6)
+            np.testing.assert_allclose(future.result(60)["y"], want[i], rtol=1e-6)
     assert sum(watched.sizes) == 1 + 18
     assert len(watched.sizes) <= 5
     assert max(watched.sizes) <= 8
@@ -108,8 +108,8 @@ def test_calls_are_joined_and_each_gets_its_own_answer(path: Path, monkeypatch: 
 def test_a_call_waits_no_longer_than_it_may(path: Path) -> None:
     with load(path) as session, Batcher(session, max_delay_ms=60_000) as batcher:
         start = monotonic()
-        assert batcher.submit(x(1), deadline_ms=100).result(20)["y"].shape == (1, 3)
-        assert monotonic() - start < 10
+        assert batcher.submit(x(1), deadline_ms=1000).result(60)["y"].shape == (1, 3)
+        assert monotonic() - start < 30
 
 
 @pytest.mark.usefixtures("always")
@@ -126,11 +126,11 @@ def test_what_is_late_refused_or_cancelled_is_not_run(path: Path, monkeypatch: p
         assert unwanted.cancel()
         sleep(0.01)
         watched.go.set()
-        assert first.result(20)["y"].shape == good.result(20)["y"].shape
+        assert first.result(60)["y"].shape == good.result(60)["y"].shape
         with pytest.raises(DeadlineError):
-            late.result(20)
+            late.result(60)
         with pytest.raises(CancelledError):
-            unwanted.result(20)
+            unwanted.result(60)
         assert watched.sizes == [1, 1]
 
 
@@ -142,10 +142,10 @@ def test_a_batch_that_fails_is_run_one_by_one(path: Path, monkeypatch: pytest.Mo
         watched.fails_from = 2
         small, large = batcher.submit(x(1)), batcher.submit(x(2, rows=2))
         watched.go.set()
-        assert small.result(20)["y"].shape == (1, 3)
+        assert small.result(60)["y"].shape == (1, 3)
         with pytest.raises(InferenceError, match="too many"):
-            large.result(20)
-        first.result(20)
+            large.result(60)
+        first.result(60)
         assert batcher.run(x(5))["y"].shape == (1, 3)
 
 

@@ -51,7 +51,7 @@ def test_every_kind_of_call_asks_it(tmp_path: Path) -> None:
         assert session.run(x(1), {"y": buffer})["y"] is buffer
         assert buffer[0, 0] == 2
         session.predict(x(1)["x"])
-        session.submit(x(1)).result(20)
+        session.submit(x(1)).result(60)
         session.run_batch([x(1), x(1)])
         with pytest.raises(InputError, match="expected y"):
             session.run(x(1), {"y": np.zeros((1, 3), np.float32)})

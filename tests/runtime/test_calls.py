@@ -212,7 +212,7 @@ def test_a_submitted_call_gives_a_future(tmp_path: Path) -> None:
     with load(tiny_artifact(tmp_path / "a.edgec")) as session:
         future = session.submit({"x": x(3)})
         assert isinstance(future, Future)
-        np.testing.assert_array_equal(future.result(10)["y"], session.run({"x": x(3)})["y"])
+        np.testing.assert_array_equal(future.result(60)["y"], session.run({"x": x(3)})["y"])
         with pytest.raises(InputError):
             session.submit({"x": x(rows=2)})
 
@@ -233,10 +233,10 @@ def held(pool: Pool) -> tuple[Event, Future[bool]]:
 
     def wait() -> bool:
         begun.set()
-        return go.wait(20)
+        return go.wait(60)
 
     future = pool.submit(wait)
-    assert begun.wait(20)
+    assert begun.wait(60)
     return go, future
 
 
@@ -254,7 +254,7 @@ def test_sessions_share_a_pool_by_priority(tmp_path: Path) -> None:
             future.add_done_callback(note(name))
         assert pool.waiting == 3
         go.set()
-        assert [f.result(20)["y"].shape for f in futures] == [(1, 3)] * 3
+        assert [f.result(60)["y"].shape for f in futures] == [(1, 3)] * 3
     assert order == ["urgent", "high", "low"]
 
 
@@ -266,8 +266,8 @@ def test_a_full_queue_refuses_and_takes_calls_again_later(tmp_path: Path) -> Non
             session.submit({"x": x()})
         go.set()
         for future in futures:
-            future.result(20)
-        assert session.submit({"x": x()}).result(20)["y"].shape == (1, 3)
+            future.result(60)
+        assert session.submit({"x": x()}).result(60)["y"].shape == (1, 3)
 
 
 def test_what_waits_past_its_deadline_or_is_cancelled_is_not_run(tmp_path: Path) -> None:
@@ -279,10 +279,10 @@ def test_what_waits_past_its_deadline_or_is_cancelled_is_not_run(tmp_path: Path)
         sleep(0.01)
         go.set()
         with pytest.raises(DeadlineError):
-            late.result(20)
+            late.result(60)
         with pytest.raises(CancelledError):
-            unwanted.result(20)
-        assert session.submit({"x": x()}, deadline_ms=20000).result(20)
+            unwanted.result(60)
+        assert session.submit({"x": x()}, deadline_ms=60_000).result(60)
 
 
 def test_a_closed_pool_cancels_what_waits_and_refuses(tmp_path: Path) -> None:
@@ -292,11 +292,11 @@ def test_a_closed_pool_cancels_what_waits_and_refuses(tmp_path: Path) -> None:
         waiting = session.submit({"x": x()})
         with ThreadPoolExecutor(1) as other:
             ending = other.submit(pool.close)
-            until = monotonic() + 20
+            until = monotonic() + 60
             while not waiting.cancelled() and monotonic() < until:
                 sleep(0.001)
             go.set()
-            ending.result(20)
+            ending.result(60)
         assert first.result(0)
         assert waiting.cancelled()
         with pytest.raises(InferenceError, match="pool is closed"):
@@ -307,7 +307,7 @@ def test_a_closed_pool_cancels_what_waits_and_refuses(tmp_path: Path) -> None:
 def test_workers_are_bound_to_cores() -> None:
     core = min(os.sched_getaffinity(0))
     with Pool(2, affinity=[core]) as pool:
-        assert pool.submit(os.sched_getaffinity, 0).result(20) == {core}
+        assert pool.submit(os.sched_getaffinity, 0).result(60) == {core}
         assert pool.run_here(lambda: os.sched_getaffinity(0)) == {core}
     assert Pool(affinity=[core]).workers == 1
     with pytest.raises(ValueError, match="expected cores of"):
@@ -335,7 +335,7 @@ def test_one_session_serves_many_threads_in_every_way(tmp_path: Path, engine: st
                 assert session.run(inputs, {"n": buffer})["n"][0, 3] == -value
                 bound.inputs["x"][...] = value
                 assert bound()["n"][0, 1] == -value
-                assert session.submit(inputs).result(20)["n"][0, 2] == -value
+                assert session.submit(inputs).result(60)["n"][0, 2] == -value
                 if i % 10 == 0:
                     with pytest.raises(InputError):
                         session.run({"x": x().astype(np.float64)})

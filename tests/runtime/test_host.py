@@ -41,7 +41,7 @@ def test_models_are_called_by_name_and_version(tmp_path: Path) -> None:
         assert loaded(host) == []
         assert answer(host, "m") == 2
         assert answer(host, "m", version="next") == 3
-        assert host.submit("m", X, version="next").result(20)["y"][0, 0] == 3
+        assert host.submit("m", X, version="next").result(60)["y"][0, 0] == 3
         assert loaded(host) == ["m/2", "m/next"]
         host.set_default("m", "next")
         assert answer(host, "m") == 3
@@ -212,7 +212,7 @@ def test_a_candidate_sees_live_inputs_and_answers_nobody(tmp_path: Path) -> None
         assert shadow is not None
         for i in range(20):
             assert host.run("m", {"x": np.arange(4, dtype=np.float32)[None] + i})["y"][0, 0] == 2 * i
-        assert shadow.wait(20)
+        assert shadow.wait(60)
         report = shadow.report()
         assert (report.sampled, report.dropped, report.failed, report.compared) == (20, 0, 0, 20)
         assert report.disagreed == 20, "the largest is the smallest"
@@ -234,16 +234,16 @@ def test_a_candidate_may_fail_and_be_slow_without_anybody_noticing(tmp_path: Pat
         host.add("m", scaled(tmp_path / "b.edgec", 2.5))
 
         def wait(*_: object) -> bool:
-            return go.wait(20)
+            return go.wait(60)
 
         shadow = host.shadow("m", "2.5", fraction=1, max_queue=2, agree=wait)
         assert shadow is not None
         start = perf_counter()
         for _ in range(50):
             assert answer(host, "m") == 2
-        assert perf_counter() - start < 10
+        assert perf_counter() - start < 30
         go.set()
-        assert shadow.wait(20)
+        assert shadow.wait(60)
         report = shadow.report()
         assert report.sampled == 50
         assert report.dropped >= 50 - 2 - 2
@@ -267,6 +267,6 @@ def test_a_candidate_that_fails_is_counted(tmp_path: Path) -> None:
         host.unload("m", "3")
         (tmp_path / "b.edgec").unlink()
         answer(host, "m")
-        assert shadow.wait(20)
+        assert shadow.wait(60)
         assert (shadow.report().failed, shadow.report().compared) == (1, 0)
         assert "b.edgec" in shadow.report().last_error

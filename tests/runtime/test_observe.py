@@ -91,7 +91,7 @@ def test_every_kind_of_call_is_counted(session: Session) -> None:
     session.run(X, {"y": buffer})
     session.predict(X["x"])
     session.run_batch([X, X])
-    session.submit(X).result(20)
+    session.submit(X).result(60)
     asyncio.run(session.arun(X))
     window = observer.take()
     assert window.calls == window.latency_ms.count == 7
@@ -199,18 +199,18 @@ def test_what_a_queue_drops_is_counted(tmp_path: Path) -> None:
 
         def wait() -> None:
             begun.set()
-            go.wait(20)
+            go.wait(60)
 
         pool.submit(wait)
-        assert begun.wait(20)
+        assert begun.wait(60)
         late = session.submit(X, deadline_ms=0)
         kept = session.submit(X)
         with pytest.raises(OverloadedError):
             session.submit(X)
         go.set()
         with pytest.raises(DeadlineError):
-            late.result(20)
-        kept.result(20)
+            late.result(60)
+        kept.result(60)
         window = observer.take()
     assert window.drops == {"overloaded": 1, "deadline": 1}
     assert (window.calls, window.errors) == (1, {})
@@ -230,7 +230,7 @@ def test_what_a_batcher_drops_is_counted(tmp_path: Path) -> None:
             with pytest.raises(OverloadedError):
                 submit_until_refused(batcher)
             with pytest.raises(DeadlineError):
-                late.result(20)
+                late.result(60)
         assert observer.take().drops == {"overloaded": 1, "deadline": 1}
 
 
@@ -244,7 +244,7 @@ def test_a_host_observes_its_models_each_on_its_own(tmp_path: Path) -> None:
         assert host.observers().keys() == {("m", "2")}
         host.unload("m", "2")
         host.run("m", X, version="2")
-        host.submit("m", X, version="3").result(20)
+        host.submit("m", X, version="3").result(60)
         assert {key: o.take().calls for key, o in host.observers().items()} == {("m", "2"): 2, ("m", "3"): 1}
 
 

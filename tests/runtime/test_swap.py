@@ -56,7 +56,7 @@ def test_a_swap_changes_what_every_kind_of_call_gives(tmp_path: Path) -> None:
         assert answer(session) == 3
         assert bound()["y"][0, 0] == 3
         assert session.run(X, {"y": buffer})["y"][0, 0] == 3
-        assert session.submit(X).result(20)["y"][0, 0] == 3
+        assert session.submit(X).result(60)["y"][0, 0] == 3
         assert session.predict(X)["y"][0, 0] == 3
         assert session.manifest.model_version == "3"
         assert session.self_test().vectors == 1
@@ -118,7 +118,7 @@ class Slow(Told):
         """Wait, then refuse if closed."""
         if self.scale == 1.0:
             self.begun.set()
-            self.go.wait(20)
+            self.go.wait(60)
         if self.closed:
             raise InferenceError("the session is closed: load the artifact again")
         return super().run(inputs)
@@ -138,11 +138,11 @@ def test_a_call_that_meets_a_closed_program_goes_to_the_new_one(
     install(monkeypatch, Slow({"NPU": 1}, scale=2.0))
     with ThreadPoolExecutor(1) as caller, caplog.at_level(logging.WARNING, logger="edgec.runtime"):
         running = caller.submit(session.run, X)
-        assert old.begun.wait(20)
+        assert old.begun.wait(60)
         session.swap(path, drain_s=0.01)
         assert old.closed
         old.go.set()
-        assert running.result(20)["y"][0, 0] == 2
+        assert running.result(60)["y"][0, 0] == 2
     assert "still run" in caplog.text
 
 
@@ -167,11 +167,14 @@ def test_no_call_fails_while_models_are_swapped(tmp_path: Path) -> None:
 
         users = [callers.submit(use, i) for i in range(3)]
         try:
-            for i in range(6):
+            i = 0
+            # On a busy machine all are swapped before anybody has called often.
+            while i < 6 or (min(calls) <= 10 and not any(user.done() for user in users)):
                 session.swap(paths[(i + 1) % 2])
                 assert answer(session) == (3 if i % 2 == 0 else 2)
+                i += 1
         finally:
             over.set()
         for user in users:
-            user.result(20)
+            user.result(60)
     assert min(calls) > 10

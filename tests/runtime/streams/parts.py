@@ -13,7 +13,7 @@ from edgec.artifact import Manifest, TensorSpec, pack
 from edgec.runtime.streams import StreamStatistics
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec
 
-WAIT_S = 20.0  # for what comes at once, if it comes
+WAIT_S = 60.0  # for what comes at once, if it comes
 
 
 class Clock:

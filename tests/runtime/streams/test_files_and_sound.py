@@ -243,7 +243,7 @@ def test_a_recorder_is_started_read_and_ended() -> None:
     wanted = np.frombuffer(bytes(range(200)), "<i2")
     np.testing.assert_array_equal(np.concatenate([first.sample, second.sample]), wanted)
     assert process.poll() is not None
-    assert open_files() == files
+    assert open_files() <= files
 
 
 def test_a_recorder_that_ends_or_is_not_there_says_so() -> None:

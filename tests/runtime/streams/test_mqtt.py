@@ -224,15 +224,16 @@ def test_results_are_dropped_while_the_broker_is_away(broker: Broker) -> None:
 
 def test_a_broker_that_is_not_there_is_an_error() -> None:
     pytest.importorskip("paho.mqtt", reason="the extra `agent` is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = free.getsockname()[1]
-    with (
-        Stream(MqttSource(f"mqtt://127.0.0.1:{nobody}/a"), Doubling()) as stream,
-        pytest.raises(SourceError, match="refused"),
-    ):
-        next(stream)
-    with pytest.raises(OutputError, match=f"mqtt://127.0.0.1:{nobody}/a"):
-        MqttSink(f"mqtt://127.0.0.1:{nobody}/a")
+    with socket.socket() as silent:  # bound, so that nobody else listens there
+        silent.bind(("127.0.0.1", 0))
+        url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}/a"
+        with (
+            Stream(MqttSource(url), Doubling()) as stream,
+            pytest.raises(SourceError, match="refused"),
+        ):
+            next(stream)
+        with pytest.raises(OutputError, match=url):
+            MqttSink(url)
     assert stream_threads() == []
 
 

@@ -387,6 +387,7 @@ def test_run_gives_every_result_to_every_sink_and_ends_in_time() -> None:
         silence.wait(WAIT_S)
 
     with Stream(silent(), Doubling()) as stream:
+        assert next(stream).sample == 1
         assert stream.run(duration_s=0.05).given == 1
         silence.set()
 

@@ -76,7 +76,7 @@ def test_every_frame_of_a_file_comes_once_and_in_order(video: Path) -> None:
     assert [r.prediction["number"] for r in results] == list(range(40))
     assert [r.name for r in results[:2]] == ["frame 0", "frame 1"]
     assert stream.statistics.dropped == {"source": 0, "queue": 0, "deadline": 0, "error": 0}
-    assert open_files() == files
+    assert open_files() <= files
 
 
 @pytest.mark.parametrize(
