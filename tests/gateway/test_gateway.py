@@ -143,7 +143,7 @@ def test_a_certificate_tells_which_device_asks(artifact: Path, tmp_path: Path) -
         port = int(gateway.url.rpartition(":")[2])
 
         def status(context: ssl.SSLContext) -> int:
-            with closing(HTTPSConnection("127.0.0.1", port, context=context, timeout=10)) as connection:
+            with closing(HTTPSConnection("127.0.0.1", port, context=context, timeout=60)) as connection:
                 connection.request("POST", INFER, REQUEST)
                 return connection.getresponse().status
 
@@ -315,10 +315,11 @@ def test_row_33_whatever_the_upstream_does_is_4xx_or_503(sent: bytes, status: in
 
 
 def test_row_33_an_upstream_that_is_down_is_left_alone_and_it_says_so() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with Gateway([], GatewayOptions(server=ANY, upstream=url)) as gateway:
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())  # bound, so that nobody else listens there
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        gateway = stack.enter_context(Gateway([], GatewayOptions(server=ANY, upstream=url)))
         with closing(Client(gateway.url)) as client:
             assert client.get("/v2/health/live").status == 200
             assert client.get("/v2/health/ready").status == 503
@@ -342,7 +343,7 @@ def test_the_command_answers_what_is_in_flight_before_it_ends(artifact: Path, tm
             assert client.request("POST", INFER, REQUEST, headers).status == 200
             assert client.request("POST", INFER, REQUEST).status == 401
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow

@@ -209,8 +209,8 @@ def test_a_device_hears_of_it_asks_for_the_file_and_answers(broker: Broker, tmp_
 
     def device() -> None:
         with link("dev1", "dev1", Subscription(filter=TOPICS.for_device("dev1")[0])) as mine:
-            mine.wait_connected(20)
-            while (inbound := mine.get(timeout_s=20)) is not None:
+            mine.wait_connected(60)
+            while (inbound := mine.get(timeout_s=60)) is not None:
                 inbound.ack()
                 if inbound.topic == TOPICS.desired("dev1"):
                     wanted = Desired.from_bytes(inbound.payload).models["digits"]
@@ -219,22 +219,22 @@ def test_a_device_hears_of_it_asks_for_the_file_and_answers(broker: Broker, tmp_
                 else:
                     got.append(inbound.payload)
                     done = report(5, state="cleaned", active=NEW)
-                    mine.publish(Outgoing(topic=TOPICS.reported("dev1"), payload=b"no message")).wait(10)
-                    mine.publish(Outgoing(topic=TOPICS.reported("dev1"), payload=done.to_bytes())).wait(10)
+                    mine.publish(Outgoing(topic=TOPICS.reported("dev1"), payload=b"no message")).wait(60)
+                    mine.publish(Outgoing(topic=TOPICS.reported("dev1"), payload=done.to_bytes())).wait(60)
                     return
 
     thread = threading.Thread(target=device)
     wanted = (*Announcer.subscriptions(TOPICS, ["dev1"]), *ChunkServer.subscriptions(TOPICS))
     seen: list[Answer] = []
     with link("fleet", "push-1", *wanted) as mine:
-        mine.wait_connected(20)
+        mine.wait_connected(60)
         announcer, server = Announcer(mine, TOPICS), ChunkServer(mine, TOPICS, tmp_path / "repo")
         announcer.announce("dev1", WANTED)
         assert [a.outcome for a in announcer.wait(0.05)] == ["waiting"]
         # The device comes later: what it was told is retained.
         thread.start()
-        answers = announcer.wait(30, seen.append, server.take)
-    thread.join(20)
+        answers = announcer.wait(60, seen.append, server.take)
+    thread.join(60)
     assert [answer.outcome for answer in answers] == ["committed"]
     assert seen
     assert b"abc" in got[0]
