@@ -137,7 +137,7 @@ class Server:
 
     def __enter__(self) -> Server:
         self.link.start()
-        self.link.wait_connected(20)
+        self.link.wait_connected(60)
         self._thread.start()
         return self
 
@@ -159,12 +159,12 @@ class Server:
 
     def tell(self, payload: bytes, device: str = DEVICE) -> None:
         """Send what may be no document of what is wanted at all."""
-        self.link.wait_connected(20)
-        self.link.publish(Outgoing(topic=self.topics.desired(device), payload=payload, retain=True)).wait(20)
+        self.link.wait_connected(60)
+        self.link.publish(Outgoing(topic=self.topics.desired(device), payload=payload, retain=True)).wait(60)
 
     def order(self, command: Command, device: str = DEVICE) -> None:
         topic = self.topics.command(device, command.name)
-        self.link.publish(Outgoing(topic=topic, payload=command.to_bytes())).wait(20)
+        self.link.publish(Outgoing(topic=topic, payload=command.to_bytes())).wait(60)
 
     def wait(self, holds: Callable[[Heard], Any], timeout_s: float = 90.0, device: str = DEVICE) -> Heard:
         """Wait until something holds of what was heard."""

@@ -71,7 +71,7 @@ def test_an_application_waits_for_a_first_artifact(here: Device) -> None:
         followed(here)
     ready = Thread(target=lambda: here.install(2))
     ready.start()
-    with followed(here, wait_s=20) as session:
+    with followed(here, wait_s=60) as session:
         assert answer(session) == 2
     ready.join()
 
@@ -218,7 +218,7 @@ class Raw:
 
     def __init__(self, here: Device) -> None:
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.link.settimeout(10)
+        self.link.settimeout(60)
         self.link.connect(os.fspath(here.socket))
         self.file = self.link.makefile("rb")
 
@@ -346,7 +346,7 @@ def test_another_user_is_refused(here: Device) -> None:
     here.root.chmod(0o755)
     script = (
         "import os, socket\nos.setuid(12345)\ns = socket.socket(socket.AF_UNIX)\n"
-        "s.settimeout(10)\ns.connect(socket_path)\nprint(s.recv(4096).decode())\n"
+        "s.settimeout(60)\ns.connect(socket_path)\nprint(s.recv(4096).decode())\n"
     )
     for mode, expected in ((0o600, "PermissionError"), (0o666, '"permission"')):
         with here.applications(mode=mode, users=(1,)):
@@ -428,7 +428,7 @@ def test_a_loaded_application_loses_no_call_over_twenty_switches(here: Device) -
         calls = sum(w.calls for w in served.take(MODEL))
         tell(process, "end")
         told = line(process)
-        assert process.wait(20) == 0
+        assert process.wait(90) == 0
     assert told["failed"] == []
     assert told["seen"] == [float(factor) for factor in range(1, 22)]
     assert told["calls"] > 1000
@@ -496,7 +496,7 @@ def test_an_application_that_dies_has_crashed_and_one_that_ends_has_not(
         assert line(process) == 1
         eventually(lambda: served.connected(MODEL))
         tell(process, "go")
-        process.wait(20)
+        process.wait(90)
         eventually(lambda: not served.connected(MODEL))
         eventually(lambda: len(here.crashes) == crashes)
 
@@ -509,7 +509,7 @@ def test_an_artifact_that_kills_whoever_loads_it_is_a_crash(here: Device) -> Non
         "follow('scaled', directory=directory, socket=socket, loader=lambda path: os._exit(9))\n"
     )
     with here.applications(), here.application(script) as process:
-        assert process.wait(20) == 9
+        assert process.wait(90) == 9
         eventually(lambda: len(here.crashes) == 1)
 
 

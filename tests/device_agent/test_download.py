@@ -291,7 +291,7 @@ def test_a_transfer_is_cancelled_at_once_and_goes_on_later(tmp_path: Path) -> No
                 tmp_path / "file",
                 cancel=cancel,
                 progress=seen,
-                limits=limits(watch_s=20.0),
+                limits=limits(),
             )
         assert caught.value.reason == "cancelled"
         assert get(server, tmp_path / "file").resumed == 4 * CHUNK

@@ -157,11 +157,11 @@ def test_a_shadow_of_the_same_model_passes_and_of_few_calls_nothing_is_said(tmp_
         gate = ShadowGate(host, "tiny", "2", criteria=ShadowCriteria(slowdown=1000), clock=lambda: 5.0)
         for i in range(150):
             if i == 50:
-                assert gate.wait(10)
+                assert gate.wait(60)
                 assert gate.verdict().outcome == "inconclusive"
             x = np.random.default_rng(i).standard_normal((1, 4)).astype(np.float32)
             host.run("tiny", {"x": x})
-            gate.wait(10)
+            gate.wait(60)
         verdict = gate.stop()
     assert (verdict.outcome, verdict.findings) == ("pass", ())
     assert verdict.figures["compared"] == 150
@@ -241,7 +241,7 @@ def shadow_words(zoo: Path, path: Path) -> tuple[str, set[str]]:
         gate = ShadowGate(host, "digits", "new", criteria=ShadowCriteria(slowdown=20.0))
         for image in images("evaluation"):
             host.run("digits", {"pixels": image})
-            gate.wait(10)
+            gate.wait(60)
         verdict = gate.stop()
     return verdict.outcome, {finding.word for finding in verdict.findings}
 
@@ -261,7 +261,7 @@ def test_row_24_and_25_each_poison_is_stopped_by_its_gate(zoo: Path, name: str) 
     path = artifact(zoo / f"{name}.edgec", version=name, **how)
     with load(path, threads=1) if "plan" not in how else load(zoo / "base.edgec") as session:
         assert session.self_test().passed  # its own golden vectors do not tell
-    timeout_s = 5.0 if "hang" in name else 30.0
+    timeout_s = 5.0 if "hang" in name else 120.0
     report = check_health(path, previous=zoo / "base.edgec", timeout_s=timeout_s, threads=1)
     if gate == "health":
         assert word in words(report), report
@@ -283,10 +283,10 @@ def test_row_27_a_model_that_hangs_does_not_hang_the_agent(
     assert time.monotonic() - start < 60  # it hangs for ever
     assert words(report) == {"hang"}
     # One that hangs in the previous model is no fault of the new one.
-    report = check_health(zoo / "base.edgec", previous=path, timeout_s=6.0)
+    report = check_health(zoo / "base.edgec", previous=path, timeout_s=16.0)
     assert report.passed, report
     (note,) = report.notes
-    assert note.startswith("the previous model: it was not through after 6 s")
+    assert note.startswith("the previous model: it was not through after 16 s")
 
 
 @pytest.mark.slow

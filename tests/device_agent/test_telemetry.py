@@ -336,10 +336,10 @@ def test_the_budget_counts_packets_as_paho_makes_them() -> None:
     message = TelemetryMessage(boot_id="b" * 34, first_seq=100_000, records=(record,), sent_at=1.8e9 + 0.5)
     sizes = [len(message.to_bytes()), 100, 0, 20_000]
     for size in sizes:
-        client.publish(topics.telemetry("d" * 32), bytes(size), qos=1).wait_for_publish(5)
+        client.publish(topics.telemetry("d" * 32), bytes(size), qos=1).wait_for_publish(60)
     client.disconnect()
     client.loop_stop()
-    recorder.join(5)
+    recorder.join(60)
     recorder.listener.close()
     published = [len(p) for p in recorder.packets if p[0] >> 4 == 3]
     assert published == [publish_bytes(topics.telemetry("d" * 32), size) for size in sizes]

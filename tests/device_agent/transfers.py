@@ -21,9 +21,9 @@ QUICK: dict[str, Any] = {
     "first_delay_s": 0.001,
     "largest_delay_s": 0.002,
     "retry_after_s": 0.01,
-    "watch_s": 0.25,
+    "watch_s": 20.0,
     "least_bytes_per_s": 2000.0,
-    "connect_s": 2.0,
+    "connect_s": 30.0,
 }
 
 
