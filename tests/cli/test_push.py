@@ -120,8 +120,8 @@ def test_devices_are_told_and_answer(broker: Broker) -> None:
 
     def device(name: str, result: str) -> None:
         with MqttLink(options(broker, name, *TOPICS.for_device(name))) as link:
-            link.wait_connected(20)
-            inbound = link.get(timeout_s=20)
+            link.wait_connected(60)
+            inbound = link.get(timeout_s=60)
             assert inbound is not None
             wanted = Desired.from_bytes(inbound.payload)
             assert wanted.metadata is not None
@@ -152,7 +152,7 @@ def test_devices_are_told_and_answer(broker: Broker) -> None:
                 data={"epoch": str(wanted.epoch), "digest": sha256},
             )
             for topic, message in ((TOPICS.reported(name), told), (TOPICS.event(name), end)):
-                link.publish(Outgoing(topic=topic, payload=message.to_bytes())).wait(20)
+                link.publish(Outgoing(topic=topic, payload=message.to_bytes())).wait(60)
 
     threads = [
         threading.Thread(target=device, args=pair) for pair in (("dev1", "committed"), ("dev.3", "refused"))

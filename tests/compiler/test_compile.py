@@ -361,7 +361,7 @@ def plant_converter(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str)
         ),
         (
             "print('still here', flush=True); import time; time.sleep(600)",
-            "took longer than 20 s .*still here",
+            "took longer than 30 s .*still here",
         ),
     ],
     ids=["crash", "hang"],
@@ -370,7 +370,7 @@ def test_a_converter_that_crashes_or_hangs_takes_its_candidate_only(
     model: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
 ) -> None:
     plant_converter(tmp_path, monkeypatch, body)
-    options = CompileOptions(measure_s=0.05, timeout_s=20)
+    options = CompileOptions(measure_s=0.05, timeout_s=30)
     result = compile_model(model, ["intel-cpu"], tmp_path / "out", calibration=calibration, options=options)
     (info,) = result.report["artifacts"]
     candidates = {c["precision"]: c for c in info["candidates"]}

@@ -392,6 +392,7 @@ def test_an_upload_that_stalls_gives_up_its_place(
                 "Content-Length: 1000\r\n\r\nonly this".encode()
             )
             assert b"nothing came for" in slow.recv(65536)
+        monkeypatch.undo()
         with FleetClient(url, secret) as client:
             assert client.upload(artifact(tmp_path, "6")).version == "6"
 

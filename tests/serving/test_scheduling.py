@@ -216,9 +216,9 @@ def test_inferences_of_a_model_with_a_higher_priority_go_first(tiny: Path) -> No
 
             session.run = recorded  # type: ignore[assignment, method-assign]
             models[name] = model
-        pool.submit(go.wait, 20)
+        pool.submit(go.wait, 60)
         waiting = [callers.submit(models["low"].run, feed) for _ in range(2)]
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while pool.waiting < 2 and time.monotonic() < end:
             time.sleep(0.005)
         waiting.append(callers.submit(models["high"].run, feed))
@@ -227,7 +227,7 @@ def test_inferences_of_a_model_with_a_higher_priority_go_first(tiny: Path) -> No
             time.sleep(0.005)
         go.set()
         for future in waiting:
-            assert np.shape(future.result(20)["y"]) == (1, 3)
+            assert np.shape(future.result(60)["y"]) == (1, 3)
         for model in models.values():
             model.close()
     assert order[0] == "high"
@@ -240,13 +240,13 @@ def test_an_inference_that_cannot_begin_in_time_is_not_run(tiny: Path) -> None:
     with Pool(1) as pool, ThreadPoolExecutor(1) as callers:
         model = Scheduling(pool=pool).apply(load(tiny), 0.0)
         assert isinstance(model, ScheduledModel)
-        pool.submit(go.wait, 20)
+        pool.submit(go.wait, 60)
         late = callers.submit(model.run, feed, time.monotonic() + 0.02)
         time.sleep(0.05)
         go.set()
         with pytest.raises(DeadlineError, match="it was not run"):
-            late.result(20)
-        assert np.shape(model.run(feed, time.monotonic() + 20)["y"]) == (1, 3)
+            late.result(60)
+        assert np.shape(model.run(feed, time.monotonic() + 60)["y"]) == (1, 3)
         model.close()
 
 

@@ -140,14 +140,15 @@ def test_a_worker_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> N
         "    time.sleep(600)\n"
     )
     pid = tmp_path / "pid"
-    with pytest.raises(ConversionError, match=r"it took longer than 0\.6 s"):
-        call_worker(PYTHON, worker(tmp_path, code), {"pid": str(pid)}, timeout_s=0.6, what="it")
-    child = int(pid.read_text())
-    for _ in range(50):
-        if not _runs(child):
+    for timeout_s in (0.6, 6.0, 60.0):  # on a busy machine it may not have come that far
+        with pytest.raises(ConversionError, match=rf"it took longer than {timeout_s:g} s"):
+            call_worker(PYTHON, worker(tmp_path, code), {"pid": str(pid)}, timeout_s=timeout_s, what="it")
+        if pid.exists() and pid.read_text():
             break
+    child, end = int(pid.read_text()), time.monotonic() + 60
+    while _runs(child):
+        assert time.monotonic() < end
         time.sleep(0.02)
-    assert not _runs(child)
 
 
 def _runs(pid: int) -> bool:
