@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 pytest.importorskip("selenium", reason="browser tests need selenium: pip install --group test")
 
 from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
     NoSuchElementException,
     StaleElementReferenceException,
     TimeoutException,
@@ -31,6 +33,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DRIVER = shutil.which("chromedriver")
 # Generous: the machine may be busy with other tests.
 WAIT_S = 60.0
+# While a part of a page is put in anew.
+_PASSING = (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
+Found = TypeVar("Found")
 
 
 class Browser:
@@ -56,12 +66,24 @@ class Browser:
 
     def one(self, css: str) -> WebElement:
         """Return the first element of a selector, once there is one: parts of pages are put in anew."""
-        self.until(lambda: self.all(css), f"there is no {css}")
-        return self.driver.find_element(By.CSS_SELECTOR, css)
+        return self.until(lambda: self.all(css), f"there is no {css}")[0]
 
     def all(self, css: str) -> list[WebElement]:
         """Return all elements of a selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def text_of(self, css: str) -> str:
+        """Return what a person reads in the first element of a selector, once there is one."""
+        return self.until(lambda: [e.text for e in self.all(css)[:1]], f"there is no {css}")[0]
+
+    def write(self, css: str, words: str) -> None:
+        """Write into the first element of a selector."""
+
+        def written() -> bool:
+            self.one(css).send_keys(words)
+            return True
+
+        self.until(written, f"{css} cannot be written into")
 
     def click(self, css: str) -> None:
         """Click where a person could."""
@@ -77,17 +99,21 @@ class Browser:
     def fill(self, **values: str) -> None:
         """Write into fields of the page by their names."""
         for name, value in values.items():
-            field = self.one(f"main [name={name}]")
-            if field.tag_name != "select" and field.get_attribute("type") != "file":
-                field.clear()
-            field.send_keys(value)
 
-    def until(self, true: Callable[[], object], what: str) -> None:
-        """Wait until something is true; the page may change meanwhile."""
-        ignored = (StaleElementReferenceException, NoSuchElementException)
-        wait: WebDriverWait[Chrome] = WebDriverWait(self.driver, WAIT_S, 0.1, ignored_exceptions=ignored)
+            def filled(css: str = f"main [name={name}]", value: str = value) -> bool:
+                field = self.one(css)
+                if field.tag_name != "select" and field.get_attribute("type") != "file":
+                    field.clear()
+                field.send_keys(value)
+                return True
+
+            self.until(filled, f"{name} cannot be filled in")
+
+    def until(self, true: Callable[[], Found], what: str) -> Found:
+        """Wait until something is true, and return it; the page may change meanwhile."""
+        wait: WebDriverWait[Chrome] = WebDriverWait(self.driver, WAIT_S, 0.1, ignored_exceptions=_PASSING)
         try:
-            wait.until(lambda _: bool(true()))
+            return wait.until(lambda _: true())
         except TimeoutException:
             pytest.fail(f"{what}; the page is {self.path}: {self.text[:600]}", pytrace=False)
 
@@ -101,7 +127,7 @@ class Browser:
         self.driver.get("about:blank")
         self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
         self.go("/login")
-        self.one("#token").send_keys(token)
+        self.write("#token", token)
         self.click("button[type=submit]")
         self.until(lambda: self.path == "/", "the overview does not come")
 

@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("fastapi", reason="the dashboard needs the extra 'fleet'")
 pytest.importorskip("itsdangerous", reason="the dashboard needs the extra 'fleet'")
 
-from selenium.webdriver.common.by import By
 from tests.fleet.browser import Browser, open_browser
 from tests.fleet.dashboard_scene import HARDWARE, MODEL, Clock, Scene, Ways, artifact
 from tests.fleet.served import serving, token
@@ -97,7 +96,7 @@ def order(browser: Browser, word: str, reason: str) -> None:
     """Give an order with a reason."""
     browser.until(lambda: browser.all(f"#order-{word}"), f"there is no order {word}")
     browser.click(f"#order-{word} > summary")
-    browser.one(f"#reason-{word}").send_keys(reason)
+    browser.write(f"#reason-{word}", reason)
     browser.click(f"#order-{word} button")
 
 
@@ -108,7 +107,7 @@ def test_a_rollout_is_led_from_upload_to_the_end(desk: Desk, tmp_path: Path) -> 
         file = tmp_path / f"{target}.edgec"
         file.write_bytes(artifact(tmp_path, "2.0.0", target))
         browser.go("/releases")
-        browser.one("input[type=file]").send_keys(str(file))
+        browser.write("input[type=file]", str(file))
         browser.click("form[enctype] button")
         browser.until_text(f"{MODEL} 2.0.0 for {target} was taken in and signed.")
     scene.versions |= {r.sha256: "2.0.0" for r in scene.fleet.registry.release(MODEL, "2.0.0")}
@@ -126,7 +125,7 @@ def test_a_rollout_is_led_from_upload_to_the_end(desk: Desk, tmp_path: Path) -> 
     browser.until_text("figures pass")
     browser.click("#gate ~ * .fold > summary, .fold > summary")
     browser.until(lambda: browser.all(".gate .forest .span"), "no interval is drawn")
-    evidence = browser.one("table.gate").text
+    evidence = browser.text_of("table.gate")
     for words in ("95th percentile of the latency", "Failed calls", "1.60×", "pass"):
         assert words in evidence
 
@@ -140,7 +139,7 @@ def test_a_rollout_is_led_from_upload_to_the_end(desk: Desk, tmp_path: Path) -> 
     assert browser.run("return window.taken") is None
     assert scene.fleet.store.rollouts.get(ident).state == "aborted"
     # What was installed may still be taken back.
-    assert [order.get_attribute("id") for order in browser.all(".order")] == ["order-undo"]
+    assert browser.run("return [...document.querySelectorAll('.order')].map(e => e.id)") == ["order-undo"]
 
 
 def test_a_bad_release_is_undone_and_its_incident_settled(desk: Desk) -> None:
@@ -178,13 +177,13 @@ def test_charts_are_drawn_and_have_tables(desk: Desk) -> None:
     assert HOSTILE in browser.text
     assert browser.run("return window.taken") is None
     browser.click(".chart .fold > summary")
-    table = browser.one(".chart table")
-    assert len(table.find_elements(By.CSS_SELECTOR, "tbody tr")) >= 3
-    drawn = browser.one(".plot canvas")
+    assert (
+        browser.run("return document.querySelector('.chart table').querySelectorAll('tbody tr').length") >= 3
+    )
     ink = browser.run(
-        "const c = arguments[0], d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        "return d.some((v, i) => i % 4 === 3 && v > 0)",
-        drawn,
+        "const c = document.querySelector('.plot canvas');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "return d.some((v, i) => i % 4 === 3 && v > 0)"
     )
     assert ink is True
 
