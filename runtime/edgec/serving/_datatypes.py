@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgec.runtime._oip import DATATYPES
 # BF16 is in the binary extension only, and no artifact has it: it is known, so that a mismatch is named.
 KNOWN = frozenset({*DATATYPES.values(), "BF16"})
 _NOT_IN_JSON = ("FP16", "BF16")
+_IS_LITTLE = sys.byteorder == "little"
 _LENGTH = struct.Struct("<I")
 _MOST_AXES = 32
 # Types that the elements of JSON data may have, by kind of the dtype.
@@ -50,14 +52,22 @@ def from_raw(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], nam
         )
     if dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise RequestError(f"input {name!r}: a BOOL is one byte, 0 or 1")
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+    if not _IS_LITTLE:
+        return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    # With this very dtype: of an equal one, a session would have to find out that it is.
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
-def to_raw(array: NDArray[Any]) -> bytes:
-    """Return the raw bytes of a tensor: little-endian, row-major; BYTES elements with their lengths."""
+def to_raw(array: NDArray[Any]) -> bytes | memoryview:
+    """Return the raw bytes of a tensor: little-endian, row-major; BYTES elements with their lengths.
+
+    They are a view of the tensor where its bytes lie like that already.
+    """
     if array.dtype.kind == "O":
         return b"".join(_LENGTH.pack(len(element)) + element for element in array.reshape(-1))
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    if not _IS_LITTLE:
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def from_json(data: object, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> NDArray[Any]:

@@ -161,17 +161,25 @@ class Lane:
         def left(_: asyncio.Future[Any]) -> None:
             running.give_up(ClientGoneError())
 
+        def watch() -> None:
+            nonlocal leaving
+            leaving = asyncio.ensure_future(gone())
+            leaving.add_done_callback(left)
+
         loop, timer = asyncio.get_running_loop(), None
-        leaving = asyncio.ensure_future(gone())
-        leaving.add_done_callback(left)
+        leaving: asyncio.Future[object] | None = None
+        # Not at once: what the loop does now, the call waits for, since Python runs one thread at a time.
+        begin = loop.call_later(_WATCHED_S, watch)
         if deadline is not None:
             late = _overloaded("the inference took longer than its deadline allows")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), running.give_up, late)
         try:
             return await running.answer
         finally:
-            leaving.remove_done_callback(left)
-            leaving.cancel()
+            begin.cancel()
+            if leaving is not None:
+                leaving.remove_done_callback(left)
+                leaving.cancel()
             if timer is not None:
                 timer.cancel()
             if not running.has_ended:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +24,7 @@ Tensors = Mapping[str, NDArray[Any]]
 _MOST_AXES = 32
 _LARGEST_AXIS = 2**63 - 1
 _MOST_ID = 4096
+_MOST_KEPT_HEADERS = 16
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 _JSON_HEADERS = [(b"content-type", b"application/json")]
 
@@ -46,12 +47,14 @@ class Plan:
         inputs: In the order of the request.
         outputs: Name of each output that is wanted, in order, and whether it is wanted as binary data.
         queue_timeout_s: Longest wait for its turn, in seconds; None for as long as it takes.
+        response_headers: JSON of responses that were written, where all that follows is binary.
     """
 
     id: str | None
     inputs: tuple[_Input, ...]
     outputs: tuple[tuple[str, bool], ...]
     queue_timeout_s: float | None
+    response_headers: dict[tuple[Any, ...], bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_reusable(self) -> bool:
@@ -193,29 +196,43 @@ def write_response(
     Raises:
         RequestError: An output is wanted as JSON, which cannot carry it.
     """
-    described, binary = [], []
-    for name, as_binary in plan.outputs:
+    raw = {name: to_raw(tensors[name]) for name, as_binary in plan.outputs if as_binary}
+    if not raw:
+        return _JSON_HEADERS, _response_header(plan, model, version, tensors, {})
+    if len(raw) < len(plan.outputs):
+        header = _response_header(plan, model, version, tensors, raw)
+    else:
+        key = (model, version, *((tensors[name].shape, len(data)) for name, data in raw.items()))
+        kept = plan.response_headers.get(key)
+        header = kept or _response_header(plan, model, version, tensors, raw)
+        if kept is None and len(plan.response_headers) < _MOST_KEPT_HEADERS:
+            plan.response_headers[key] = header
+    headers = [
+        (b"content-type", b"application/octet-stream"),
+        (b"inference-header-content-length", b"%d" % len(header)),
+    ]
+    return headers, b"".join([header, *raw.values()])
+
+
+def _response_header(
+    plan: Plan, model: str, version: str, tensors: Tensors, raw: Mapping[str, bytes | memoryview]
+) -> bytes:
+    """Return the JSON of a response; what is in `raw` follows it."""
+    described = []
+    for name, _ in plan.outputs:
         array = tensors[name]
         entry: dict[str, Any] = {
             "name": name, "datatype": datatype_of(array.dtype.name), "shape": list(array.shape)
         }  # fmt: skip
-        if as_binary:
-            binary.append(to_raw(array))
-            entry["parameters"] = {"binary_data_size": len(binary[-1])}
+        if name in raw:
+            entry["parameters"] = {"binary_data_size": len(raw[name])}
         else:
             entry["data"] = to_json(array, name)
         described.append(entry)
     document = {"model_name": model, "model_version": version, "outputs": described}
     if plan.id is not None:
         document["id"] = plan.id
-    header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    if not binary:
-        return _JSON_HEADERS, header
-    headers = [
-        (b"content-type", b"application/octet-stream"),
-        (b"inference-header-content-length", b"%d" % len(header)),
-    ]
-    return headers, b"".join([header, *binary])
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _inputs(document: dict[str, Any], specs: Mapping[str, TensorSpec]) -> tuple[_Input, ...]:
