@@ -222,8 +222,10 @@ class Server:
         elif kind == "tele":
             telemetry = Telemetry.from_bytes(payload)
             for seq, record in telemetry.numbered():
+                # One kind to each record, in their order: what comes again is none.
+                if (telemetry.boot_id, seq) not in heard.records:
+                    heard.kinds.append(record.kind)
                 heard.records[telemetry.boot_id, seq] = record.payload
-                heard.kinds.append(record.kind)
             ledger = heard.ledgers.get(telemetry.boot_id, Received(boot_id=telemetry.boot_id))
             self._acknowledge(heard, device, ledger.take_telemetry(telemetry)[0])
 

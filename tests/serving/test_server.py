@@ -63,9 +63,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(artifact: Path) -> Iterator[Server]:
-    options = ServerOptions(
-        port=0, allow_repository_calls=True, max_body_bytes=2**20, max_json_bytes=2**16, receive_timeout_s=1
-    )
+    options = ServerOptions(port=0, allow_repository_calls=True, max_body_bytes=2**20, max_json_bytes=2**16)
     with Server([artifact], options) as running:
         yield running
 
@@ -233,8 +231,9 @@ def test_strange_addresses_are_refused(client: Client, path: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_request_that_does_not_arrive_is_given_up(server: Server) -> None:
-    assert exchange(server, b"POST /v2/models/tiny/infer HTTP/1.1\r\nContent-Length: 9\r\n\r\n{") == b""
+def test_a_request_that_does_not_arrive_is_given_up(artifact: Path) -> None:
+    with Server([artifact], ServerOptions(port=0, receive_timeout_s=1)) as server:
+        assert exchange(server, b"POST /v2/models/tiny/infer HTTP/1.1\r\nContent-Length: 9\r\n\r\n{") == b""
 
 
 def test_a_response_is_compressed_for_who_asks_for_nothing_else(client: Client) -> None:
