@@ -7,6 +7,7 @@ onnxruntime``, ``pip install kserve onnxruntime``); servers that are not named a
 same ONNX files with ONNX Runtime, one thread per inference, and are asked by the same client, one after the
 other, in an order drawn anew for each round. The client sends the same bytes on each connection as soon as
 the answer is there, from a process of its own on the same machine: rates are floors, ratios are what counts.
+A single caller waits at a socket, several are of one event loop.
 One server more is a control: the least that answers, forty lines without any check around the same engine.
 What it adds is the price of the loopback, of waking threads and of the client on this machine.
 Claims: added median latency at most 1 ms; at least 90 % of the bare engine's rate for a model above 5 ms; at

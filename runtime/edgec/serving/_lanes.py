@@ -157,6 +157,7 @@ class Lane:
             ClientGoneError: The client went away.
             BusyError: The deadline has passed.
         """
+        leaving: asyncio.Future[object] | None = None
 
         def left(_: asyncio.Future[Any]) -> None:
             running.give_up(ClientGoneError())
@@ -167,7 +168,6 @@ class Lane:
             leaving.add_done_callback(left)
 
         loop, timer = asyncio.get_running_loop(), None
-        leaving: asyncio.Future[object] | None = None
         # Not at once: what the loop does now, the call waits for, since Python runs one thread at a time.
         begin = loop.call_later(_WATCHED_S, watch)
         if deadline is not None:
