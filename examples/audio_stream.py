@@ -46,7 +46,7 @@ def build(folder: Path) -> Path:
 def make_sound(path: Path) -> Path:
     """A minute in a house: alarms, other things that beep, noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_wav(path, scenes(np.random.default_rng(0), 60.0).sound)
+    write_wav(path, scenes(np.random.default_rng(1), 60.0).sound)
     return path
 
 

@@ -47,7 +47,10 @@ def main() -> None:
     if arguments.artifact is None:
         sys.exit("there is no artifact: run  make demo  first, or name one with --artifact")
     output: Path = arguments.output
-    files = sorted((arguments.folder or make_images(ROOT / "demo/batch")).glob("*.png"))
+    folder: Path = arguments.folder or make_images(ROOT / "demo/batch")
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        sys.exit(f"there is no .png file in {folder}")
     samples = ((path.name, path) for path in files)
     # What makes this run another one than that of the journal: then it refuses to mix them.
     identity = {"artifact": str(arguments.artifact), "files": len(files)}
@@ -64,6 +67,8 @@ def main() -> None:
     )
     for name, error in summary.failed[:10]:
         print(f"failed: {name}: {error}")
+    if summary.failed:
+        sys.exit("started again, the same command tries only those that failed")
 
 
 if __name__ == "__main__":

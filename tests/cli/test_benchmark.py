@@ -49,8 +49,12 @@ def test_text_says_it_all(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--duration-s", "0"], ["--duration-s", "x"], ["--threads", "0"], ["--nope"]]
-)
+    "arguments",
+    [
+        ["--duration-s", "0"], ["--duration-s", "x"], ["--threads", "0"], ["--threads", "1025"], ["--nope"],
+        ["--plot", "no/where.html"],
+    ],
+)  # fmt: skip
 def test_wrong_usage(path: Path, arguments: list[str]) -> None:
     assert edgec(path, *arguments).exit_code == 2
 

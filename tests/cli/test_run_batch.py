@@ -106,6 +106,25 @@ def test_a_damaged_file_does_not_stop_the_run_and_is_tried_again(tmp_path: Path)
     assert [r["name"] for r in rows(out)] == ["a.png", "b.png", "c.png"]
 
 
+def test_what_the_model_does_not_take_is_wrong_usage(tmp_path: Path) -> None:
+    path, texts = classifier(tmp_path / "bright.edgec"), tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "secret.png"}\n')
+    for arguments in (["--text", "secret.png"], ["-i", texts]):
+        result = edgec(path, *arguments)
+        assert result.exit_code == 2
+        assert "takes images" in result.stderr
+    result = edgec(path, "-i", tmp_path, "--raw")
+    assert result.exit_code == 2
+    assert "--raw takes tensors" in result.stderr
+
+
+def test_a_prediction_that_cannot_be_drawn_is_said(path: Path, tmp_path: Path) -> None:
+    data = vectors(tmp_path / "data.npz", 3)
+    result = edgec(path, "-i", data, "-o", tmp_path / "out.csv", "--annotate", tmp_path / "drawn")
+    assert result.exit_code == 0
+    assert "0 images annotated: only boxes and maps of classes are drawn" in result.stdout
+
+
 def test_another_run_does_not_take_over_a_journal(path: Path, tmp_path: Path) -> None:
     data, out = vectors(tmp_path / "data.npz", 3), tmp_path / "out.csv"
     (tmp_path / "out.csv.journal").write_text('{"format": "edgec run journal 1", "artifact": "other"}\n')

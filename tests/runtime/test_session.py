@@ -31,7 +31,7 @@ from edgec.errors import (
     InputError,
     PipelineError,
 )
-from edgec.runtime import Session, load
+from edgec.runtime import Pool, Session, load
 from edgec.runtime.testing import onnxruntime_spec, tiny_artifact
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")

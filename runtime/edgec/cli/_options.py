@@ -33,7 +33,7 @@ queue = click.option(
     show_default=True,
     help="Requests that wait for one model; more are refused with 503.",
 )
-threads = click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+threads = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference.")
 max_batch = click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),

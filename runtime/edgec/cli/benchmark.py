@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from edgec.cli import _options
+from edgec.errors import MissingExtraError
 
 # Read before the clock starts, so that reading is not measured; enough to be unlike each other.
 _MOST_SAMPLES = 256
@@ -20,6 +22,10 @@ _PLOTS = (".html", ".svg", ".png")
 def _check_plot(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
     if value is not None and value.suffix.lower() not in _PLOTS:
         raise click.BadParameter(f"expected a name that ends in {', '.join(_PLOTS)}, got {value.name!r}")
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"the directory {value.parent} does not exist; make it first")
+    if value is not None and value.suffix.lower() == ".png" and find_spec("matplotlib") is None:
+        raise MissingExtraError("plots as .png", "matplotlib", "plots")
     return value
 
 
@@ -32,7 +38,7 @@ def _check_plot(_: click.Context, __: click.Parameter, value: Path | None) -> Pa
     show_default=True,
     help="How long to measure, in seconds, after the warm-up.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@_options.threads
 @click.option(
     "--data",
     metavar="DATA",
@@ -152,6 +158,8 @@ def command(
         _chains.benchmark(artifact, data, duration_s, threads, cache_dir, delegate, as_json)
         return
     if scenario is not None:
+        if (scenario == "server") != (target_latency_ms is not None):
+            raise click.UsageError("--scenario server needs --target-latency-ms, and no other one takes it")
         if repeats is not None or against is not None or profiled or plot or axes or also:
             raise click.UsageError(
                 "--repeats, --against, --profile, --plot and --sweep are not for --scenario"
@@ -176,6 +184,10 @@ def command(
     if target_latency_ms or target_qps or concurrency != 1 or loadgen_logs:
         raise click.UsageError(
             "--target-latency-ms, --target-qps, --concurrency and --loadgen-logs are for --scenario only"
+        )
+    if axes is not None and not also and "engine" in axes.split(","):
+        raise click.UsageError(
+            "--sweep engine needs the same model built for another engine: --also ARTIFACT"
         )
     if also and not axes:
         raise click.UsageError("--also is for --sweep engine only")

@@ -197,7 +197,7 @@ def _checked_pattern(text: str) -> str:
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
     help="Threads of one inference while candidates are measured.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli import _options
 from edgec.cli._metrics import METRICS
 from edgec.cli._models import OpenModel, open_model
 from edgec.cli._progress import progress
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Pre- and post-processing of an ONNX model; an artifact carries its own.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@_options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     artifact: Path,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".npz", ".json", ".csv", ".jsonl", ".parquet")
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_TEXTS = (".jsonl", ".csv")
 _SHOWN = 20
 
 
@@ -70,7 +71,7 @@ def _check_suffix(_: click.Context, __: click.Parameter, value: Path | None) -> 
     help="With --output: also draw boxes, or maps of classes, on copies of the images, into this folder.",
 )
 @click.option("--raw", is_flag=True, help="Bare tensors in and out, without pre- and post-processing.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@_options.threads
 @_options.engine_cache
 @_options.delegate
 @_options.isolate
@@ -124,6 +125,7 @@ def command(
             raise click.UsageError("--jobs and --annotate are not for a chain that keeps a state")
         sources = [(f"{spec}: ", _open(session, spec, raw)) for spec in inputs]
         if texts:
+            _check_texts(session, "--text")
             sources.append(("text: ", [Sample(text, name=text[:40]) for text in texts]))
         if output is not None and not ordered:
             from edgec.cli._run_batch import write_batch
@@ -132,9 +134,13 @@ def command(
             call = _caller(session, raw)
             numbered = [(prefix * (len(sources) > 1), source) for prefix, source in sources]
             with _progress(sum(len(source) for _, source in sources)) as advance:
-                batch = write_batch(
-                    session.content_digest, output, numbered, call, identity, jobs or 1, annotate, advance
-                )
+                try:
+                    batch = write_batch(
+                        session.content_digest, output, numbered, call, identity, jobs or 1, annotate, advance
+                    )
+                except KeyboardInterrupt:
+                    click.echo("\nedgec: stopped; the same command goes on where this one was", err=True)
+                    sys.exit(130)
             shape = _summary(artifact, session, batch["samples"], batch["seconds"], raw) | batch
             results: list[Result] = []
         else:
@@ -158,12 +164,33 @@ def _open(session: Model, spec: str, raw: bool) -> Source:
     from edgec.runtime import Session
 
     path = Path(spec)
-    if path.suffix.lower() in _IMAGES and path.is_file() and not raw:
+    suffix = path.suffix.lower()
+    if raw and (path.is_dir() or suffix in (*_IMAGES, *_TEXTS)):
+        raise click.UsageError(
+            f"--raw takes tensors, a .npz: leave it out, or give other --input than {spec}"
+        )
+    if suffix in _TEXTS:
+        _check_texts(session, spec)
+    if suffix in _IMAGES and path.is_file():
         return [Sample(path, name=path.name)]
     pipeline = None if raw else session.manifest.pipeline
     # A chain fits rows itself: its inputs need no batch axis.
     inputs = session.inputs if isinstance(session, Session) else None
     return open_dataset(spec, inputs=inputs, pipeline=pipeline)
+
+
+def _check_texts(session: Model, what: str) -> None:
+    """Refuse texts for a model of images, which would take each for the path of a file.
+
+    Raises:
+        UsageError: The model takes images.
+    """
+    from edgec.artifact.steps import Decode
+    from edgec.runtime import Session
+
+    pipeline = session.manifest.pipeline if isinstance(session, Session) else None
+    if pipeline is not None and any(isinstance(step, Decode) for step in pipeline.preprocess):
+        raise click.UsageError(f"{what} is for models that take texts, and this one takes images")
 
 
 def _seen(spec: str) -> list[str | int]:
@@ -249,7 +276,8 @@ def _show(shape: Mapping[str, Any], results: Sequence[Result], output: Path | No
     if shape.get("resumed"):
         click.echo(f"{shape['resumed']} of them were finished by an earlier run")
     if shape.get("annotated") is not None:
-        click.echo(f"{shape['annotated']} images annotated")
+        none = "" if shape["annotated"] else ": only boxes and maps of classes are drawn, on image files"
+        click.echo(f"{shape['annotated']} images annotated{none}")
     failed = shape.get("failed", [])
     for failure in failed[:_SHOWN]:
         click.echo(f"failed: {failure['name']}: {failure['error']}", err=True)

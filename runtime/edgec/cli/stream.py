@@ -92,7 +92,7 @@ def _check_state(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     metavar="INPUT=OUTPUT",
     help="Carry a state from call to call: the output becomes the input. May be given several times.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of one inference.")
+@_options.threads
 @_options.engine_cache
 @_options.delegate
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, not text.")

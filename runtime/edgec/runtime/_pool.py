@@ -65,11 +65,12 @@ class Pool:
             affinity: Numbers of cores; Linux only.
 
         Raises:
-            ValueError: A number is below 1, or there is no such core, or this system binds no threads.
+            ValueError: A number is below 1, or `threads` above 1024, or there is no such core, or this
+                system binds no threads.
         """
         cores = _affinity(affinity)
         self.workers = _positive("worker", _cores(cores) if workers is None else workers)
-        self.threads = None if threads is None else _positive("thread", threads)
+        self.threads = None if threads is None else check_threads(threads)
         self.max_queue = _positive("place in the queue", max_queue)
         self.affinity = cores
         self._changed = Condition(Lock())
@@ -194,6 +195,7 @@ def _run(job: _Job) -> None:
 
 
 _default: Pool | None = None
+_MAX_THREADS = 1024
 _making = Lock()
 
 
@@ -212,6 +214,17 @@ def _forget() -> None:
     """Threads do not come along into a child process."""
     global _default, _making
     _default, _making = None, Lock()
+
+
+def check_threads(threads: int) -> int:
+    """Return the threads of one inference if engines survive so many: XNNPACK crashes, ONNX Runtime hangs.
+
+    Raises:
+        ValueError: There are none, or more than 1024.
+    """
+    if _positive("thread", threads) > _MAX_THREADS:
+        raise ValueError(f"expected at most {_MAX_THREADS} threads, got {threads}")
+    return threads
 
 
 def _positive(what: str, number: int) -> int:

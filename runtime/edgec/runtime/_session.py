@@ -95,14 +95,16 @@ def load(
         PlacementError: Part of the model would run elsewhere, or more coarsely; it lists the nodes.
         SelfTestError: This device computes something else than the source model.
         InferenceError: The engine refuses the model.
-        ValueError: `fallback` asks for a confidence that the artifact does not have; `threads` is below 1,
-            or an option of a provider is neither text nor a number.
+        ValueError: `fallback` asks for a confidence that the artifact does not have; `threads` is not 1 to
+            1024, or an option of a provider is neither text nor a number.
     """
 
     from pathlib import Path
 
-    if threads is not None and threads < 1:
-        raise ValueError(f"expected at least 1 thread, got {threads}")
+    if threads is not None:
+        from edgec.runtime._pool import check_threads
+
+        check_threads(threads)
     if providers:
         from edgec.runtime.backends._providers import check_options
 
