@@ -152,10 +152,39 @@ def test_a_release_is_uploaded_and_rolled_out(run: Run, fleet: Fleet, tmp_path: 
     followed = run("rollout", "status", name, "--follow")
     assert followed.exit_code == 1, "it did not finish"
     assert "begin" in followed.stderr
+    assert "stage 1, percent 50.0" in followed.stderr
     refused = run("rollout", "resume", name)
     assert "make a new rollout" in str(refused.exception)
     bad = run("rollout", "create", "kws", "--stage", "0")
     assert "stages.0.percent" in str(bad.exception)
+
+
+def test_an_upload_names_the_file_and_what_it_runs_on(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.edgec").write_bytes(b"nothing")
+    refused = run("upload", str(tmp_path / "broken.edgec"))
+    assert str(refused.exception).startswith(f"{tmp_path / 'broken.edgec'}: not an edgec artifact")
+    path = artifact(tmp_path, "7")
+    shown = run("upload", str(path), "--hardware", "rare").output
+    assert [line.split()[2:5] for line in shown.splitlines()] == [
+        ["target", "runs", "on"],
+        ["cpu-x86_64", "rare", shown.splitlines()[1].split()[4]],
+    ]
+    assert run("upload", str(path)).exit_code == 0, "the same file again changes nothing"
+    other = run("upload", str(path), "--hardware", "cpu-x86_64")
+    assert isinstance(other.exception, FleetError)
+    assert other.exception.reason == "conflict"
+    assert "for rare" in str(other.exception)
+
+
+def test_a_rollout_that_no_device_can_take_says_so(run: Run, fleet: Fleet, tmp_path: Path) -> None:
+    path = artifact(tmp_path, "8")
+    assert run("upload", str(path), "--hardware", "rare").exit_code == 0
+    rollout = answer(run("rollout", "create", "kws", "8", "--start", "--json"))["id"]
+    fleet.store.rollouts.tick(rollout, fleet.clock())
+    assert "holds: no device is eligible: see query and hardware" in run("rollout", "status", rollout).output
+    ended = run("rollout", "abort", rollout).output
+    assert "holds" not in ended
+    assert "stage 1  1 %: stopped" in ended
 
 
 def test_tokens_claims_audit_and_commands(run: Run, fleet: Fleet) -> None:

@@ -24,7 +24,8 @@ from edgec.cli import main_group
 from edgec.device_agent._config import make_config, read_config
 from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options as _link
-from edgec.errors import AgentError, LinkError
+from edgec.errors import AgentError, FleetError, LinkError
+from edgec.fleet.client import FleetClient
 from edgec.fleet.server._places import own_link
 from edgec.protocol import MqttLink, Outgoing, Subscription, Topics
 
@@ -185,6 +186,39 @@ def test_the_command_says_what_it_has_written(server: FleetServer, tmp_path: Pat
     config = make_config(read_config(tmp_path / "etc/agent.toml"), base=tmp_path / "etc")
     assert config.hardware == (HARDWARE, "cpu-arm64")
     assert config.sources == (f"{server.url}/repo",)
+
+
+def test_a_server_that_is_asked_without_tls_is_not_called_down(server: FleetServer, tmp_path: Path) -> None:
+    plain = server.url.replace("https:", "http:")
+    with pytest.raises(AgentError, match="begins with https://"):
+        join(
+            plain,
+            "edgec-claim_any",
+            hardware=[HARDWARE],
+            directory=tmp_path / "etc",
+            state_dir=tmp_path / "state",
+            trusted=Trusted(),
+        )
+    with FleetClient(plain, "edgec_token", tries=1) as client, pytest.raises(FleetError, match="https://"):
+        list(client.devices())
+
+
+def test_another_class_of_hardware_needs_another_claim(server: FleetServer, tmp_path: Path) -> None:
+    def shown(key: str, hardware: str) -> str:
+        (tmp_path / "claim").write_text(key + "\n")
+        arguments = ["agent", "enrol", server.url, "--claim-file", str(tmp_path / "claim"), "--force"]
+        arguments += ["--device", "typo", "--hardware", hardware, "--ca", str(server.authority.root)]
+        arguments += ["--directory", str(tmp_path / "etc"), "--state-dir", str(tmp_path / "state")]
+        done = CliRunner().invoke(main_group, arguments)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    first = claim(server)
+    assert "note" not in shown(first, "cpu-x86")
+    assert "edgec fleet claim --device typo" in shown(first, HARDWARE)
+    (tmp_path / "etc/device.key").unlink()
+    assert "note" not in shown(claim(server, device="typo"), HARDWARE)
+    assert server.fleet.store.devices.get("typo").hardware == HARDWARE
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ from edgec.errors import AgentError, MissingExtraError, OutputError
 
 CONFIG = "agent.toml"
 KEY, CERTIFICATE, REQUEST = "device.key", "device.crt", "device.csr"
-_COMMENT = "# Written by  edgec agent provision ; edgec's guide explains every setting: docs/agent.md.\n"
+_COMMENT = (
+    "# Written by  edgec agent enrol  or  provision ; edgec's guide explains every setting: docs/agent.md.\n"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

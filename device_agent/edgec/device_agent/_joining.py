@@ -186,6 +186,10 @@ def _fetch(request: urllib.request.Request, context: ssl.SSLContext, timeout_s: 
         hint = ""
         if isinstance(reason, ssl.SSLCertVerificationError):
             hint = "; give its authority with --ca, or --fingerprint"
+        elif isinstance(reason, http.client.RemoteDisconnected) and request.type == "http":
+            hint = "; does it speak TLS? Then its address begins with https://"
+        elif isinstance(reason, ssl.SSLError):
+            hint = "; is this the address of the fleet's API, not of its broker?"
         raise AgentError(f"{request.host} cannot be asked: {reason}{hint}") from e
     if len(data) > _MAX_REPLY:
         raise AgentError(

@@ -86,7 +86,10 @@ class SlotWork:
             raise WorkFailedError("slot_damaged", f"slot {work.slot} of {work.model} has changed on disk")
         there = self.slots(work.model).installed(work.slot)
         held = self.held(work.model)
-        if there is not None and there.digest in held and there != self.candidate(work):
+        # Where nothing serves, no slot comes free by an update, and the device would wait for as long as the
+        # application lives. What it has open stays its own: files are replaced by a rename.
+        serves = work.active is not None
+        if serves and there is not None and there.digest in held and there != self.candidate(work):
             detail = f"an application still runs {there.digest:.12}, which lies where the update goes"
             raise PostponedError("in_use", detail, retry_s=_IN_USE_S)
         with context.deciding(), _damage():

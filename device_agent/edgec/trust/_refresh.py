@@ -192,7 +192,7 @@ _REASONS: tuple[tuple[type[BaseException], str, str], ...] = (
     (exceptions.BadVersionNumberError, "rollback", "older metadata than before is refused"),
     (exceptions.LengthOrHashMismatchError, "digest", "it is not the file that the repository refers to"),
     (exceptions.DownloadLengthMismatchError, "too_large", "nothing was taken over"),
-    (exceptions.DownloadHTTPError, "not_found", "the repository is not complete"),
+    (exceptions.DownloadHTTPError, "not_found", "nothing was published there yet, or it is not complete"),
     (exceptions.DownloadError, "unreachable", "try again later"),
     (exceptions.RepositoryError, "malformed", "nothing was taken over"),
     (ValueError, "malformed", "nothing was taken over"),

@@ -47,6 +47,7 @@ def command(
     edgec agent enrol https://fleet.example:8443 --claim CLAIM --fingerprint SHA256 --hardware rpi5
     edgec agent run
     """
+    from edgec.device_agent._enrolment import KEY
     from edgec.device_agent._joining import Trusted, join
 
     if claim_file is not None:
@@ -71,6 +72,12 @@ def command(
     broker = config.broker and f"{config.broker.host}:{config.broker.port}"
     facts = {"device": config.device, "config": str(made.path), "tenant": config.tenant, "broker": broker}
     lines = [f"enrolled  {config.device}", f"settings  {made.path}", f"broker    {broker}"]
+    if config.hardware[0] not in hardware:
+        lines.append(
+            f"note      the fleet takes it for {config.hardware[0]}, as it did before; to change that, "
+            f"remove {made.path.parent / KEY}, and enrol it with a claim of  "
+            f"edgec fleet claim --device {config.device}"
+        )
     lines.append("next      edgec agent run, or  edgec agent install")
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
 

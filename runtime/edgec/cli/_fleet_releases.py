@@ -12,6 +12,7 @@ import click
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import table
 from edgec.cli._text import moment, size
+from edgec.errors import FleetError
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
@@ -46,7 +47,8 @@ def upload(
     """
     found = [_send(client, path, hardware, override) for path in files]
     rows = [_row(artifact) for artifact in found]
-    show(as_json, found, lambda: table(["model", "version", "target", "size", "digest", ""], rows, ""))
+    head = ["model", "version", "target", "runs on", "size", "digest", ""]
+    show(as_json, found, lambda: table(head, rows, ""))
 
 
 def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: str | None) -> ArtifactDetail:
@@ -59,14 +61,32 @@ def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: 
         def moved(count: int) -> None:
             bar.update(count if bar.pos + count <= total else count - bar.pos)
 
-        return client.upload(path, hardware=hardware, override=override, progress=moved)
+        try:
+            made = client.upload(path, hardware=hardware, override=override, progress=moved)
+        except FleetError as e:
+            # The server knows of no names of files here.
+            told = str(e)
+            e.args = (
+                told.replace("the file that was sent", str(path), 1)
+                if "the file that was sent" in told
+                else f"{path}: {told}",
+            )
+            raise
+    if hardware and set(hardware) != set(made.hardware):
+        raise FleetError(
+            f"{path}: it is in the fleet already, for {', '.join(made.hardware)}, and a release never "
+            "changes; compile it with a new version (--model-version), and upload that",
+            "conflict",
+        )
+    return made
 
 
 def _row(artifact: ArtifactDetail) -> list[str]:
     note = f"taken although: {artifact.override}" if artifact.override else ""
     note = f"quarantined: {artifact.quarantined}" if artifact.quarantined else note
     return [
-        artifact.model, artifact.version, artifact.target, size(artifact.length), artifact.sha256[:16], note,
+        artifact.model, artifact.version, artifact.target, " ".join(artifact.hardware), size(artifact.length),
+        artifact.sha256[:16], note,
     ]  # fmt: skip
 
 

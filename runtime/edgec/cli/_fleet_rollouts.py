@@ -164,6 +164,9 @@ def _follow(client: FleetClient, rollout_id: str, every_s: float, as_json: bool)
 
 def _told(at: float, kind: str, body: dict[str, Any]) -> str:
     words = {key: value for key, value in body.items() if not isinstance(value, (dict, list)) and value != ""}
+    if "stage" in words:
+        # People count stages from 1, as below.
+        words["stage"] += 1
     stamp = time.strftime("%H:%M:%S", time.localtime(at))
     return f"{stamp}  {kind:<10}  " + ", ".join(f"{k} {v}" for k, v in words.items())
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli._signals import Signals
-from edgec.cli._text import columns
+from edgec.cli._text import columns, printable
 from edgec.errors import FleetError
 
 if TYPE_CHECKING:
     from edgec.fleet.server import FleetServer
 
+_log = logging.getLogger(__name__)
 _LOOK_S = 2.0
+# Of that, between two looks at what does not work.
+_LOOKS = 5
 _LEVELS = ("debug", "info", "warning", "error")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _PORT = click.IntRange(0, 65535)
@@ -132,13 +135,34 @@ def command(
         facts = _facts(server)
         click.echo(json.dumps(facts) if as_json else "\n".join(_told(facts)))
         sys.stdout.flush()
+        troubles = _Troubles(server)
         while server.alive and not signals.wait(_LOOK_S):
-            pass
+            troubles.look()
         lost, died = server.lost, not server.alive
     if lost is not None:
         raise FleetError(lost, "conflict")
     if died:
         raise FleetError("the API has died; the log says why", "address")
+
+
+class _Troubles:
+    """Tells the log of what begins not to work, and of what works again, as ``/readyz`` has it."""
+
+    def __init__(self, server: FleetServer) -> None:
+        self._server = server
+        self._told: set[str] = set()
+        self._looks = 0
+
+    def look(self) -> None:
+        """Look whether it has changed; now and then only, and not while the server begins."""
+        self._looks += 1
+        if self._looks % _LOOKS == 0:
+            found = set(self._server.problems())
+            for problem in sorted(found - self._told):
+                _log.warning("%s", printable(problem))
+            if self._told and not found:
+                _log.warning("all works again")
+            self._told = found
 
 
 def _password(path: Path | None) -> str | None:

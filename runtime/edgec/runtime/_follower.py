@@ -186,7 +186,9 @@ class Follower:
         except ArtifactError as e:
             self._note(str(e))
             return
-        if current is not None:
+        if current is None:
+            self._nothing_serves()
+        else:
             self._follow(current)
 
     def _listen(self) -> None:
@@ -207,11 +209,13 @@ class Follower:
 
     def _obey(self, message: said.LinkMessage) -> None:
         if isinstance(message, said.Active):
-            if message.digest and message.digest != self.installed.digest:
-                try:
-                    self._follow(self._slot(message.file, message.digest))
-                except ArtifactError as e:
-                    self._note(str(e))
+            if not message.digest:
+                self._nothing_serves()
+                return
+            try:
+                self._follow(self._slot(message.file, message.digest))
+            except ArtifactError as e:
+                self._note(str(e))
         elif isinstance(message, said.Prepare | said.Shadow | said.Switch):
             self._answer(message)
         elif isinstance(message, said.Drop):
@@ -310,7 +314,10 @@ class Follower:
     def _follow(self, installed: InstalledFile) -> None:
         """Run what is installed, unless that failed a moment ago."""
         digest = installed.digest
-        if digest == self.installed.digest or monotonic() < self._failed.get(digest, 0.0):
+        if digest == self.installed.digest:
+            self.problem = ""
+            return
+        if monotonic() < self._failed.get(digest, 0.0):
             return
         try:
             self._switch(installed)
@@ -320,6 +327,10 @@ class Follower:
             return
         self._failed = {}
         self._tell_held()
+
+    def _nothing_serves(self) -> None:
+        """Go on with what runs where the model was removed from the device."""
+        self._note(f"nothing is installed any more, and {self.installed.digest:.12} goes on")
 
     def _note(self, problem: str) -> None:
         if problem != self.problem:

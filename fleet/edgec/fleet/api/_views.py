@@ -156,9 +156,16 @@ def view_stages(rollout: Rollout, logged: Sequence[LoggedDecision]) -> list[Stag
                 now.state = "passed"
             now = stages[decision.stage]
             now.state, now.begun_at = "running", entry.at
-            now.devices, now.eligible = decision.devices, decision.eligible
+            now.devices, now.eligible, now.held = decision.devices, decision.eligible, ""
         elif now is not None:
             _tell(now, entry)
+        elif isinstance(decision, Hold):
+            # There was no device that it could begin with.
+            _tell(stages[0], entry)
+    if rollout.state in ("aborted", "undoing", "undone"):
+        for stage in stages:
+            if stage.state in ("running", "holding"):
+                stage.state, stage.held = "stopped", ""
     return stages
 
 

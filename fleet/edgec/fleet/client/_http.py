@@ -154,7 +154,11 @@ class Http:
             if "CERTIFICATE_VERIFY_FAILED" in str(e):
                 hint = "give the certificate of its authority (--ca), as edgec fleet up has printed it"
                 raise FleetError(f"{self.url} shows a certificate that is not trusted; {hint}", "tls") from e
-            raise FleetError(f"{self.url} cannot be reached: {e}; is the server up?", "unreachable") from e
+            hint = "is the server up?"
+            if isinstance(e, httpx2.RemoteProtocolError) and self.url.startswith("http:"):
+                hint = "does it speak TLS? Then its address begins with https://"
+            why = str(e).rstrip(".")
+            raise FleetError(f"{self.url} cannot be reached: {why}; {hint}", "unreachable") from e
         except httpx2.HTTPError as e:
             raise FleetError(
                 f"the reply of {self.url} cannot be read: {e}; is it an edgec fleet?", "reply"

@@ -100,7 +100,8 @@ class Leader:
                 time.sleep(0.1)
         except SQLAlchemyError as e:
             self._engine.dispose()
-            raise FleetError(f"cannot use the database {self._engine.url}: {e}", "database") from e
+            said = str(getattr(e, "orig", None) or e).strip()
+            raise FleetError(f"cannot use the database {self._engine.url}: {said}", "database") from e
         self._connection, self.pid = taken, _pid(taken)
         self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="fleet-leader", daemon=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ KINDS = ("certificate", "token")
 BROKERS = ("auto", "mosquitto", "nats")
 _ANY = ("0.0.0.0", "::")
 _HERE = ("localhost", "127.0.0.1")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,11 @@ class FleetOptions:
         Raises:
             FleetError: With every problem (``reason`` ``invalid``).
         """
-        problems = []
+        problems = [
+            f"expected a name or an address, such as fleet.example, got {name!r:.80}"
+            for name in self.names
+            if not _is_host(name)
+        ]
         if "://" not in self.broker and self.broker not in BROKERS:
             problems.append(f"expected a broker of {', '.join(BROKERS)} or mqtts://..., got {self.broker!r}")
         if self.identity not in KINDS:
@@ -85,7 +92,7 @@ class FleetOptions:
         if (self.broker_user is None) != (self.broker_password is None):
             problems.append("the broker's user and password go together")
         if (self.webhook is None) != (self.webhook_secret is None):
-            problems.append("the webhook and its secret go together")
+            problems.append("the webhook and its secret go together: give both")
         elif self.webhook is not None and self.webhook_secret is not None:
             from edgec.fleet.alerts import Webhook
 
@@ -152,6 +159,14 @@ def write_ports(path: Path, ports: Ports) -> None:
 def in_url(host: str) -> str:
     """Return a name or an address as URLs have it."""
     return f"[{host}]" if ":" in host else host
+
+
+def _is_host(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return len(name) <= 253 and _HOST.fullmatch(name) is not None
+    return True
 
 
 def _own_address() -> list[str]:

@@ -265,8 +265,10 @@ def _check(claim: Claim, request: Request, now: float) -> None:
 
 def _same(connection: Connection, known: Credential, claim: Claim, request: Request) -> Credential:
     row = locked(connection, known.device)
-    if known.device != request.device or known.claim != claim.id:
+    if known.device != request.device:
         raise FleetError("this key belongs to another device; make a new one", "conflict")
+    if known.claim != claim.id:
+        raise FleetError("this key came with another claim; make a new one for this claim", "conflict")
     if row.revoked_at is not None:
         why = row.revoked_reason or "no reason was given"
         raise FleetError(f"{known.device} was revoked: {why}", "revoked")

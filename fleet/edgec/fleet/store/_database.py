@@ -50,7 +50,8 @@ class Database:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except SQLAlchemyError as e:
-            raise FleetError(f"cannot open the database {self.engine.url}: {e}", "database") from e
+            said = str(getattr(e, "orig", None) or e).strip()
+            raise FleetError(f"cannot open the database {self.engine.url}: {said}", "database") from e
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

@@ -10,7 +10,7 @@
 
   function count(v) { return Math.round(v).toLocaleString("en").replaceAll(",", "\u202f"); }
   function ms(v) { return v === 0 ? "0" : v >= 1000 ? `${(v / 1000).toPrecision(3)} s` : v < 1 ? `${Math.round(v * 1000)} µs` : `${v < 10 ? v.toFixed(1) : Math.round(v)} ms`; }
-  function percent(v) { return v === 0 ? "0 %" : `${(100 * v).toPrecision(2)} %`; }
+  function percent(v) { return v === 0 ? "0 %" : `${Number((100 * v).toPrecision(2))} %`; }
   function score(v) { return v.toFixed(2); }
   function token(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
   function colour(n) { return token(["", "--line-1", "--line-2", "--line-3", "--bad"][n]); }
