@@ -18,7 +18,7 @@ pytest.importorskip("sqlalchemy", reason="a fleet needs the extra 'fleet'")
 
 from sqlalchemy import exc, update
 
-from edgec.errors import OutputError, ProtocolError
+from edgec.errors import ProtocolError
 from edgec.fleet.alerts import AlertSettings, Courier, Watch, Webhook
 from edgec.fleet.alerts._rules import conditions
 from edgec.fleet.mqtt import Counters, MqttSettings
@@ -292,30 +292,31 @@ def test_a_rollout_that_cannot_go_on_stops_no_other() -> None:
     assert set(ticked) == {"bad", "good"}
 
 
-def test_what_was_sent_before_the_disk_was_full_is_not_sent_again(
+def test_what_was_sent_before_something_broke_is_not_sent_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
 
     def publish(message: Any) -> Publication:
         sent.append(message.topic)
+        if len(sent) == 2:
+            raise MemoryError
         publication = Publication()
         publication.settle()
         return publication
 
-    def issue_each(director: Any, wishes: list[Wish]) -> Iterator[tuple[Wish, SignedWish]]:
-        bundle = DeviceBundle(device=wishes[0].device, epoch=1, targets={}, metadata={})
-        yield wishes[0], SignedWish(bundle=bundle, version=3, expires=NOW + 1e9)
-        raise OutputError("no space left on device")
+    def issue(director: Any, wishes: list[Wish]) -> dict[str, SignedWish]:
+        bundles = [DeviceBundle(device=w.device, epoch=1, targets={}, metadata={}) for w in wishes]
+        return {b.device: SignedWish(bundle=b, version=3, expires=NOW + 1e9) for b in bundles}
 
     with store.database.write() as connection:
         connection.execute(update(devices).values(epoch=1))
     fleet = SimpleNamespace(store=store, clock=lambda: NOW, director=None)
     link = SimpleNamespace(status=SimpleNamespace(connected=True, connections=0), publish=publish)
     directing = Directing(cast("Any", fleet), cast("Any", link), TOPICS, Counters(), MqttSettings())
-    monkeypatch.setattr("edgec.fleet.mqtt._directing.issue_each", issue_each)
-    assert [directing.turn() for _ in range(3)] == [False, False, True]
-    assert sent == [TOPICS.desired("bad"), TOPICS.desired("good")]
+    monkeypatch.setattr("edgec.fleet.mqtt._directing.issue", issue)
+    assert [directing.turn() for _ in range(3)] == [False, True, True]
+    assert sent == [TOPICS.desired("bad"), TOPICS.desired("good"), TOPICS.desired("good")]
 
 
 @pytest.mark.slow

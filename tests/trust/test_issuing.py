@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, versions
 
-from edgec.errors import TrustError
-from edgec.trust import KeyRing, SignedWish, Wish, issue, issue_each, open_repositories
+from edgec.errors import OutputError, TrustError
+from edgec.trust import KeyRing, SignedWish, Wish, issue, open_repositories
 
 
 def wish(device: str, epoch: int, version: str, **more: Any) -> Wish:
@@ -102,17 +102,9 @@ def test_without_the_key_nothing_is_issued(publisher: Publisher, tmp_path: Path)
         issue(director, [wish(DEVICE, 2, "2")])
 
 
-def test_the_first_is_signed_before_the_last_is_looked_at(publisher: Publisher) -> None:
-    looked: list[str] = []
-
-    def wishes() -> Iterator[Wish]:
-        for device in (DEVICE, OTHER):
-            looked.append(device)
-            yield wish(device, 4, "1")
-
-    issuing = issue_each(publisher.director, wishes())
-    asked, made = next(issuing)
-    assert (looked, asked.device) == ([DEVICE], DEVICE)
-    assert isinstance(made, SignedWish)
-    assert made.bundle.device == DEVICE
-    assert [asked.device for asked, _ in issuing] == [OTHER]
+def test_where_files_cannot_be_written_nothing_is_given_out(publisher: Publisher) -> None:
+    place = publisher.repo / "director" / OTHER
+    shutil.rmtree(place, ignore_errors=True)
+    place.write_text("no directory")
+    with pytest.raises(OutputError, match="cannot write to"):
+        issue(publisher.director, [wish(DEVICE, 4, "2"), wish(OTHER, 4, "2", after=1)])

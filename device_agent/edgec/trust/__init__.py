@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgec.trust._ceremony import rotate
     from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, open_repositories
     from edgec.trust._image import DeltaFile, ImageRepository
-    from edgec.trust._issuing import SignedWish, Wish, issue, issue_each
+    from edgec.trust._issuing import SignedWish, Wish, issue
     from edgec.trust._keys import (
         OFFLINE_ROLES,
         ROLES,
@@ -77,7 +77,6 @@ __all__ = [
     "chosen_target",
     "generate_key",
     "issue",
-    "issue_each",
     "no_passphrase",
     "open_repositories",
     "previous_target",
@@ -113,7 +112,6 @@ _LATER = {
     "chosen_target": "_publishing",
     "generate_key": "_keys",
     "issue": "_issuing",
-    "issue_each": "_issuing",
     "no_passphrase": "_keys",
     "open_repositories": "_director",
     "previous_target": "_publishing",

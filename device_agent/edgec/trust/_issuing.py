@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as attribute
@@ -19,6 +20,7 @@ from edgec.trust._terms import Terms
 from edgec.trust._tuf import Metadata, Snapshot, Targets, Timestamp
 
 _ROLES = ("targets", "snapshot", "timestamp")
+_WRITERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +78,20 @@ def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, Sig
         TrustError: The director's key is not at hand, or a repository is damaged.
         OutputError: Files cannot be written.
     """
-    return {wish.device: made for wish, made in issue_each(director, wishes)}
-
-
-def issue_each(
-    director: DirectorRepository, wishes: Iterable[Wish]
-) -> Iterator[tuple[Wish, SignedWish | TrustError]]:
-    """Sign as `issue` does, one after the other: the first may leave before the last is signed.
-
-    Yields:
-        Each wish with what became of it.
-
-    Raises:
-        TrustError, OutputError: As `issue`.
-    """
-    work = _Issuing(director)
-    for wish in wishes:
-        yield wish, work.attempt(wish)
+    work, made = _Issuing(director), dict[str, SignedWish | TrustError]()
+    # A file takes longer to be replaced than to be signed, and not because there is something to compute.
+    with ThreadPoolExecutor(_WRITERS, "edgec-issuing") as pool:
+        kept = []
+        for wish in wishes:
+            tried = work.attempt(wish)
+            if isinstance(tried, TrustError):
+                made[wish.device] = tried
+            else:
+                made[wish.device], files = tried
+                kept.append(pool.submit(work.keep, files))
+        for each in kept:
+            each.result()
+    return made
 
 
 class _Issuing:
@@ -108,13 +107,14 @@ class _Issuing:
         self._published = director.image.targets()
         self._images: dict[tuple[str, ...], dict[str, bytes]] = {}
 
-    def attempt(self, wish: Wish) -> SignedWish | TrustError:
+    def attempt(self, wish: Wish) -> tuple[SignedWish, dict[str, bytes]] | TrustError:
+        """Return what was signed, and the files of it that are to be kept."""
         try:
             return self._issue(wish)
         except TrustError as e:
             return e
 
-    def _issue(self, wish: Wish) -> SignedWish:
+    def _issue(self, wish: Wish) -> tuple[SignedWish, dict[str, bytes]]:
         targets = self._director.checked(wish.models, set(wish.hardware) or None, self._published)
         folder = f"{DIRECTOR}/{checked_name(wish.device, 'the id of the device')}"
         # Files are slower than the caller's books, and know no more.
@@ -137,8 +137,7 @@ class _Issuing:
                 "into a message: withdraw artifacts of old versions",
                 "too_large",
             )
-        self._keep(folder, files)
-        return SignedWish(bundle=bundle, version=version, expires=self._expires.timestamp())
+        return SignedWish(bundle=bundle, version=version, expires=self._expires.timestamp()), files
 
     def _files(
         self, wish: Wish, folder: str, version: int, targets: Mapping[str, ImageTarget]
@@ -179,9 +178,10 @@ class _Issuing:
             return 0 if data is None else int(parse(data, folder).signed.version)
         return 0
 
-    def _keep(self, folder: str, files: Mapping[str, bytes]) -> None:
-        place = self._director.directory / folder
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Write the files of one wish, the timestamp last; from any thread."""
         *fresh, timestamp = files
+        place = (self._director.directory / timestamp).parent
         try:
             place.mkdir(parents=True, exist_ok=True)
             for file in fresh:

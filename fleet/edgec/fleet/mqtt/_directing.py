@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from edgec.errors import FleetError, LinkError, ProtocolError, TrustError
 from edgec.fleet.mqtt._counters import Counters
@@ -15,7 +15,7 @@ from edgec.fleet.rollouts import Rollout
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DueOrder, ToldOrder
 from edgec.protocol import MqttLink, Outgoing, Publication, Topics, desired_of
-from edgec.trust import SignedWish, Terms, Wish, issue_each
+from edgec.trust import SignedWish, Terms, Wish, issue
 
 _log = logging.getLogger(__name__)
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
@@ -137,7 +137,11 @@ class Directing:
                 return
 
     def _work_off(self, due: Sequence[DueOrder], now: float) -> None:
-        """Sign orders, send each once it is signed, wait for all, and write down what became of each."""
+        """Sign orders, send all, wait for all, and write down what became of each.
+
+        They are sent when all are signed: who is told begins at once to ask and to tell, and the rest of
+        this batch would have to wait for a server that answers.
+        """
         sent: list[tuple[DueOrder, SignedWish, Publication]] = []
         done: list[ToldOrder] = []
         try:
@@ -148,24 +152,19 @@ class Directing:
                 else:
                     done.append(self._failed(order, made, publication, now))
         finally:
-            # Where a full disk ends it half-way, what has left is not sent again every turn.
+            # Where something ends it half-way, what has left is not sent again every turn.
             deadline = time.monotonic() + _PUBLISH_S
             done += [self._ended(order, made, p, deadline, now) for order, made, p in sent]
             if done:
                 self._fleet.store.orders.told(done, now)
 
-    def _signed(self, due: Sequence[DueOrder]) -> Iterator[tuple[DueOrder, SignedWish | TrustError]]:
-        """Yield orders with what was signed, until the end is near: those left are due at the next start."""
-        wishes = {order.device: _wish(order) for order in due}
-        orders = {order.device: order for order in due}
-        for device, wish in wishes.items():
-            if isinstance(wish, TrustError):
-                yield orders[device], wish
-        whole = [wish for wish in wishes.values() if isinstance(wish, Wish)]
-        for wish, made in issue_each(self._fleet.director, whole):
-            yield orders[wish.device], made
-            if self._stopping:
-                return
+    def _signed(self, due: Sequence[DueOrder]) -> list[tuple[DueOrder, SignedWish | TrustError]]:
+        """Return orders with what was signed; where the end is near, they are due at the next start."""
+        wishes = [(order, _wish(order)) for order in due]
+        made = issue(self._fleet.director, [wish for _, wish in wishes if isinstance(wish, Wish)])
+        if self._stopping:
+            return []
+        return [(order, made[wish.device] if isinstance(wish, Wish) else wish) for order, wish in wishes]
 
     def _send(self, order: DueOrder, made: SignedWish) -> Publication | LinkError | ProtocolError:
         desired = desired_of(made.bundle, revision=order.revision, sources=self._settings.sources)

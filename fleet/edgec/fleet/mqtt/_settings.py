@@ -33,7 +33,7 @@ class MqttSettings:
     slow_batch_s: float = 0.3
     turn_s: float = 2.0
     late_s: float = 20.0
-    order_messages: int = 500
+    order_messages: int = 1000
     first_wait_s: float = 60.0
     last_wait_s: float = 3600.0
     renew_days: float = 10.0
