@@ -124,7 +124,7 @@ def test_it_serves_what_devices_run_and_nothing_else(tmp_path: Path) -> None:
         # Nobody runs the first any more.
         runs("d1", names[1])
         until(lambda: ask(gateway, content_digest(one)).status == 409, 60)
-        assert not (tmp_path / "kept" / f"{names[0]}.edgec").exists()
+        until(lambda: not (tmp_path / "kept" / f"{names[0]}.edgec").exists(), 60)
         # What is bad is not served, even where it still runs.
         fleet.store.rollouts.quarantine(names[1], now=fleet.clock(), actor="test", reason="bad")
         until(lambda: ask(gateway, content_digest(two)).status == 409, 60)
