@@ -93,7 +93,7 @@ def test_ctrl_c_ends_it(jetson: Jetson, tmp_path: Path) -> None:
     path, cache = jetson_artifact(tmp_path / "a.edgec", jetson.version), tmp_path / "engines"
     jetson.faults.interrupt = True
     result = edgec(path, "--cache-dir", cache)
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert "Aborted" in result.output
 
 

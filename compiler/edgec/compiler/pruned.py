@@ -166,8 +166,8 @@ def _largest(
     """Go up the ladder until the accuracy budget is missed, in fp32 in ONNX Runtime."""
     kept: tuple[Pruned, float, Gate] | None = None
     decisions: list[str] = []
-    for ratio in LADDER:
-        progress(f"pruning: trying {ratio:.0%}")
+    for step, ratio in enumerate(LADDER, 1):
+        progress(f"pruning: trying {ratio:.0%} (step {step} of at most {len(LADDER)})")
         try:
             pruned = pruner.prune(ratio)
         except CompileError as e:  # nothing can be pruned, or not as much

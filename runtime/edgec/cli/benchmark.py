@@ -25,7 +25,7 @@ def _check_plot(_: click.Context, __: click.Parameter, value: Path | None) -> Pa
     if value is not None and not value.parent.is_dir():
         raise click.BadParameter(f"the directory {value.parent} does not exist; make it first")
     if value is not None and value.suffix.lower() == ".png" and find_spec("matplotlib") is None:
-        raise MissingExtraError("plots as .png", "matplotlib", "plots")
+        raise MissingExtraError("a plot as .png (.svg and .html need nothing)", "matplotlib", "plots")
     return value
 
 

@@ -140,7 +140,7 @@ def run_scenario(
     """
     _check(scenario, samples, duration_s, target_latency_ms, target_qps, concurrency)
     if find_spec("mlperf_loadgen") is None:
-        raise MissingExtraError("the scenarios of MLPerf", "mlperf_loadgen", "loadgen")
+        raise MissingExtraError("a scenario of MLPerf", "mlperf_loadgen", "loadgen")
     machine = this_machine()
     with tempfile.TemporaryDirectory(prefix="edgec-") as directory:
         logs = Path(directory if log_dir is None else log_dir)
