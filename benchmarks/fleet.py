@@ -7,7 +7,8 @@ on this machine: the devices' agents take most of its cores, so that times are u
 They are niced below it (``--nice 0`` where others use the machine); ``cpu`` says who computed for how long.
 What is real and what is drawn of a device is in docs/simulation.md. Times are by one clock:
 
-- notify: from the decision in the database to the agent that takes the order out of its link;
+- notify: from the decision in the database to the order in the device's process, where its link has it, and
+  beside it (``taken``) until its agent takes it from there, which waits for other agents of that process;
 - rollout: three stages with a gate, from the order to ``finished``; the soak in it is named;
 - undo: from the order to the acknowledgement of the last of 99 % of the devices, in the database; beside it
   how long server, broker and agents computed meanwhile, per device, telemetry included, and what that makes
@@ -71,14 +72,14 @@ class Bench:
         self.access, self.client, self.database = access, client, database
         self.folder, self.devices, self.nice = folder, devices, nice
         self.lock = threading.Lock()
-        self.orders: dict[str, list[float]] = {}
+        self.orders: dict[str, list[tuple[float, float]]] = {}
         self.failed: list[str] = []
 
     def hear(self, news: DeviceNews) -> None:
         """Note when orders come."""
         if news.kind == "order":
             with self.lock:
-                self.orders.setdefault(news.device, []).append(news.at)
+                self.orders.setdefault(news.device, []).append((news.came_at, news.at))
 
     def swarm(self, configs: list[AgentConfig], settings: SimulationSettings, processes: int) -> Swarm:
         """Return the devices."""
@@ -109,16 +110,19 @@ class Bench:
             time.sleep(0.5)
         return time.monotonic() - begin
 
-    def notify(self, rollout: str, kind: str = "assign") -> dict[str, float]:
+    def notify(self, rollout: str, kind: str = "assign") -> dict[str, Any]:
         """Return how long orders were on their way."""
         waits = []
         for decision in self.client.decisions(rollout, kinds=[kind]):
             device = str(decision.body["device"])
-            heard = [at for at in self.orders.get(device, ()) if at >= decision.at]
+            heard = [both for both in self.orders.get(device, ()) if both[0] >= decision.at]
             if heard:
-                waits.append(min(heard) - decision.at)
-        p50, p95, p99 = np.quantile(waits, (0.5, 0.95, 0.99))
-        return {"orders": len(waits), "p50_s": _r(p50), "p95_s": _r(p95), "p99_s": _r(p99)}
+                waits.append([at - decision.at for at in min(heard)])
+        (p50, taken), (p95, taken_95), (p99, taken_99) = np.quantile(waits, (0.5, 0.95, 0.99), axis=0)
+        return {
+            "orders": len(waits), "p50_s": _r(p50), "p95_s": _r(p95), "p99_s": _r(p99),
+            "taken": {"p50_s": _r(taken), "p95_s": _r(taken_95), "p99_s": _r(taken_99)},
+        }  # fmt: skip
 
     def undo(self, rollout: str, swarm: Swarm) -> dict[str, Any]:
         """Order an undo; return how long until devices have confirmed it, and who computed meanwhile."""

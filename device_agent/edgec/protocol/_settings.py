@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -200,6 +201,7 @@ class Inbound:
         response_topic: By MQTT 5.
         correlation: By MQTT 5.
         user: By MQTT 5.
+        at: When it came, in seconds since 1970; it may wait to be taken.
     """
 
     topic: str
@@ -211,6 +213,7 @@ class Inbound:
     response_topic: str | None = None
     correlation: bytes | None = None
     user: Mapping[str, str] = field(default_factory=dict)
+    at: float = field(default_factory=time.time, compare=False)
     _ack: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     def ack(self) -> None:

@@ -28,8 +28,9 @@ class DeviceNews:
 
     Attributes:
         device: Its id.
-        kind: ``order``: it heard what it is to have; ``follow``: another artifact serves; ``crash``.
+        kind: ``order``: its agent took up what it is to have; ``follow``: another artifact serves; ``crash``.
         at: When, in seconds since 1970.
+        came_at: When the message of an order came; 0 for other news.
         model: Name of the model; empty for an order.
         version: That serves now; None for none.
     """
@@ -39,6 +40,7 @@ class DeviceNews:
     at: float
     model: str = ""
     version: str | None = None
+    came_at: float = 0.0
 
 
 class SimulatedDevice:
@@ -168,22 +170,33 @@ class SimulatedDevice:
     def _connect(self, options: LinkOptions, announce: Callable[[int], Announcement]) -> MqttLink:
         settings = self._settings
         options = replace(options, first_retry_s=settings.first_retry_s, last_retry_s=settings.last_retry_s)
-        self._link = _HeardLink(options, announce, lambda: self._tell("order"))
+        self._link = _HeardLink(options, announce, self._heard)
         return self._link
+
+    def _heard(self, inbound: Inbound) -> None:
+        self._tell("order", came_at=inbound.at)
 
     def _followed(self, model: str, version: str | None) -> None:
         self._tell("follow", model, version)
 
-    def _tell(self, kind: Kind, model: str = "", version: str | None = None) -> None:
-        news = DeviceNews(device=self.config.device, kind=kind, at=time.time(), model=model, version=version)
-        self._news(news)
+    def _tell(self, kind: Kind, model: str = "", version: str | None = None, *, came_at: float = 0.0) -> None:
+        self._news(
+            DeviceNews(
+                device=self.config.device,
+                kind=kind,
+                at=time.time(),
+                model=model,
+                version=version,
+                came_at=came_at,
+            )
+        )
 
 
 class _HeardLink(MqttLink):
-    """An MQTT link that notes when orders come."""
+    """An MQTT link that notes when orders are taken."""
 
     def __init__(
-        self, options: LinkOptions, announce: Callable[[int], Announcement], heard: Callable[[], None]
+        self, options: LinkOptions, announce: Callable[[int], Announcement], heard: Callable[[Inbound], None]
     ) -> None:
         super().__init__(options, announce=announce)
         self._heard = heard
@@ -192,5 +205,5 @@ class _HeardLink(MqttLink):
         """Return the next message; see `MqttLink.get`."""
         inbound = super().get(timeout_s)
         if inbound is not None and inbound.topic.endswith("/dn/desired"):
-            self._heard()
+            self._heard(inbound)
         return inbound
