@@ -123,7 +123,9 @@ def test_a_rollout_is_led_from_upload_to_the_end(desk: Desk, tmp_path: Path) -> 
     browser.until_text("Stage 2 begins: 100 %")
     browser.until(lambda: browser.all(".dot.installed"), "no device is drawn as installed")
     browser.until_text("figures pass")
-    browser.click("#gate ~ * .fold > summary, .fold > summary")
+    # Chance says which devices come first; of one class of hardware there is one table, and no fold.
+    if browser.all(".fold > summary"):
+        browser.click(".fold > summary")
     browser.until(lambda: browser.all(".gate .forest .span"), "no interval is drawn")
     evidence = browser.text_of("table.gate")
     for words in ("95th percentile of the latency", "Failed calls", "1.60×", "pass"):
