@@ -82,6 +82,12 @@ def test_sound_with_a_state(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     last = json.loads(out.read_text().splitlines()[-1])
     assert last["prediction"] == {"total": [[2.5, 2.5]]}
+    options: list[str | Path] = ["-s", tmp_path / "a.wav", "--rate", "100", "--output", out]
+    result = edgec(model, *options, "--fixed", "before=1")
+    assert result.exit_code == 0, result.output
+    last = json.loads(out.read_text().splitlines()[-1])
+    assert last["prediction"]["total"] == [[1.25, 1.25]]
+    assert "no input 'nope'" in str(edgec(model, *options, "--fixed", "nope=1").exception)
 
 
 def test_a_chain_is_streamed_as_an_artifact_is(inbox: Path, artifact: Path, tmp_path: Path) -> None:
@@ -119,6 +125,8 @@ def test_what_cannot_be_is_one_error(
         ["--source", "0", "--policy", "newest"],
         ["--source", "0", "--deadline-ms", "0"],
         ["--source", "0", "--state", "x"],
+        ["--source", "0", "--fixed", "x"],
+        ["--source", "0", "--fixed", "x=many"],
         ["--source", "0", "--output", "results.csv"],
     ],
 )

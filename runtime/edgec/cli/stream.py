@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ import click
 from edgec.cli import _options
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgec.runtime import Session
     from edgec.runtime.streams import Predictor, Stream, StreamResult, StreamStatistics
 
 _EVERY_S = 1.0
@@ -33,6 +36,19 @@ def _check_state(_: click.Context, __: click.Parameter, values: tuple[str, ...])
         if not all(part for part in value.partition("=")):
             raise click.BadParameter(f"expected INPUT=OUTPUT, got {value!r}")
     return {value.partition("=")[0]: value.partition("=")[2] for value in values}
+
+
+def _check_fixed(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for value in values:
+        name, _sign, number = value.partition("=")
+        try:
+            numbers[name] = int(number) if number.lstrip("-").isdecimal() else float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise click.BadParameter(f"expected INPUT=NUMBER, got {value!r}")
+    return numbers
 
 
 @click.command()
@@ -92,6 +108,13 @@ def _check_state(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     metavar="INPUT=OUTPUT",
     help="Carry a state from call to call: the output becomes the input. May be given several times.",
 )
+@click.option(
+    "--fixed",
+    multiple=True,
+    callback=_check_fixed,
+    metavar="INPUT=NUMBER",
+    help="An input that is this number in every call, such as sr=16000. May be given several times.",
+)
 @_options.threads
 @_options.engine_cache
 @_options.delegate
@@ -112,6 +135,7 @@ def command(
     hop: int | None,
     rate: int,
     state: dict[str, str],
+    fixed: dict[str, float],
     threads: int | None,
     cache_dir: Path | None,
     delegate: Path | None,
@@ -135,13 +159,15 @@ def command(
         options: dict[str, Any] = {"threads": threads, "cache_dir": cache_dir, "delegate": delegate}
         predictor: Predictor
         if is_chain(artifact):
-            if state:
-                raise click.UsageError("--state is for artifacts; a chain declares its own")
+            if state or fixed:
+                raise click.UsageError("--state and --fixed are for artifacts; a chain declares its own")
             session: Any = stack.enter_context(load_chain(artifact, **options))
             predictor = session
         else:
             session = stack.enter_context(load(artifact, **options))
-            predictor = Recurrent(session, state) if state else session
+            predictor = session
+            if state or fixed:
+                predictor = Recurrent(session, state, fixed=_arrays(session, fixed))
         opened = open_source(
             source, session, realtime=realtime, watch=watch, window=window, hop=hop, rate=rate
         )
@@ -165,6 +191,29 @@ def command(
         click.echo(json.dumps({"artifact": str(artifact), **statistics.to_dict()}, indent=2))
     else:
         _summarize(statistics)
+
+
+def _arrays(session: Session, fixed: Mapping[str, float]) -> dict[str, NDArray[Any]]:
+    """Return inputs that are one number each, in the shape and type of the model's; names are checked later.
+
+    Raises:
+        BadParameter: The type of an input does not hold its number.
+    """
+    import numpy as np
+
+    specs = {spec.name: spec for spec in session.inputs}
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, number in fixed.items():
+        spec = specs.get(name)
+        shape = [n if isinstance(n, int) else 1 for n in spec.shape] if spec else []
+        try:
+            arrays[name] = np.full(shape, number, spec.dtype if spec else None)
+            held = not isinstance(number, int) or (arrays[name] == number).all()
+        except (OverflowError, ValueError):
+            held = False
+        if not held or (isinstance(number, float) and arrays[name].dtype.kind in "iub"):
+            raise click.BadParameter(f"{spec} does not hold {number}", param_hint="--fixed")
+    return arrays
 
 
 @contextmanager
