@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,6 +173,19 @@ def test_it_is_made_once_for_each_artifact_and_engine(
     load(path).close()
     assert program.calls == 4
     assert len(list((user_cache / "edgec/self-tests").iterdir())) == 2
+
+
+def test_a_copy_is_tested_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path) -> None:
+    path, copy = npu_artifact(tmp_path / "a.edgec"), tmp_path / "b.edgec"
+    program = Told({"NPU": 1})
+    install(monkeypatch, program)
+    load(path).close()
+    copy.write_bytes(path.read_bytes())
+    load(copy).close()
+    assert program.calls == 4
+    os.utime(path, ns=(0, 0))  # as whoever writes into it leaves it
+    load(path).close()
+    assert program.calls == 6
 
 
 def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The self-test that loading makes: does this device compute what the source model computed?
 
-It runs once per artifact, engine and device; that it passed is kept as an empty file in the user's cache.
+It runs once per file of an artifact, engine and device; that it passed is kept as an empty file in the
+user's cache.
 Only passing is kept: what failed is tested again.
 """
 
@@ -88,10 +89,10 @@ def _mark(artifact: Artifact, program: Program, spec: EngineSpec, options: LoadO
     from edgec.runtime._home import user_cache
 
     library = "" if options.delegate is None else f"{options.delegate} {_changed(options.delegate)}"
-    # A home may be shared by machines.
+    # A home may be shared by machines. The digest is what the manifest promises: a copy may be damaged.
     facts = (
-        artifact.content_digest, spec.name, program.engine_version, spec.device, spec.precision, library,
-        sorted((name, sorted(given.items())) for name, given in options.providers.items()),
+        artifact.content_digest, _changed(artifact.path), spec.name, program.engine_version, spec.device,
+        spec.precision, library, sorted((name, sorted(given.items())) for name, given in options.providers.items()),
         os.uname() if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""), _cpu(),
     )  # fmt: skip
     try:
@@ -112,11 +113,13 @@ def _cpu() -> str:
     return sha256(b"\n".join(dict.fromkeys(telling))).hexdigest()
 
 
-def _changed(path: Path) -> float:
+def _changed(path: Path) -> tuple[int, int, int]:
+    """Return what tells a file from another, and from itself before it was written into; zeros if unknown."""
     try:
-        return path.stat().st_mtime
+        stat = path.stat()
     except OSError:
-        return 0.0
+        return 0, 0, 0
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _is_file(path: Path) -> bool:
