@@ -79,8 +79,8 @@ def _sentence(artifact: Artifact, spec: EngineSpec, program: Program, result: Se
     return (
         f"{artifact.path}: this device computes something else than the artifact promises, with {spec.name} "
         f"{program.engine_version} on {spec.device}: golden vector {worst.vector}, output {worst.output!r}: "
-        f"{found}; run  edgec verify  for all of them, update the engine or its driver, or compile for "
-        "this device; load(..., self_test=False) loads it all the same"
+        f"{found}; run  edgec verify  for all of them, and to see whether the file is damaged; update the "
+        "engine or its driver, or compile for this device; load(..., self_test=False) loads it all the same"
     )
 
 
@@ -92,7 +92,8 @@ def _mark(artifact: Artifact, program: Program, spec: EngineSpec, options: LoadO
     # A home may be shared by machines. The digest is what the manifest promises: a copy may be damaged.
     facts = (
         artifact.content_digest, _changed(artifact.path), spec.name, program.engine_version, spec.device,
-        spec.precision, library, sorted((name, sorted(given.items())) for name, given in options.providers.items()),
+        spec.precision, library,
+        sorted((name, sorted(given.items())) for name, given in options.providers.items()),
         os.uname() if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""), _cpu(),
     )  # fmt: skip
     try:
