@@ -200,5 +200,7 @@ def test_why_says_what_keeps_a_device_from_the_newest_version(
     store.rollouts.order("r2", "undo", now=NOW, actor="ann")
     store.rollouts.tick("r2", NOW)
     assert reason() == "undone"
+    hear(store, "d1", 5, new.sha256)
+    assert reason() == "has_it"
     store.devices.revoke("d1", now=NOW, actor="ann")
-    assert reason() == "revoked"
+    assert reason() == "revoked", "it had the newest, and is not believed any more"

@@ -111,13 +111,14 @@ def _newest(connection: Connection, model: str, name: str) -> Row[Any] | None:
 def _explain(
     connection: Connection, device: Row[Any], newest: Row[Any] | None, active: str | None
 ) -> tuple[str, str, str | None]:
+    if device.revoked_at is not None:
+        # Whatever it was last heard to run: it is not believed any more.
+        why = f": {device.revoked_reason}" if device.revoked_reason else ""
+        return "revoked", f"it was put out of the fleet{why}", None
     if newest is None:
         return "no_release", f"no release has an artifact for {device.hardware}", None
     if active == newest.sha256:
         return "has_it", f"it runs version {newest.version}", None
-    if device.revoked_at is not None:
-        why = f": {device.revoked_reason}" if device.revoked_reason else ""
-        return "revoked", f"it was put out of the fleet{why}", None
     if device.fenced:
         return "fenced", "several machines have its identity: pick one of them", None
     query = select(rollouts).where(rollouts.c.model == newest.model, rollouts.c.version == newest.version)
