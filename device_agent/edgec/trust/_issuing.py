@@ -181,23 +181,27 @@ class _Issuing:
     def keep(self, files: Mapping[str, bytes]) -> None:
         """Write the files of one wish, the timestamp last; from any thread."""
         *fresh, timestamp = files
-        place = (self._director.directory / timestamp).parent
+        root = self._director.directory
+        place = os.path.join(root, os.path.dirname(timestamp))
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            os.makedirs(place, exist_ok=True)
             for file in fresh:
                 # Nothing leads there before the timestamp does.
-                (self._director.directory / file).write_bytes(files[file])
+                with open(os.path.join(root, file), "wb", buffering=0) as out:
+                    out.write(files[file])
         except OSError as e:
             raise OutputError(f"cannot write to {place}: {e.strerror}") from e
-        with atomic_write(self._director.directory / timestamp, durable=False) as out:
+        with atomic_write(os.path.join(root, timestamp), durable=False) as out:
             out.write(files[timestamp])
+        names = os.listdir(place)
         for role in ("targets", "snapshot"):
             ending = f".{role}.json"
-            names = [n for n in os.listdir(place) if n.endswith(ending) and n[: -len(ending)].isdigit()]
-            known = sorted(names, key=lambda name: int(name.partition(".")[0]))
-            for name in known[:-KEPT_VERSIONS]:
+            known = [n for n in names if n.endswith(ending) and n[: -len(ending)].isdigit()]
+            if len(known) <= KEPT_VERSIONS:
+                continue
+            for name in sorted(known, key=lambda n: int(n.partition(".")[0]))[:-KEPT_VERSIONS]:
                 with suppress(FileNotFoundError):
-                    os.unlink(place / name)
+                    os.unlink(os.path.join(place, name))
 
 
 def _signers(director: DirectorRepository) -> Sequence[Any]:

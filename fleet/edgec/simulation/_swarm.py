@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from edgec.device_agent import AgentConfig
@@ -70,9 +71,7 @@ class Swarm:
             )
             self._children.append(child)
             if self._nice:
-                # Before it has other threads, which inherit it.
-                own = os.getpriority(os.PRIO_PROCESS, 0)
-                os.setpriority(os.PRIO_PROCESS, child.pid, own + self._nice)
+                _make_nice(child.pid, self._nice)
             assert child.stdin is not None
             with suppress(BrokenPipeError):  # it has ended already, which `counts` tells
                 child.stdin.write(json.dumps(request) + "\n")
@@ -157,3 +156,12 @@ class Swarm:
             self._news(DeviceNews(**news))
         for message in said.get("failed", ()):
             self._failed(message)
+
+
+def _make_nice(pid: int, more: int) -> None:
+    """Add to the niceness of a process that leads a session, before it has other threads, which inherit it."""
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + more, 19)
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    # Where Linux groups processes by session, niceness counts within a group only, and the group has its own.
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
