@@ -159,7 +159,7 @@ class Swarm:
 
 
 def _make_nice(pid: int, more: int) -> None:
-    """Add to the niceness of a process that leads a session, before it has other threads, which inherit it."""
+    """Add to the niceness of a process that leads a session, before it has threads, which inherit it."""
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + more, 19)
     os.setpriority(os.PRIO_PROCESS, pid, nice)
     # Where Linux groups processes by session, niceness counts within a group only, and the group has its own.
