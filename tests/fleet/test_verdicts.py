@@ -11,6 +11,7 @@ pytest.importorskip("scipy", reason="the gate needs the extra 'fleet'")
 
 from tests.fleet.world import HEALTHY, POISONS, Release, World
 
+from edgec.device_agent._telemetry import _top
 from edgec.fleet.verdicts import DeviceEvidence, Evidence, Finding, Limits, Verdict, judge, spend
 from edgec.fleet.verdicts._statistics import proportion, proportion_difference, ratio_of_sums, shares_of
 from edgec.sketch import Histogram
@@ -90,6 +91,42 @@ def test_one_broken_device_stops_nobody() -> None:
     evidence = World(3).evidence(HEALTHY, candidates=50, controls=100)
     broken = replace(evidence.candidate[0], errors=evidence.candidate[0].calls, crashes=40)
     assert judge(replace(evidence, candidate=(broken, *evidence.candidate[1:]))).outcome != "fail"
+
+
+def named(arm: tuple[DeviceEvidence, ...], most: int) -> tuple[DeviceEvidence, ...]:
+    """Return what devices tell whose windows have room for few classes."""
+    return tuple(replace(d, classes=_top(d.classes, most)) for d in arm)
+
+
+def alike(arm: tuple[DeviceEvidence, ...], classes: int) -> tuple[DeviceEvidence, ...]:
+    """Return devices on which all classes are as frequent, but for chance."""
+    drawn = [
+        np.random.default_rng(i).multinomial(6000, np.full(classes, 1 / classes)) for i in range(len(arm))
+    ]
+    return tuple(
+        replace(d, classes={k: int(n) for k, n in enumerate(counts) if n})
+        for d, counts in zip(arm, drawn, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("classes", "most"), [(10, 5), (12, 10), (1000, 20)])
+def test_classes_that_small_windows_leave_out_are_no_difference(classes: int, most: int) -> None:
+    evidence = World(9).evidence(HEALTHY, candidates=50, controls=100)
+    mine, theirs = alike(evidence.candidate, classes), alike(evidence.control, classes)
+    for candidate, control in ((named(mine, most), theirs), (mine, named(theirs, most))):
+        found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
+        assert found.outcome == "pass", found.detail
+        assert "may be hidden" in found.detail
+
+
+@pytest.mark.parametrize(("classes", "most"), [(10, 5), (1000, 20)])
+def test_one_class_for_everything_is_seen_in_small_windows_too(classes: int, most: int) -> None:
+    evidence = World(9).evidence(HEALTHY, candidates=50, controls=100)
+    mine, theirs = alike(evidence.candidate, classes), alike(evidence.control, classes)
+    one = tuple(replace(d, classes={0: 6000, **{k: n for k, n in d.classes.items() if k}}) for d in mine)
+    for candidate, control in ((named(one, most), theirs), (one, named(theirs, most))):
+        found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
+        assert found.outcome == "fail", found.detail
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from edgec.device_agent._outbox_records import MAX_RECORD_BYTES, Priority
 from edgec.device_agent._policy import DAY_S, TelemetryPolicy
 from edgec.errors import AgentError, ManifestError
 from edgec.protocol._window import (
+    LEAST_CLASSES,
     NOTE_KIND,
     SAMPLE_KIND,
     WINDOW_KIND,
@@ -102,7 +103,7 @@ def _smaller_and_smaller(made: ModelWindow, window: Window) -> Iterator[ModelWin
     yield made
     made = replace(made, inputs={}, left_out=len(made.inputs))
     yield made
-    for top in (10, 5):
+    for top in (10, LEAST_CLASSES):
         made = replace(made, classes=_top(window.classes, top))
         yield made
     joined = 1

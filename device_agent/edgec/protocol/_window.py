@@ -19,6 +19,8 @@ from edgec.sketch import Histogram, QuantileSketch
 
 WINDOW_KIND, SAMPLE_KIND, NOTE_KIND = "window", "sample", "note"
 MAX_NOTE = 4096
+# However small a window has to be, it names so many classes, the most frequent ones, before it has others.
+LEAST_CLASSES = 5
 _SKETCH = Octets(16384)
 _SKETCHES = MapOf(Text(128), _SKETCH, 64)
 _COUNTS = MapOf(Text(64), COUNT, 64)

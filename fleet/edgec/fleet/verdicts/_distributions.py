@@ -9,6 +9,7 @@ import numpy as np
 
 from edgec.fleet.verdicts._evidence import FAIL, INCONCLUSIVE, PASS, DeviceEvidence, Finding, Limits
 from edgec.fleet.verdicts._statistics import Estimate, Floats, Shares, distance, shares_of
+from edgec.protocol._window import LEAST_CLASSES
 from edgec.sketch import Histogram, population_stability
 
 # Of fewer values, the index is mostly noise: of 1000 and 20 bins, its 99th percentile is 0.037.
@@ -138,14 +139,19 @@ def _moved(
 def _classes(
     candidate: Arm, control: Arm, limits: Limits, alpha: float, by_device: bool, template: Finding
 ) -> Iterable[Finding]:
-    """Compare the share of every class that either side names; the others are one."""
+    """Compare the share of every class that either side names.
+
+    Windows that have to be small name the most frequent classes only, so that a class may be missing on one
+    side and not on the other. What a window does not name is at most as frequent as the rarest class that it
+    does, and at least `LEAST_CLASSES` are named: a difference counts beyond what can be hidden like that.
+    """
     pair = [[d.classes for d in arm if d.classes] for arm in (candidate, control)]
-    if not all(pair):
+    names = sorted({k for arm in pair for classes in arm for k in classes} - {_OTHER_CLASSES})
+    if not all(pair) or not names:
         return
     told = replace(template, metric="classes")
-    names = sorted({k for arm in pair for classes in arm for k in classes} | {_OTHER_CLASSES})
-    places = {name: i for i, name in enumerate(names)}
-    tables = [np.zeros((len(arm), len(names))) for arm in pair]
+    places = {name: i for i, name in enumerate([*names, _OTHER_CLASSES])}
+    tables = [np.zeros((len(arm), len(places))) for arm in pair]
     for table, arm in zip(tables, pair, strict=True):
         for row, classes in zip(table, arm, strict=True):
             for name, count in classes.items():
@@ -154,13 +160,23 @@ def _classes(
     if sides is None:
         yield _few(told, int(tables[0].sum()), int(tables[1].sum()))
         return
-    one, other = sides
-    found = distance(one, other, None, alpha)
+    one, other = (replace(side, values=side.values[:-1], errors=side.errors[:-1]) for side in sides)
+    hidden, found = max(map(_hidden, tables)), distance(one, other, None, alpha)
+    beyond = Estimate(
+        figure=max(found.figure - hidden, 0.0), low=max(found.low - hidden, 0.0), high=found.high
+    )
     worst = names[int(np.abs(one.values - other.values).argmax())]
-    judged = _judged(told, found, limits.shift * 2, limits, one, other)
-    at = "other classes" if worst == _OTHER_CLASSES else f"class {worst}"
-    gap = f"classes: the share of {at} differs by {found.figure:.3f}"
-    yield replace(judged, detail=gap)
+    judged = _judged(told, beyond, limits.shift * 2, limits, one, other)
+    detail = f"classes: the share of class {worst} differs by {found.figure:.3f}"
+    if hidden:
+        detail += f", and {hidden:.3f} of any class may be hidden among those that were not told"
+    yield replace(judged, detail=detail)
+
+
+def _hidden(table: Floats) -> float:
+    """Return the largest share that any one class can have among those that were not named."""
+    named, others = table[:, :-1].sum(axis=1), table[:, -1]
+    return float(np.minimum(others, named / LEAST_CLASSES).sum() / table.sum())
 
 
 def _references(arm: Arm, references: References, name: str) -> tuple[float, ...] | None:
