@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from dataclasses import field as attribute
 from typing import Any
 
-from edgec.artifact import atomic_write
 from edgec.errors import OutputError, TrustError
 from edgec.trust._assignment import DeviceBundle, ImageTarget
 from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, entry
@@ -20,7 +19,7 @@ from edgec.trust._terms import Terms
 from edgec.trust._tuf import Metadata, Snapshot, Targets, Timestamp
 
 _ROLES = ("targets", "snapshot", "timestamp")
-_WRITERS = 4
+_WRITERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,15 +184,16 @@ class _Issuing:
         place = os.path.join(root, os.path.dirname(timestamp))
         try:
             os.makedirs(place, exist_ok=True)
-            for file in fresh:
-                # Nothing leads there before the timestamp does.
-                with open(os.path.join(root, file), "wb", buffering=0) as out:
+            # The timestamp is replaced last: nothing leads to the others before. `atomic_write` would take as
+            # long as signing does, for links and syncs that are not of use here.
+            aside = os.path.join(place, f".edgec-{os.getpid()}.partial")
+            for path, file in [*((os.path.join(root, file), file) for file in fresh), (aside, timestamp)]:
+                with open(path, "wb") as out:
                     out.write(files[file])
+            os.replace(aside, os.path.join(root, timestamp))
+            names = os.listdir(place)
         except OSError as e:
             raise OutputError(f"cannot write to {place}: {e.strerror}") from e
-        with atomic_write(os.path.join(root, timestamp), durable=False) as out:
-            out.write(files[timestamp])
-        names = os.listdir(place)
         for role in ("targets", "snapshot"):
             ending = f".{role}.json"
             known = [n for n in names if n.endswith(ending) and n[: -len(ending)].isdigit()]

@@ -20,8 +20,8 @@ from edgec.trust import SignedWish, Terms, Wish, issue
 _log = logging.getLogger(__name__)
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
 _PUBLISH_S = 20.0
-# Between turns that devices' reports ask for there is twice what the last one took: others work, too.
-_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 2.0
+# Between turns that devices' reports ask for there is so many times what the last one took: others work, too.
+_LEAST_PAUSE_S, _MOST_PAUSE_S, _REST = 0.05, 2.0, 9
 _RETRY_S = 5.0
 
 
@@ -63,7 +63,7 @@ class Directing:
             spent = time.monotonic() - began
             self._counters.count("turns")
             self._counters.spend("turn_seconds", spent)
-            self._pause(min(2 * spent, _MOST_PAUSE_S) if done else _MOST_PAUSE_S)
+            self._pause(min(_REST * spent, _MOST_PAUSE_S) if done else _MOST_PAUSE_S)
 
     def turn(self) -> bool:
         """Let rollouts decide, and tell devices what they have not been told; return whether it worked."""
