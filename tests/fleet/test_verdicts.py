@@ -129,6 +129,22 @@ def test_one_class_for_everything_is_seen_in_small_windows_too(classes: int, mos
         assert found.outcome == "fail", found.detail
 
 
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [({-1: 6000}, 20), ({-1: 3000}, 20), (1000, 8), (1000, 20)], ids=str
+)
+def test_answers_that_become_classes_without_a_name_are_seen(mine: dict[int, int] | int, theirs: int) -> None:
+    evidence = World(9).evidence(HEALTHY, candidates=50, controls=100)
+    control = alike(evidence.control, theirs)
+    if isinstance(mine, int):
+        candidate = named(alike(evidence.candidate, mine), 20)
+    else:
+        known = {k: (6000 - mine[-1]) // theirs for k in range(theirs) if mine[-1] < 6000}
+        candidate = tuple(replace(d, classes={**known, **mine}) for d in evidence.candidate)
+    for one, other in ((candidate, control), (control, candidate)):
+        found = finding(judge(replace(evidence, candidate=one, control=other)), "classes")
+        assert found.outcome == "fail", found.detail
+
+
 @pytest.mark.slow
 def test_devices_that_fall_silent_are_noticed() -> None:
     evidence = World(4).evidence(HEALTHY, candidates=50, controls=100)

@@ -26,6 +26,7 @@ pytest.importorskip("uvicorn", reason="needs the extra gateway")
 
 from tests.gateway.test_gateway import ANY, INFER, REQUEST, metric, until
 from tests.oip_conformance.oip import Client, Reply
+from tests.runtime.test_calls import artifact as artifact_for
 from tests.runtime.test_session import repacked
 
 from edgec.artifact import Artifact, Privacy
@@ -362,6 +363,17 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_goes_on_without(tmp_pat
         load_served(path, device="cuda")
     with pytest.raises(ValueError, match="device out of"):
         ServerOptions(device="tpu")
+
+
+def test_what_does_not_run_on_cuda_is_served_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs LiteRT")
+    session = load_served(artifact_for(tmp_path / "lite.edgec", "litert"), device="cuda")
+    assert isinstance(session, Session)
+    with session:
+        assert session.engine == "litert"
+    assert "lite.edgec runs in litert, not on cuda" in caplog.text
 
 
 @pytest.mark.slow

@@ -268,6 +268,17 @@ def test_priorities_are_for_models_that_are_there(tiny: Path) -> None:
         Server([tiny], ServerOptions(port=0, priorities={"other": 1}))
 
 
+@pytest.mark.parametrize("other", [("--port", "8000"), ("--host", "127.0.0.1")])
+def test_a_unix_socket_has_neither_host_nor_port(other: tuple[str, str], tiny: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from edgec.cli.serve import command
+
+    result = CliRunner().invoke(command, [str(tiny), "--unix-socket", str(tmp_path / "a.sock"), *other])
+    assert result.exit_code == 2
+    assert "--unix-socket is instead of --host and --port" in result.output
+
+
 @pytest.mark.parametrize("wrong", ["tiny", "=1", "tiny=much", "tiny=nan"])
 def test_the_command_line_reads_priorities(wrong: str, tiny: Path) -> None:
     from click.testing import CliRunner

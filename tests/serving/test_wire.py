@@ -38,6 +38,16 @@ def test_raw_bytes_are_little_endian_and_come_back(dtype: str) -> None:
     np.testing.assert_array_equal(back, array)
 
 
+def test_raw_bytes_of_arrays_that_lie_apart_or_the_other_way_round_are_those_of_their_values() -> None:
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    whole = np.full((1,), 7, np.int8)
+    for array in (table[:, 0], table[:, :1], table.T, np.broadcast_to(whole, (5,)), table.astype(">f4")):
+        expected = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+        assert b"".join([to_raw(array)]) == expected
+    assert bytes(to_raw(np.zeros((0, 3), np.float32))) == b""
+    assert bytes(to_raw(np.array(2, np.int16))) == b"\2\0"
+
+
 def test_bytes_have_their_length_before_them() -> None:
     array = np.array([b"ab", b"", b"\xff"], object)
     assert to_raw(array) == b"\2\0\0\0ab" + b"\0\0\0\0" + b"\1\0\0\0\xff"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,30 @@ def test_without_the_key_nothing_is_issued(publisher: Publisher, tmp_path: Path)
         issue(director, [wish(DEVICE, 2, "2")])
 
 
-def test_where_files_cannot_be_written_nothing_is_given_out(publisher: Publisher) -> None:
+def test_where_files_of_a_device_cannot_be_written_the_others_are_told(publisher: Publisher) -> None:
     place = publisher.repo / "director" / OTHER
     shutil.rmtree(place, ignore_errors=True)
     place.write_text("no directory")
-    with pytest.raises(OutputError, match="cannot write to"):
-        issue(publisher.director, [wish(DEVICE, 4, "2"), wish(OTHER, 4, "2", after=1)])
+    found = issue(publisher.director, [wish(OTHER, 4, "2", after=1), wish(DEVICE, 4, "2")])
+    assert isinstance(found[DEVICE], SignedWish)
+    assert isinstance(found[OTHER], OutputError)
+    assert publisher.director.assigned(DEVICE) == (4, {"tiny": path_of("2")})
+
+
+def test_a_full_disk_keeps_what_was_and_leaves_nothing(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(publisher.repo)
+
+    def replace(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgec.trust._issuing.os.replace", replace)
+    devices = [f"dev-{number}" for number in range(1, 40)]
+    found = issue(publisher.director, [wish(device, 4, "2", after=1) for device in devices])
+    assert {type(made) for made in found.values()} == {OutputError}
+    assert files_of(publisher.repo) == before
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as attribute
@@ -58,7 +59,9 @@ class SignedWish:
     expires: float
 
 
-def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, SignedWish | TrustError]:
+def issue(
+    director: DirectorRepository, wishes: Iterable[Wish]
+) -> dict[str, SignedWish | TrustError | OutputError]:
     """Sign what devices are to have; the epochs are the caller's, and one device's trouble is not another's.
 
     The files for devices that fetch metadata over HTTP are written, too, without waiting for the disk:
@@ -70,26 +73,28 @@ def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> dict[str, Sig
         wishes: One per device.
 
     Returns:
-        By device; an error where a wish cannot be: an artifact is not in force, of another model or hardware,
-        below the rollback floor, or the metadata does not fit into a message.
+        By device, where its wish was reached; TrustError where a wish cannot be: an artifact is not in force,
+        of another model or hardware, below the rollback floor, or the metadata does not fit into a message.
+        OutputError where its files cannot be written, which leaves those from before.
 
     Raises:
         TrustError: The director's key is not at hand, or a repository is damaged.
-        OutputError: Files cannot be written.
     """
-    work, made = _Issuing(director), dict[str, SignedWish | TrustError]()
+    work, made = _Issuing(director), dict[str, SignedWish | TrustError | OutputError]()
     # A file takes longer to be replaced than to be signed, and not because there is something to compute.
     with ThreadPoolExecutor(_WRITERS, "edgec-issuing") as pool:
-        kept = []
+        kept: dict[str, Future[OutputError | None]] = {}
         for wish in wishes:
             tried = work.attempt(wish)
-            if isinstance(tried, TrustError):
-                made[wish.device] = tried
-            else:
+            if isinstance(tried, tuple):
                 made[wish.device], files = tried
-                kept.append(pool.submit(work.keep, files))
-        for each in kept:
-            each.result()
+                kept[wish.device] = pool.submit(work.keep, files)
+            else:
+                made[wish.device] = tried
+        for device, future in kept.items():
+            error = future.result()
+            if error is not None:
+                made[device] = error
     return made
 
 
@@ -105,9 +110,12 @@ class _Issuing:
         self._roots = {f"{DIRECTOR}/{v}.root.json": data for v, data in roots.items() if v > 1}
         self._published = director.image.targets()
         self._images: dict[tuple[str, ...], dict[str, bytes]] = {}
+        self._full: OutputError | None = None  # the disk: no other file fits either
 
-    def attempt(self, wish: Wish) -> tuple[SignedWish, dict[str, bytes]] | TrustError:
+    def attempt(self, wish: Wish) -> tuple[SignedWish, dict[str, bytes]] | TrustError | OutputError:
         """Return what was signed, and the files of it that are to be kept."""
+        if self._full is not None:
+            return self._full
         try:
             return self._issue(wish)
         except TrustError as e:
@@ -177,31 +185,45 @@ class _Issuing:
             return 0 if data is None else int(parse(data, folder).signed.version)
         return 0
 
-    def keep(self, files: Mapping[str, bytes]) -> None:
-        """Write the files of one wish, the timestamp last; from any thread."""
+    def keep(self, files: Mapping[str, bytes]) -> OutputError | None:
+        """Write the files of one wish, from any thread; return what went wrong, which leaves nothing."""
         *fresh, timestamp = files
         root = self._director.directory
         place = os.path.join(root, os.path.dirname(timestamp))
+        # The timestamp is replaced last: nothing leads to the others before. `atomic_write` would take as
+        # long as signing does, for links and syncs that are not of use here.
+        aside = os.path.join(place, f".edgec-{os.getpid()}.partial")
+        written = {os.path.join(root, file): files[file] for file in fresh} | {aside: files[timestamp]}
+        new = [path for path in written if not os.path.exists(path)]
         try:
             os.makedirs(place, exist_ok=True)
-            # The timestamp is replaced last: nothing leads to the others before. `atomic_write` would take as
-            # long as signing does, for links and syncs that are not of use here.
-            aside = os.path.join(place, f".edgec-{os.getpid()}.partial")
-            for path, file in [*((os.path.join(root, file), file) for file in fresh), (aside, timestamp)]:
+            for path, data in written.items():
                 with open(path, "wb") as out:
-                    out.write(files[file])
+                    out.write(data)
             os.replace(aside, os.path.join(root, timestamp))
-            names = os.listdir(place)
         except OSError as e:
-            raise OutputError(f"cannot write to {place}: {e.strerror}") from e
-        for role in ("targets", "snapshot"):
-            ending = f".{role}.json"
-            known = [n for n in names if n.endswith(ending) and n[: -len(ending)].isdigit()]
-            if len(known) <= KEPT_VERSIONS:
-                continue
-            for name in sorted(known, key=lambda n: int(n.partition(".")[0]))[:-KEPT_VERSIONS]:
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(place, name))
+            for path in new:
+                with suppress(OSError):
+                    os.unlink(path)
+            error = OutputError(f"cannot write to {place}: {e.strerror}")
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._full = error
+            return error
+        with suppress(OSError):  # what is kept too long does no harm
+            _remove_old(place)
+        return None
+
+
+def _remove_old(place: str) -> None:
+    names = os.listdir(place)
+    for role in ("targets", "snapshot"):
+        ending = f".{role}.json"
+        known = [n for n in names if n.endswith(ending) and n[: -len(ending)].isdigit()]
+        if len(known) <= KEPT_VERSIONS:
+            continue
+        for name in sorted(known, key=lambda n: int(n.partition(".")[0]))[:-KEPT_VERSIONS]:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(place, name))
 
 
 def _signers(director: DirectorRepository) -> Sequence[Any]:

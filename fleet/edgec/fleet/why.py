@@ -143,6 +143,8 @@ def _told(device: Row[Any], told: Row[Any]) -> tuple[str, str]:
         return "failed", f"attempt {told.attempts} failed: {told.reason or 'no reason given'}; retry it"
     if told.noticed:
         return "under_way", f"it has begun; it reports {told.phase} since {_date(told.phase_at)}"
+    if not device.online and not device.seen_at:
+        return "offline", "it was told, and was never heard of"
     if not device.online:
         return "offline", f"it was told and is away; it was last heard of at {_date(device.seen_at)}"
     return "not_noticed", f"it is there, and has not acknowledged epoch {told.epoch}"

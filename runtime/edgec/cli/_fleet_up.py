@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,12 +158,13 @@ class _Troubles:
         """Look whether it has changed; now and then only, and not while the server begins."""
         self._looks += 1
         if self._looks % _LOOKS == 0:
-            found = set(self._server.problems())
-            for problem in sorted(found - self._told):
-                _log.warning("%s", printable(problem))
+            # Without figures: a time that runs would be news each time.
+            found = {re.sub(r"\d+", "", problem): problem for problem in self._server.problems()}
+            for what in sorted(found.keys() - self._told):
+                _log.warning("%s", printable(found[what]))
             if self._told and not found:
                 _log.warning("all works again")
-            self._told = found
+            self._told = set(found)
 
 
 def _password(path: Path | None) -> str | None:

@@ -48,7 +48,10 @@ class LazyGroup(click.Group):
         """Run the command; Ctrl-C ends it with the exit status that shells give it, 130; click has 1."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort) as e:
+            # A prompt makes an Abort of Ctrl-C, and of the end of the input.
+            if isinstance(e, click.Abort) and not isinstance(e.__context__, KeyboardInterrupt):
+                raise
             click.echo("\nAborted!", err=True)
             ctx.exit(130)
 

@@ -42,7 +42,7 @@ def _read_priorities(_: click.Context, __: click.Parameter, values: tuple[str, .
 @click.option(
     "--unix-socket",
     type=click.Path(path_type=Path),
-    help="Listen at this socket instead; only this user may connect.",
+    help="Listen at this socket, not at host and port; only this user may connect.",
 )
 @click.option(
     "--api-key-file",
@@ -115,6 +115,9 @@ def command(
     edgec serve camera.edgec archive.edgec --priority camera=1
     edgec serve digits.edgec --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
     """
+    given = click.get_current_context().get_parameter_source
+    if unix_socket is not None and click.core.ParameterSource.COMMANDLINE in (given("host"), given("port")):
+        raise click.UsageError("--unix-socket is instead of --host and --port: give one or the other")
     _options.prepare_server(tls_cert, tls_key)
     from edgec.serving import Server, ServerOptions, read_keys
 

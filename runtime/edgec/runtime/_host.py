@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from edgec.artifact import Artifact
-from edgec.errors import InferenceError, OverloadedError, UnknownModelError
+from edgec.errors import DeviceMemoryError, InferenceError, OverloadedError, UnknownModelError
 from edgec.runtime._memory import give_back_memory, resident_bytes
 from edgec.runtime._routes import Split
 
@@ -166,7 +166,8 @@ class Host:
 
         Raises:
             UnknownModelError: There is none.
-            OverloadedError: Models in use take the memory that it needs, or it needs more than there is.
+            OverloadedError: Models in use take the memory that it needs.
+            DeviceMemoryError: It needs more than there is.
             EdgecError: As of `edgec.runtime.load`.
         """
         with self.session(name, version):
@@ -291,7 +292,8 @@ class Host:
 
         Raises:
             UnknownModelError: There is none.
-            OverloadedError: Models in use take the memory that it needs, or it needs more than there is.
+            OverloadedError: Models in use take the memory that it needs.
+            DeviceMemoryError: It needs more than there is.
             InputError, InferenceError: As of ``Session.run``.
         """
         shadow = self._shadows.get(name)
@@ -327,7 +329,8 @@ class Host:
 
         Raises:
             UnknownModelError: There is none.
-            OverloadedError: Models in use take the memory that it needs, or it needs more than there is.
+            OverloadedError: Models in use take the memory that it needs.
+            DeviceMemoryError: It needs more than there is.
             EdgecError: As of `edgec.runtime.load`.
         """
         with self._leased(name, version, key) as (session, _):
@@ -429,6 +432,11 @@ class Host:
         """Unload what was called longest ago, until a model fits."""
         if self._budget is None:
             return
+        if needed > self._budget:
+            raise DeviceMemoryError(
+                f"{entry.name} {entry.version} needs {needed / 2**20:.1f} MiB, and all models together may "
+                f"take {self._budget / 2**20:.1f}: allow more memory"
+            )
         while True:
             with self._lock:
                 there = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]

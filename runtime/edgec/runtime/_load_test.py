@@ -114,13 +114,13 @@ def _cpu() -> str:
     return sha256(b"\n".join(dict.fromkeys(telling))).hexdigest()
 
 
-def _changed(path: Path) -> tuple[int, int, int]:
+def _changed(path: Path) -> tuple[int, int, int, int]:
     """Return what tells a file from another, and from itself before it was written into; zeros if unknown."""
     try:
         stat = path.stat()
     except OSError:
-        return 0, 0, 0
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return 0, 0, 0, 0
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _is_file(path: Path) -> bool:

@@ -110,7 +110,13 @@ def load_served(
     isolation: bool | Isolation = Isolation(retry=True) if isolate else False
     run = partial(load, path, threads=threads, isolate=isolation)
     if device != "auto":
-        return run(providers=_PROVIDERS[device])
+        session = run(providers=_PROVIDERS[device])
+        if device in ("cuda", "tensorrt") and session.engine not in ("onnxruntime", "tensorrt"):
+            # A fleet's gateway has artifacts for all kinds of devices: it serves them.
+            getLogger("edgec.serving").warning(
+                "%s runs in %s, not on %s: only ONNX Runtime does", path.name, session.engine, device
+            )
+        return session
     try:
         return run(providers=_PROVIDERS["cuda"], allow_fallback=False)
     except (BackendUnavailableError, SelfTestError) as e:

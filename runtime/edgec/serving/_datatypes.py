@@ -65,9 +65,8 @@ def to_raw(array: NDArray[Any]) -> bytes | memoryview:
     """
     if array.dtype.kind == "O":
         return b"".join(_LENGTH.pack(len(element)) + element for element in array.reshape(-1))
-    if not _IS_LITTLE:
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return array.reshape(-1).view(np.uint8).data
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return little.reshape(-1).view(np.uint8).data
 
 
 def from_json(data: object, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> NDArray[Any]:

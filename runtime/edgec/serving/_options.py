@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgec.runtime._pool import check_threads
+
 MIB = 2**20
 DEVICES = ("artifact", "auto", "cpu", "cuda", "tensorrt")
 
@@ -68,3 +70,5 @@ class ServerOptions:
         """Raise ValueError where something is unknown."""
         if self.device not in DEVICES:
             raise ValueError(f"expected a device out of {', '.join(DEVICES)}, got {self.device!r:.80}")
+        if self.threads is not None:
+            check_threads(self.threads)

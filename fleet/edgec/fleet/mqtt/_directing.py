@@ -7,8 +7,9 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from edgec.errors import FleetError, LinkError, ProtocolError, TrustError
+from edgec.errors import FleetError, LinkError, OutputError, ProtocolError, TrustError
 from edgec.fleet.mqtt._counters import Counters
 from edgec.fleet.mqtt._settings import MqttSettings
 from edgec.fleet.rollouts import Rollout
@@ -18,9 +19,11 @@ from edgec.protocol import MqttLink, Outgoing, Publication, Topics, desired_of
 from edgec.trust import SignedWish, Terms, Wish, issue
 
 _log = logging.getLogger(__name__)
+_Made: TypeAlias = "SignedWish | TrustError | OutputError"
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
 _PUBLISH_S = 20.0
-# Between turns that devices' reports ask for there is so many times what the last one took: others work, too.
+# Between turns that devices' reports ask for there is so many times what the last one took, up to the most:
+# others work, too.
 _LEAST_PAUSE_S, _MOST_PAUSE_S, _REST = 0.05, 2.0, 9
 _RETRY_S = 5.0
 
@@ -158,13 +161,13 @@ class Directing:
             if done:
                 self._fleet.store.orders.told(done, now)
 
-    def _signed(self, due: Sequence[DueOrder]) -> list[tuple[DueOrder, SignedWish | TrustError]]:
-        """Return orders with what was signed; where the end is near, they are due at the next start."""
+    def _signed(self, due: Sequence[DueOrder]) -> list[tuple[DueOrder, _Made]]:
+        """Return orders with what was signed, or why not; what the end leaves out is due next time."""
         wishes = [(order, _wish(order)) for order in due]
-        made = issue(self._fleet.director, [wish for _, wish in wishes if isinstance(wish, Wish)])
-        if self._stopping:
-            return []
-        return [(order, made[wish.device] if isinstance(wish, Wish) else wish) for order, wish in wishes]
+        reached = (wish for _, wish in wishes if isinstance(wish, Wish) and not self._stopping)
+        made = issue(self._fleet.director, reached)
+        found = [(order, made.get(wish.device) if isinstance(wish, Wish) else wish) for order, wish in wishes]
+        return [(order, what) for order, what in found if what is not None]
 
     def _send(self, order: DueOrder, made: SignedWish) -> Publication | LinkError | ProtocolError:
         desired = desired_of(made.bundle, revision=order.revision, sources=self._settings.sources)
@@ -179,7 +182,11 @@ class Directing:
         except (LinkError, ProtocolError) as e:
             return e
 
-    def _failed(self, order: DueOrder, made: SignedWish | TrustError, error: object, now: float) -> ToldOrder:
+    def _failed(self, order: DueOrder, made: _Made, error: object, now: float) -> ToldOrder:
+        if isinstance(made, OutputError):
+            self._counters.count("orders", "unsent")
+            _log.error("%s cannot be told epoch %d now: %s", order.device, order.epoch, made)
+            return ToldOrder(order=order, next_at=now + _RETRY_S, problem=str(made))
         if isinstance(made, TrustError) or isinstance(error, ProtocolError):
             self._counters.count("orders", "impossible")
             _log.error("%s cannot be told epoch %d: %s", order.device, order.epoch, error)

@@ -142,8 +142,9 @@ def _classes(
     """Compare the share of every class that either side names.
 
     Windows that have to be small name the most frequent classes only, so that a class may be missing on one
-    side and not on the other. What a window does not name is at most as frequent as the rarest class that it
-    does, and at least `LEAST_CLASSES` are named: a difference counts beyond what can be hidden like that.
+    side and not on the other. What a window leaves out is at most as frequent as the rarest class that it
+    names, and at least `LEAST_CLASSES` are named: a difference counts beyond what can be hidden like that,
+    and others beyond what the other side would have if it named as few.
     """
     pair = [[d.classes for d in arm if d.classes] for arm in (candidate, control)]
     names = sorted({k for arm in pair for classes in arm for k in classes} - {_OTHER_CLASSES})
@@ -160,17 +161,42 @@ def _classes(
     if sides is None:
         yield _few(told, int(tables[0].sum()), int(tables[1].sum()))
         return
+    mine, theirs = sides
     one, other = (replace(side, values=side.values[:-1], errors=side.errors[:-1]) for side in sides)
     hidden, found = max(map(_hidden, tables)), distance(one, other, None, alpha)
     beyond = Estimate(
         figure=max(found.figure - hidden, 0.0), low=max(found.low - hidden, 0.0), high=found.high
     )
     worst = names[int(np.abs(one.values - other.values).argmax())]
-    judged = _judged(told, beyond, limits.shift * 2, limits, one, other)
     detail = f"classes: the share of class {worst} differs by {found.figure:.3f}"
     if hidden:
         detail += f", and {hidden:.3f} of any class may be hidden among those that were not told"
-    yield replace(judged, detail=detail)
+    unknown = max(
+        _unknown(mine, theirs, tables[0], alpha), _unknown(theirs, mine, tables[1], alpha), key=_low
+    )
+    if unknown.low > beyond.low:
+        beyond = unknown
+        detail = f"classes: the share of other classes differs by {unknown.figure:.3f}"
+    yield replace(_judged(told, beyond, limits.shift * 2, limits, one, other), detail=detail)
+
+
+def _low(estimate: Estimate) -> float:
+    return estimate.low
+
+
+def _unknown(one: Shares, other: Shares, table: Floats, alpha: float) -> Estimate:
+    """Return by how much one side has more of classes without a name than naming few of them explains.
+
+    Args:
+        one: Of that side; the last share is that of classes without a name.
+        other: Of the other side.
+        table: Of that side; float64[devices, classes + 1].
+        alpha: Of each bound.
+    """
+    named = max(int((table[:, :-1] > 0).sum(axis=1).max()), LEAST_CLASSES)
+    explained = 1 - float(np.sort(other.values[:-1])[-named:].sum())
+    share = distance(replace(one, values=one.values[-1:], errors=one.errors[-1:]), None, np.zeros(1), alpha)
+    return Estimate(figure=share.figure - explained, low=share.low - explained, high=share.high - explained)
 
 
 def _hidden(table: Floats) -> float:
