@@ -21,9 +21,9 @@ from fastapi import FastAPI
 from tests.fleet.dashboard_scene import MODEL, Clock, Scene, artifact
 from tests.fleet.served import Sender, serving, token
 
+from edgec.fleet._dates import date, iso
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
-from edgec.fleet.dashboard._words import date, iso
 from edgec.fleet.service import Fleet
 
 pytestmark = pytest.mark.slow

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from edgec.fleet._dates import date
 from edgec.fleet.rollouts import Rollout, place
 from edgec.fleet.store import Store
 from edgec.fleet.store._devices import unknown
@@ -142,16 +142,12 @@ def _told(device: Row[Any], told: Row[Any]) -> tuple[str, str]:
     if told.phase == "failed":
         return "failed", f"attempt {told.attempts} failed: {told.reason or 'no reason given'}; retry it"
     if told.noticed:
-        return "under_way", f"it has begun; it reports {told.phase} since {_date(told.phase_at)}"
+        return "under_way", f"it has begun; it reports {told.phase} since {date(told.phase_at)}"
     if not device.online and not device.seen_at:
         return "offline", "it was told, and was never heard of"
     if not device.online:
-        return "offline", f"it was told and is away; it was last heard of at {_date(device.seen_at)}"
+        return "offline", f"it was told and is away; it was last heard of at {date(device.seen_at)}"
     return "not_noticed", f"it is there, and has not acknowledged epoch {told.epoch}"
-
-
-def _date(at: float) -> str:
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _not_told(device: Row[Any], own: dict[str, str], rollout: Rollout) -> tuple[str, str]:

@@ -66,12 +66,8 @@ def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: 
         except FleetError as e:
             # The server knows of no names of files here.
             told = str(e)
-            e.args = (
-                told.replace("the file that was sent", str(path), 1)
-                if "the file that was sent" in told
-                else f"{path}: {told}",
-            )
-            raise
+            named = told.replace("the file that was sent", str(path), 1)
+            raise FleetError(named if named != told else f"{path}: {told}", e.reason) from e
     if hardware and set(hardware) != set(made.hardware):
         raise FleetError(
             f"{path}: it is in the fleet already, for {', '.join(made.hardware)}, and a release never "

@@ -33,7 +33,8 @@ queue = click.option(
     show_default=True,
     help="Requests that wait for one model; more are refused with 503.",
 )
-threads = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference.")
+THREADS = click.IntRange(1, 1024)
+threads = click.option("--threads", type=THREADS, help="Threads of one inference.")
 max_batch = click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from edgec.artifact import PRECISIONS, atomic_write
+from edgec.cli import _options
 from edgec.cli._home import default_home
 from edgec.cli._metrics import METRICS
 from edgec.errors import ConversionError
@@ -197,7 +198,7 @@ def _checked_pattern(text: str) -> str:
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=_options.THREADS,
     default=1,
     show_default=True,
     help="Threads of one inference while candidates are measured.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgec.artifact import _report_text as text
+from edgec.fleet._dates import date, iso
 
 FOLDER = Path(__file__).parent
 STATES = {
@@ -77,25 +77,6 @@ def lasting(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def date(at: float) -> str:
-    """Return a time as ``2026-01-31 14:05:09 UTC``."""
-    moment = _moment(at)
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC") if moment else f"{at:g} s since 1970"
-
-
-def iso(at: float) -> str:
-    """Return a time for programs; empty for one that no calendar has."""
-    moment = _moment(at)
-    return moment.isoformat(timespec="seconds") if moment else ""
-
-
-def _moment(at: float) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(at, timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from edgec.errors import FleetError
-from edgec.fleet.store._database import open_engine
+from edgec.fleet.store._database import open_engine, said_by
 
 _log = logging.getLogger(__name__)
 # Of PostgreSQL's advisory locks, which belong to one database of a cluster: who has it leads the fleet.
@@ -100,8 +100,7 @@ class Leader:
                 time.sleep(0.1)
         except SQLAlchemyError as e:
             self._engine.dispose()
-            said = str(getattr(e, "orig", None) or e).strip()
-            raise FleetError(f"cannot use the database {self._engine.url}: {said}", "database") from e
+            raise FleetError(f"cannot use the database {self._engine.url}: {said_by(e)}", "database") from e
         self._connection, self.pid = taken, _pid(taken)
         self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="fleet-leader", daemon=True)

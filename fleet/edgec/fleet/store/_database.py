@@ -50,8 +50,7 @@ class Database:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except SQLAlchemyError as e:
-            said = str(getattr(e, "orig", None) or e).strip()
-            raise FleetError(f"cannot open the database {self.engine.url}: {said}", "database") from e
+            raise FleetError(f"cannot open the database {self.engine.url}: {said_by(e)}", "database") from e
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -196,3 +195,8 @@ def _as_sqlite(engine: Engine) -> None:
         # A transaction that reads first and then wants to write could fail half-way.
         readonly = connection.get_execution_options().get("edgec_readonly", False)
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+def said_by(error: SQLAlchemyError) -> str:
+    """Return what the database itself said, without the links that SQLAlchemy adds."""
+    return str(getattr(error, "orig", None) or error).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -171,17 +172,12 @@ def _classes(
     detail = f"classes: the share of class {worst} differs by {found.figure:.3f}"
     if hidden:
         detail += f", and {hidden:.3f} of any class may be hidden among those that were not told"
-    unknown = max(
-        _unknown(mine, theirs, tables[0], alpha), _unknown(theirs, mine, tables[1], alpha), key=_low
-    )
+    more = _unknown(mine, theirs, tables[0], alpha), _unknown(theirs, mine, tables[1], alpha)
+    unknown = max(more, key=attrgetter("low"))
     if unknown.low > beyond.low:
         beyond = unknown
         detail = f"classes: the share of other classes differs by {unknown.figure:.3f}"
     yield replace(_judged(told, beyond, limits.shift * 2, limits, one, other), detail=detail)
-
-
-def _low(estimate: Estimate) -> float:
-    return estimate.low
 
 
 def _unknown(one: Shares, other: Shares, table: Floats, alpha: float) -> Estimate:
