@@ -97,6 +97,24 @@ def test_every_page_is_there_for_who_is_signed_in_and_for_nobody_else(place: Pla
         assert "There is no rollout" in unknown.text
 
 
+def test_an_unknown_page_is_a_page_for_browsers_and_a_problem_for_programs(place: Place) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    with httpx2.Client(base_url=place.url, timeout=60) as nobody, place.client() as admin:
+        # What is for forms only, asked for by its address, is no page either.
+        for path in ("/nothing/<b>", "/access/tokens"):
+            page = admin.get(path, headers=browser)
+            assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+            assert page.headers["content-security-policy"]
+            assert "There is no page" in page.text
+            assert 'aria-label="Pages"' in page.text
+            assert "<b>" not in page.text
+        bare = nobody.get("/nothing", headers=browser)
+        assert (bare.status_code, 'aria-label="Pages"' in bare.text) == (404, False)
+        for path, headers in (("/api/v1/nothing", browser), ("/repo/nothing", browser), ("/nothing", {})):
+            problem = admin.get(path, headers=headers)
+            assert (problem.status_code, problem.json()["reason"]) == (404, "not_found"), path
+
+
 def test_pages_load_nothing_from_elsewhere_and_no_script_of_their_own(place: Place) -> None:
     with place.client() as admin:
         for page in PAGES:

@@ -22,6 +22,7 @@ from edgec.fleet.dashboard import (
     _rollouts,
 )
 from edgec.fleet.dashboard._context import Dashboard
+from edgec.fleet.dashboard._requests import install_missing
 from edgec.fleet.dashboard._sessions import Sessions
 from edgec.fleet.dashboard._words import FOLDER, environment
 from edgec.fleet.service import Fleet
@@ -68,3 +69,4 @@ def mount(app: FastAPI, fleet: Fleet, *, commands: CommandSender | None = None, 
     uploads.add("/releases")
     for pages in _PAGES:
         app.include_router(pages.routes(dash))
+    install_missing(app, dash)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import python_multipart
-from fastapi import HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
@@ -37,6 +37,8 @@ _STATUS = {
     "too_large": 413,
 }  # fmt: skip
 _FORM_BYTES = 64 * 1024
+# Where there is nothing for people.
+_NO_PAGES = ("/api/", "/repo/", "/static/")
 
 
 class NotSignedIn(Exception):
@@ -63,6 +65,26 @@ def route_class(dash: Dashboard) -> type[APIRoute]:
             return handler
 
     return PageRoute
+
+
+def install_missing(app: FastAPI, dash: Dashboard) -> None:
+    """Have an app answer browsers with a page where there is none; the API and programs keep its answer."""
+    otherwise = app.exception_handlers[AnyHTTPException]
+
+    @app.exception_handler(AnyHTTPException)
+    def missing(request: Request, error: AnyHTTPException) -> Any:
+        if error.status_code not in (404, 405) or not _is_browser(request):
+            return otherwise(request, error)
+        said = AnyHTTPException(404, f"There is no page {request.url.path[:200]}.")
+        response = _error_page(dash, request, said)
+        response.headers.update(HEADERS)
+        return response
+
+
+def _is_browser(request: Request) -> bool:
+    """Return whether somebody waits for a page, and not for something of the API."""
+    asks = "text/html" in request.headers.get("accept", "")
+    return asks and not request.url.path.startswith(_NO_PAGES)
 
 
 def signed_in(dash: Dashboard, request: Request, role: str = "viewer") -> Session:
