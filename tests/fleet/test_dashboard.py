@@ -25,6 +25,7 @@ from edgec.fleet._dates import date, iso
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
 from edgec.fleet.service import Fleet
+from edgec.fleet.store import Condition
 
 pytestmark = pytest.mark.slow
 PAGES = (
@@ -232,6 +233,24 @@ def test_a_role_is_shown_and_may_do_what_it_says(place: Place, role: str) -> Non
         assert (client.get("/audit").status_code == 200, 'href="/audit"' in overview) == (reads, reads)
         assert ("Who changed what" in overview) == reads
         assert (client.get("/rollouts/new").status_code == 200) == (role == "releaser")
+
+
+def test_an_alert_that_is_over_waits_for_nobody(place: Place) -> None:
+    alerts = place.fleet.store.alerts
+    held = Condition(rule="disk", subject="the disk", severity="critical", summary="the disk is almost full")
+    with place.client() as admin:
+        for conditions, waits in (([held], True), ([], False)):
+            alerts.compare(conditions, place.fleet.clock(), rules=["disk"], quiet_s=300)
+            # What a button does is seen at once, and all else with it.
+            claim = place.fleet.claims.create(now=place.fleet.clock(), actor="test")[0]
+            seal = csrf(admin.get("/access").text)
+            assert admin.post(f"/access/claims/{claim.id}/withdraw", data={"csrf": seal}).status_code == 303
+            overview, listed = admin.get("/").text, admin.get("/alerts").text
+            assert ("disk is almost full" in overview) == waits
+            assert ("Nothing waits for you" in overview) != waits
+            assert "disk is almost full" in listed
+            assert ("over since" in listed) != waits
+    alerts.compare([], place.fleet.clock(), rules=["disk"], quiet_s=0)
 
 
 def test_what_a_form_says_wrong_is_told_and_nothing_is_made(place: Place) -> None:

@@ -98,7 +98,8 @@ def alerts(client: FleetClient, everything: bool, limit: int, as_json: bool) -> 
     found = list(islice(client.alerts(only_open=not everything), limit))
     rows = [
         [moment(a.raised_at), a.severity, a.rule, a.subject, a.summary,
-         f"until {moment(a.cleared_at)}" if a.cleared_at else ""]
+         f"until {moment(a.cleared_at)}" if a.cleared_at else
+         f"over since {moment(a.quiet_since)}" if a.quiet_since else ""]
         for a in found
     ]  # fmt: skip
     head = ["since", "severity", "rule", "about", "what", ""]

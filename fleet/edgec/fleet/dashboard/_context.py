@@ -16,6 +16,7 @@ from jinja2 import Environment
 from edgec.fleet.api._commands import CommandSender
 from edgec.fleet.dashboard._sessions import Session, Sessions
 from edgec.fleet.service import Fleet
+from edgec.fleet.store import AlertRecord
 
 T = TypeVar("T")
 _MOST_KEPT = 500
@@ -111,10 +112,15 @@ class Dashboard:
         self.sessions.leave_notice(request, response, kind, text)
         return response
 
+    def alerts(self) -> list[AlertRecord]:
+        """Return alerts that wait for a person: not those of incidents, which wait themselves, nor what is over."""
+        found = self.fleet.store.alerts.find()
+        return [alert for alert in found if alert.rule != "incident" and alert.quiet_since is None]
+
     def _waiting(self) -> dict[str, int]:
         """Return what waits for a person, by page."""
         store = self.fleet.store
         return {
             "incidents": len(store.rollouts.incidents(only_open=True)),
-            "alerts": sum(alert.rule != "incident" for alert in store.alerts.find()),
+            "alerts": len(self.alerts()),
         }

@@ -65,8 +65,7 @@ def _values(dash: Dashboard) -> dict[str, Any]:
         "hardware": hardware,
         "devices": sum(h.devices for h in hardware),
         "online": sum(h.online for h in hardware),
-        # Incidents are there already.
-        "alerts": [alert for alert in store.alerts.find() if alert.rule != "incident"],
+        "alerts": dash.alerts(),
         "models": model_views(dash),
         "under_way": under_way,
         "latest": latest,

@@ -39,7 +39,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class AlertRecord:
-    """An alert; `cleared_at` is None while it is open."""
+    """An alert; `cleared_at` is None while it is open, and `quiet_since` while what raised it holds."""
 
     id: int
     rule: str
@@ -48,6 +48,7 @@ class AlertRecord:
     summary: str
     figures: Mapping[str, Any]
     raised_at: float
+    quiet_since: float | None
     cleared_at: float | None
 
 
@@ -240,5 +241,4 @@ def _read(connection: Connection, alert: int) -> AlertRecord:
 
 
 def _record(row: Row[Any]) -> AlertRecord:
-    values = {name: value for name, value in row._asdict().items() if name != "quiet_since"}
-    return AlertRecord(**values)
+    return AlertRecord(**row._asdict())

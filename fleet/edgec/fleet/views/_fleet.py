@@ -77,6 +77,10 @@ class AlertView(View):
     summary: str = Field(description="For people.")
     figures: Json
     raised_at: Seconds
+    quiet_since: Seconds | None = Field(
+        default=None,
+        description="When what raised it ended; an open one is cleared once that has lasted a while.",
+    )
     cleared_at: Seconds | None = Field(description="Null while it is open.")
 
 
