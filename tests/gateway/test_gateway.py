@@ -169,6 +169,13 @@ def test_unfit_files_of_keys_are_refused(tmp_path: Path, text: str) -> None:
     assert read_identities(tmp_path / "keys") == {"dev1": b"key-of-the-first-device"}
 
 
+def test_a_file_that_is_no_artifact_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "bad.edgec").write_bytes(b"nothing")
+    with pytest.raises(ServingError, match="not an edgec artifact") as caught:
+        Gateway([tmp_path / "bad.edgec"], GatewayOptions(server=ANY)).start()
+    assert str(caught.value).count("bad.edgec") == 1
+
+
 def test_options_say_all_that_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"rate above 0.*burst from 1.*upstream such as"):
         GatewayOptions(rate=-1, burst=0, upstream="triton:8000")

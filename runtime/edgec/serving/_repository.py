@@ -148,7 +148,7 @@ class Repository:
             try:
                 loaded = self.open(path)
             except EdgecError as e:
-                problems.append(f"{path}: {e}")
+                problems.append(problem_of(path, e))
                 continue
             problems += self._clashes(path, loaded)
             entry = loaded.entries[0]
@@ -312,6 +312,12 @@ class Repository:
         for entries in index.values():
             entries.sort(key=lambda entry: _order(entry.version), reverse=True)
         self._index = index
+
+
+def problem_of(path: Path, error: EdgecError) -> str:
+    """Return what is wrong with a file; most errors name it themselves."""
+    said = str(error)
+    return said if str(path) in said else f"{path}: {said}"
 
 
 def _order(version: str) -> list[tuple[int, int, str]]:

@@ -14,7 +14,7 @@ from edgec.serving._answers import Answer, Call, allow, answer_json, check_json,
 from edgec.serving._body import read_body
 from edgec.serving._lanes import hop_seconds
 from edgec.serving._options import ServerOptions
-from edgec.serving._repository import Loaded, Repository, Slot
+from edgec.serving._repository import Loaded, Repository, Slot, problem_of
 from edgec.serving._scheduling import ScheduledModel
 from edgec.serving._wire import read_json
 
@@ -110,7 +110,7 @@ class Stock:
                 try:
                     loaded = await loop.run_in_executor(self._executor, self._repository.open, slot.path)
                 except EdgecError as e:
-                    problems.append(f"{slot.path.name}: {e}")
+                    problems.append(problem_of(slot.path, e))
                     slot.reason = str(e)
                     continue
                 try:
