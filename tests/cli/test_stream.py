@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.runtime.streams.parts import running_sum
 
+from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
+from edgec.artifact.steps import Normalize, TopK
 from edgec.cli import main_group
 from edgec.errors import EdgecError, InputError, OutputError, SourceError
-from edgec.runtime.testing import tiny_artifact
+from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
@@ -88,6 +91,88 @@ def test_sound_with_a_state(tmp_path: Path) -> None:
     last = json.loads(out.read_text().splitlines()[-1])
     assert last["prediction"]["total"] == [[1.25, 1.25]]
     assert "no input 'nope'" in str(edgec(model, *options, "--fixed", "nope=1").exception)
+
+
+def with_gain(path: Path, dtype: str = "float32", pipeline: Pipeline | None = None) -> Path:
+    """Pack a model of x: float32[1, 2] and a gain, which it does not use where it has another type."""
+    inputs = (TensorSpec("x", "float32", (1, 2)), TensorSpec("gain", dtype, (1,)))
+    outputs = (TensorSpec("y", "float32", (1, 2)), TensorSpec("used", dtype, (1,)))
+    times = Node("Mul", ["x", "gain"] if dtype == "float32" else ["x", "x"], ["y"])
+    nodes = [times, Node("Identity", ["gain"], ["used"])]
+    manifest = Manifest(
+        model="gain",
+        model_version="1",
+        target="cpu-x86_64",
+        engine=onnxruntime_spec(weights=False),
+        inputs=inputs,
+        outputs=outputs,
+        pipeline=pipeline,
+    )
+    return pack(path, manifest, onnx_members(nodes, inputs, outputs, {}))
+
+
+def test_an_input_that_never_changes_leaves_the_pipeline_in(tmp_path: Path) -> None:
+    pipeline = Pipeline(
+        preprocess=(Normalize(scale=(0.5,), input="x"),), postprocess=(TopK(k=1, output="y"),)
+    )
+    model = with_gain(tmp_path / "gain.edgec", pipeline=pipeline)
+    np.save(tmp_path / "a.npy", np.array([2, 6], np.float32))
+    result = edgec(model, "--source", tmp_path / "a.npy", "--fixed", "gain=10")
+    assert result.exit_code == 0, result.output
+    prediction = json.loads(result.stdout.partition(": ")[2])
+    assert (prediction["classes"], prediction["scores"]) == ([1], [30])
+
+
+def test_a_state_leaves_the_pipeline_out_and_says_so(tmp_path: Path) -> None:
+    pipeline = Pipeline(preprocess=(Normalize(scale=(0.5,), input="x"),))
+    model = with_gain(tmp_path / "gain.edgec", pipeline=pipeline)
+    np.save(tmp_path / "a.npy", np.array([2, 6], np.float32))
+    result = edgec(model, "--source", tmp_path / "a.npy", "--state", "gain=used")
+    assert result.exit_code == 0, result.output
+    assert "without the pipeline of the artifact" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "expected"),
+    [
+        ("float16", "1e10", "a number from -65504 to 65504"),
+        ("float16", "1e-30", "a number from -65504"),
+        ("float32", "1e39", "a number from -3.40282e\\+38"),
+        ("float32", "16777217", "a number from"),
+        ("uint8", "300", "a whole number from 0 to 255"),
+        ("uint8", "-1", "a whole number from 0 to 255"),
+        ("int64", "1.5", "a whole number from"),
+        ("int64", "1e10", "a whole number from"),
+        ("int64", "9" * 30, "a whole number from"),
+        ("bool", "2", "0 or 1"),
+    ],
+)
+def test_a_number_that_its_type_does_not_hold_is_refused(
+    tmp_path: Path, dtype: str, number: str, expected: str
+) -> None:
+    model = with_gain(tmp_path / "gain.edgec", dtype)
+    np.save(tmp_path / "a.npy", np.zeros(2, np.float32))
+    result = edgec(model, "--source", tmp_path / "a.npy", "--fixed", f"gain={number}")
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.stderr.split())
+    assert re.search(f"gain: {dtype}.1. does not hold .*: expected {expected}", said), said
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("float16", "0.1"), ("float16", "inf"), ("uint8", "255")])
+def test_a_number_that_its_type_holds_is_taken(tmp_path: Path, dtype: str, number: str) -> None:
+    model = with_gain(tmp_path / "gain.edgec", dtype)
+    np.save(tmp_path / "a.npy", np.zeros(2, np.float32))
+    result = edgec(model, "--source", tmp_path / "a.npy", "--fixed", f"gain={number}")
+    assert result.exit_code == 0, result.output
+
+
+def test_an_input_that_nothing_feeds_names_the_state_it_may_be(tmp_path: Path, inbox: Path) -> None:
+    model = running_sum(tmp_path / "sum.edgec")
+    result = edgec(model, "--source", inbox, "--on-error", "drop")
+    assert isinstance(result.exception, InputError)
+    assert "--state before=total or --state before=after" in str(result.exception)
+    scalar = with_gain(tmp_path / "gain.edgec", "uint8")
+    assert "--state gain=used" in str(edgec(scalar, "--source", inbox).exception)
 
 
 def test_a_chain_is_streamed_as_an_artifact_is(inbox: Path, artifact: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,6 @@ import click
 from edgec.cli import _options
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from edgec.runtime import Session
     from edgec.runtime.streams import Predictor, Stream, StreamResult, StreamStatistics
 
 _EVERY_S = 1.0
@@ -152,25 +149,24 @@ def command(
     edgec stream alarm.edgec --source kitchen.wav --rate 8000 --state state=next_state
     """
     from edgec.cli._chains import is_chain
+    from edgec.cli._stream_inputs import make_predictor
     from edgec.runtime import load, load_chain
-    from edgec.runtime.streams import Recurrent, Stream, annotation_sink, open_sink, open_source
+    from edgec.runtime.streams import Stream, annotation_sink, open_sink, open_source
 
     with ExitStack() as stack:
         options: dict[str, Any] = {"threads": threads, "cache_dir": cache_dir, "delegate": delegate}
-        predictor: Predictor
         if is_chain(artifact):
             if state or fixed:
                 raise click.UsageError("--state and --fixed are for artifacts; a chain declares its own")
             session: Any = stack.enter_context(load_chain(artifact, **options))
-            predictor = session
         else:
             session = stack.enter_context(load(artifact, **options))
-            predictor = session
-            if state or fixed:
-                predictor = Recurrent(session, state, fixed=_arrays(session, fixed))
         opened = open_source(
             source, session, realtime=realtime, watch=watch, window=window, hop=hop, rate=rate
         )
+        predictor: Predictor = session
+        if not is_chain(artifact):
+            predictor = make_predictor(session, state, fixed, opened)
         sinks = []
         if output is not None:
             sinks.append(open_sink(output))
@@ -191,29 +187,6 @@ def command(
         click.echo(json.dumps({"artifact": str(artifact), **statistics.to_dict()}, indent=2))
     else:
         _summarize(statistics)
-
-
-def _arrays(session: Session, fixed: Mapping[str, float]) -> dict[str, NDArray[Any]]:
-    """Return inputs that are one number each, in the shape and type of the model's; names are checked later.
-
-    Raises:
-        BadParameter: The type of an input does not hold its number.
-    """
-    import numpy as np
-
-    specs = {spec.name: spec for spec in session.inputs}
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, number in fixed.items():
-        spec = specs.get(name)
-        shape = [n if isinstance(n, int) else 1 for n in spec.shape] if spec else []
-        try:
-            arrays[name] = np.full(shape, number, spec.dtype if spec else None)
-            held = not isinstance(number, int) or (arrays[name] == number).all()
-        except (OverflowError, ValueError):
-            held = False
-        if not held or (isinstance(number, float) and arrays[name].dtype.kind in "iub"):
-            raise click.BadParameter(f"{spec} does not hold {number}", param_hint="--fixed")
-    return arrays
 
 
 @contextmanager

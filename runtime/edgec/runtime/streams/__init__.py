@@ -15,7 +15,7 @@ from edgec.runtime.streams._buffer import POLICIES, Policy
 from edgec.runtime.streams._files import Files
 from edgec.runtime.streams._mqtt import MqttSink, MqttSource
 from edgec.runtime.streams._open import open_source
-from edgec.runtime.streams._predictors import Hosted, Recurrent
+from edgec.runtime.streams._predictors import Hosted, Recurrent, WithFixed, check_fed_by_one
 from edgec.runtime.streams._results import StreamResult, StreamStatistics
 from edgec.runtime.streams._sinks import ImageSink, JsonlSink, Sink, VideoSink, annotation_sink, open_sink
 from edgec.runtime.streams._source import Captured, Items, Source
@@ -45,7 +45,9 @@ __all__ = [
     "StreamStatistics",
     "Video",
     "VideoSink",
+    "WithFixed",
     "annotation_sink",
+    "check_fed_by_one",
     "open_sink",
     "open_source",
 ]

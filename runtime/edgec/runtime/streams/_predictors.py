@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgec.artifact.steps import Tokenize
 from edgec.errors import InputError
 from edgec.runtime._session import Session
 
@@ -52,9 +53,7 @@ class Recurrent:
         self._fixed = dict(fixed or {})
         self._inputs = {spec.name: spec for spec in session.inputs}
         _check(session, self._next, self._fixed)
-        self._fed = [name for name in self._inputs if name not in self._next and name not in self._fixed]
-        if not self._fed:
-            raise InputError("every input of the model is a state or fixed: none is left for the samples")
+        self._fed = _fed(session, {**self._next, **self._fixed})
         self.reset()
 
     def reset(self) -> None:
@@ -92,6 +91,75 @@ class Recurrent:
         return array.reshape((1,) * missing + array.shape) if missing > 0 else array
 
 
+class WithFixed:
+    """A session with some of its inputs the same in every call, and its whole pipeline."""
+
+    def __init__(self, session: Session, fixed: Mapping[str, NDArray[Any]]) -> None:
+        """Name the inputs that never change.
+
+        Args:
+            session: It stays open, and may be shared.
+            fixed: By name of the input: ``{"sr": np.array(16000)}``.
+
+        Raises:
+            InputError: The model has no such input, or no other.
+        """
+        self._session = session
+        self._fixed = dict(fixed)
+        _check(session, {}, self._fixed)
+        self._fed = _fed(session, self._fixed)
+
+    def predict(self, sample: Any) -> dict[str, Any]:
+        """Run the whole pipeline once; see ``Session.predict``.
+
+        Args:
+            sample: Of the first input that is not fixed; a mapping by name where there are several.
+        """
+        given = sample if isinstance(sample, Mapping) else {self._fed[0]: sample}
+        return self._session.predict({**given, **self._fixed})
+
+
+def check_fed_by_one(session: Session, state: Mapping[str, str], fixed: Mapping[str, Any]) -> None:
+    """Do nothing if a source that gives one thing at a time feeds all inputs that are no state and not fixed.
+
+    Raises:
+        InputError: There are more such inputs; the message names outputs that look like their next state.
+    """
+    filled = _tokenized(session)
+    free = [spec for spec in session.inputs if spec.name not in (*state, *fixed, *filled)]
+    if len(free) + bool(filled) < 2:
+        return
+    taken = set(state.values())
+    lines = []
+    for spec in free if filled else free[1:]:
+        like = [o.name for o in session.outputs if o.name not in taken and spec.shape and _same(spec, o)]
+        pairs = " or ".join(f"--state {spec.name}={name}" for name in like)
+        lines.append(f"{spec} {f'looks like a state: {pairs}' if like else f'by --fixed {spec.name}=NUMBER'}")
+    raise InputError(
+        f"{session.manifest.model} takes {', '.join(spec.name for spec in session.inputs)}, and the source "
+        f"gives one of them: say where the others come from ({'; '.join(lines)}; in Python Recurrent)"
+    )
+
+
+def _tokenized(session: Session) -> set[str]:
+    """Names of the inputs that one text fills."""
+    pipeline = session.manifest.pipeline
+    steps = [step for step in (pipeline.preprocess if pipeline else ()) if isinstance(step, Tokenize)]
+    return {name for step in steps for name in (step.ids, step.mask, step.types)}
+
+
+def _fed(session: Session, given: Mapping[str, Any]) -> list[str]:
+    """Names of the inputs that samples feed.
+
+    Raises:
+        InputError: There are none.
+    """
+    fed = [spec.name for spec in session.inputs if spec.name not in given]
+    if not fed:
+        raise InputError("every input of the model is a state or fixed: none is left for the samples")
+    return fed
+
+
 def _check(session: Session, state: Mapping[str, str], fixed: Mapping[str, Any]) -> None:
     inputs = {spec.name: spec for spec in session.inputs}
     outputs = {spec.name: spec for spec in session.outputs}
@@ -113,7 +181,7 @@ def _check(session: Session, state: Mapping[str, str], fixed: Mapping[str, Any])
                 f"{other.dtype}{list(other.shape)}"
             )
     if problems:
-        raise InputError(f"{session.manifest.model} cannot carry this state: {'; '.join(problems)}")
+        raise InputError(f"{session.manifest.model} cannot be called so: {'; '.join(problems)}")
 
 
 def _same(one: Any, other: Any) -> bool:
