@@ -172,7 +172,7 @@ def test_unfit_files_of_keys_are_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_no_artifact_is_named_once(tmp_path: Path) -> None:
     (tmp_path / "bad.edgec").write_bytes(b"nothing")
     with pytest.raises(ServingError, match="not an edgec artifact") as caught:
-        Gateway([tmp_path / "bad.edgec"], GatewayOptions(server=ANY)).start()
+        Gateway([tmp_path / "bad.edgec"], GatewayOptions(server=ANY))
     assert str(caught.value).count("bad.edgec") == 1
 
 

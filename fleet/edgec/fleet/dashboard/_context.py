@@ -113,7 +113,7 @@ class Dashboard:
         return response
 
     def alerts(self) -> list[AlertRecord]:
-        """Return alerts that wait for a person: not those of incidents, which wait themselves, nor what is over."""
+        """Return alerts that wait for a person: not those of incidents, nor what is over."""
         found = self.fleet.store.alerts.find()
         return [alert for alert in found if alert.rule != "incident" and alert.quiet_since is None]
 
