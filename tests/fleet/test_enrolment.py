@@ -203,6 +203,19 @@ def test_a_server_that_is_asked_without_tls_is_not_called_down(server: FleetServ
         list(client.devices())
 
 
+def test_hardware_that_is_mistyped_uses_up_no_claim(server: FleetServer, tmp_path: Path) -> None:
+    once = claim(server)
+    for wrong in (["cpu-x86"], [HARDWARE, "cpu-x86"]):
+        with pytest.raises(AgentError, match="did you mean 'cpu-x86_64'"):
+            enrol(server, tmp_path, "mistyped", claim=once, hardware=wrong)
+    with pytest.raises(FleetError, match="mistyped"):
+        server.fleet.store.devices.get("mistyped")
+    assert enrol(server, tmp_path, "mistyped", claim=once).config.hardware == (HARDWARE,)
+    own = claim(server, hardware="acme-cam")
+    made = enrol(server, tmp_path / "own", "camera", claim=own, hardware=["acme-cam"])
+    assert made.config.hardware == ("acme-cam",)
+
+
 def test_another_class_of_hardware_needs_another_claim(server: FleetServer, tmp_path: Path) -> None:
     def shown(key: str, hardware: str) -> str:
         (tmp_path / "claim").write_text(key + "\n")
@@ -214,7 +227,7 @@ def test_another_class_of_hardware_needs_another_claim(server: FleetServer, tmp_
         return done.stdout
 
     first = claim(server)
-    assert "note" not in shown(first, "cpu-x86")
+    assert "note" not in shown(first, "cpu-arm64")
     assert "edgec fleet claim --device typo" in shown(first, HARDWARE)
     (tmp_path / "etc/device.key").unlink()
     assert "note" not in shown(claim(server, device="typo"), HARDWARE)

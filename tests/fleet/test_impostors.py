@@ -88,7 +88,7 @@ def test_a_device_cannot_have_the_name_of_a_server(tmp_path: Path) -> None:
         enrolment = Enrolment(fleet, CertificateAuthority(tmp_path / "tls"), where)
         for device in (*bad, "cam.example"):
             secret = fleet.claims.create(now=fleet.clock(), actor="ann")[1]
-            asked = Asked(claim=secret, hardware=["cpu"], device=device, request=_csr()[0].decode())
+            asked = Asked(claim=secret, hardware=["rpi5"], device=device, request=_csr()[0].decode())
             if device in bad:
                 with pytest.raises(FleetError, match="cannot be the id"):
                     enrolment.enrol(asked)

@@ -43,7 +43,7 @@ def test_attempts_without_a_token_are_rationed_where_they_fail(tmp_path: Path) -
         api = TestClient(app)
 
         def enrol(claim: str, device: str) -> int:
-            body = {"claim": claim, "hardware": ["cpu"], "device": device, "request": _csr()[0].decode()}
+            body = {"claim": claim, "hardware": ["rpi5"], "device": device, "request": _csr()[0].decode()}
             return api.post("/api/v1/enrol", json=body).status_code
 
         assert {enrol(claim, f"cam-{number}") for number in range(8)} == {200}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from edgec.errors import FleetError
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Claims, Store
 from edgec.fleet.store._claims import Request, digest
+from edgec.fleet.store._schema import artifacts, hardware, releases
 
 NOW = 1.8e9
 
@@ -162,6 +164,25 @@ def test_a_claim_lets_no_other_device_in(
     with pytest.raises(FleetError, match="no such claim"):
         claims.redeem(secret + "x", request_, _issue(), now=NOW)
     assert store.devices.find() == []
+
+
+def test_hardware_is_known_by_its_artifacts_too(store: Store) -> None:
+    claims = Claims(store.database)
+    _, secret = claims.create(now=NOW, actor="ann")
+    asked = replace(_request(hardware=("acme",)), targets=["rpi5"])
+    with pytest.raises(FleetError, match="no hardware 'acme'") as caught:
+        claims.redeem(secret, asked, _issue(), now=NOW)
+    assert caught.value.reason == "invalid"
+    artifact = {
+        "sha256": "a" * 64, "model": "m", "version": "1", "number": 1, "target": "acme", "path": "m",
+        "length": 1, "content_digest": "", "reference": {}, "uploaded_at": NOW, "uploaded_by": "ann",
+    }  # fmt: skip
+    with store.database.write() as connection:
+        connection.execute(releases.insert(), {"model": "m", "version": "1", "number": 1, "created_at": NOW})
+        connection.execute(artifacts.insert(), artifact)
+        connection.execute(hardware.insert(), {"sha256": "a" * 64, "name": "acme", "model": "m", "number": 1})
+    claims.redeem(secret, asked, _issue(), now=NOW)
+    assert store.devices.get("cam-1").hardware == "acme"
 
 
 def test_a_claim_that_was_taken_back_is_refused(store: Store) -> None:

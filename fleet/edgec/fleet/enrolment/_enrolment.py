@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from edgec.errors import FleetError, ProtocolError
+from edgec.errors import FleetError, ProtocolError, TargetError
 from edgec.fleet.service import Fleet
 from edgec.fleet.store._claims import Request, digest
 from edgec.protocol.brokers import hash_password
 from edgec.protocol.certificates import CertificateAuthority, read_request
+from edgec.targets import target_names
 
+_log = logging.getLogger(__name__)
 # Base64url of 32 random bytes and more; NATS takes up to 72 bytes.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43,72}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -136,7 +139,13 @@ class Enrolment:
         problems = self._problems(asked, device, kind)
         if problems:
             raise FleetError("; ".join(problems), "invalid")
-        request = Request(device=device, hardware=tuple(asked.hardware), kind=kind, fingerprint=fingerprint)
+        request = Request(
+            device=device,
+            hardware=tuple(asked.hardware),
+            kind=kind,
+            fingerprint=fingerprint,
+            targets=_targets(),
+        )
         given = self._fleet.claims.redeem(
             asked.claim, request, lambda name: self._issue(name, asked), now=self._fleet.clock()
         )
@@ -203,6 +212,15 @@ class Enrolment:
     def _root(self, kind: str) -> str:
         repository = self._fleet.image if kind == "image" else self._fleet.director
         return repository.root_files()[1].decode()
+
+
+def _targets() -> list[str]:
+    """Return the names of all targets; none where an installed package offers what cannot be read."""
+    try:
+        return target_names()
+    except TargetError as e:
+        _log.warning("devices come in without a look at their hardware: %s", e)
+        return []
 
 
 def _in_url(host: str) -> str:

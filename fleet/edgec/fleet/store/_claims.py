@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -14,6 +14,7 @@ from edgec.errors import FleetError
 from edgec.fleet.store._audit import add_entry
 from edgec.fleet.store._database import Database
 from edgec.fleet.store._devices import MOST_AHEAD, add_device, locked
+from edgec.fleet.store._hardware import check_hardware
 from edgec.fleet.store._labels import checked_labels
 from edgec.fleet.store._schema import assignments, claims, credentials, devices, orders
 
@@ -83,12 +84,14 @@ class Request:
         hardware: Classes of hardware that it is, the best first.
         kind: ``certificate`` or ``token``.
         fingerprint: As of `Credential`.
+        targets: Hardware that there is, besides that of artifacts and of the claim; any if empty.
     """
 
     device: str
     hardware: Sequence[str]
     kind: str
     fingerprint: str
+    targets: Collection[str] = ()
 
 
 # Given the id of the device, makes serial and document of its credential.
@@ -170,7 +173,7 @@ class Claims:
 
         Raises:
             FleetError: The claim does not let this device in (``reason`` ``claim``), it was revoked
-                (``revoked``), or another has its id (``conflict``).
+                (``revoked``), another has its id (``conflict``), or there is no such hardware (``invalid``).
         """
         with self._database.write() as connection:
             query = select(claims).where(claims.c.hash == digest(secret)).with_for_update()
@@ -184,6 +187,7 @@ class Claims:
             if known is not None:
                 return _same(connection, _credential(known), claim, request)
             _check(claim, request, now)
+            check_hardware(connection, request.hardware, request.targets, claim.hardware)
             hardware = claim.hardware or request.hardware[0]
             _admit(connection, claim, request.device, hardware, now)
             serial, document = issue(request.device)
