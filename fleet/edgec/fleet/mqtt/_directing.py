@@ -12,6 +12,7 @@ from typing import TypeAlias
 from edgec.errors import FleetError, LinkError, OutputError, ProtocolError, TrustError
 from edgec.fleet.mqtt._counters import Counters
 from edgec.fleet.mqtt._settings import MqttSettings
+from edgec.fleet.mqtt._waiting import wait_for_all
 from edgec.fleet.rollouts import Rollout
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DueOrder, ToldOrder
@@ -21,7 +22,8 @@ from edgec.trust import SignedWish, Terms, Wish, issue
 _log = logging.getLogger(__name__)
 _Made: TypeAlias = "SignedWish | TrustError | OutputError"
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
-_PUBLISH_S = 20.0
+# A broker that has acknowledged nothing for so long has what was sent, or not: it is sent again.
+_QUIET_S = 20.0
 # Between turns that devices' reports ask for there is so many times what the last one took, up to the most:
 # others work, too.
 _LEAST_PAUSE_S, _MOST_PAUSE_S, _REST = 0.05, 2.0, 9
@@ -156,8 +158,8 @@ class Directing:
                     done.append(self._failed(order, made, publication, now))
         finally:
             # Where something ends it half-way, what has left is not sent again every turn.
-            deadline = time.monotonic() + _PUBLISH_S
-            done += [self._ended(order, made, p, deadline, now) for order, made, p in sent]
+            wait_for_all([p for _, _, p in sent], _QUIET_S, stopping=lambda: self._stopping)
+            done += [self._ended(order, made, p, now) for order, made, p in sent]
             if done:
                 self._fleet.store.orders.told(done, now)
 
@@ -194,15 +196,8 @@ class Directing:
         self._counters.count("orders", "unsent")
         return ToldOrder(order=order, version=made.version, expires_at=made.expires, next_at=now + _RETRY_S)
 
-    def _ended(
-        self, order: DueOrder, made: SignedWish, publication: Publication, deadline: float, now: float
-    ) -> ToldOrder:
-        try:
-            publication.wait(max(deadline - time.monotonic(), 0.0))
-        except LinkError:
-            delivered = False
-        else:
-            delivered = True
+    def _ended(self, order: DueOrder, made: SignedWish, publication: Publication, now: float) -> ToldOrder:
+        delivered = publication.done and publication.error is None
         self._counters.count("orders", "told" if delivered else "unsent")
         wait = self._wait(order) if delivered else _RETRY_S
         return ToldOrder(
