@@ -37,6 +37,8 @@ ENGINES = {
 # Parts of an engine's package that rewrite or describe models and run none.
 REWRITERS = ("onnxruntime.quantization", "onnxruntime.transformers", "ai_edge_litert.schema_py_generated")
 # Heavy packages that what every device carries must not import on its own.
+# Where the extra stands among the arguments of what tells the user to install it.
+_EXTRA_ARGUMENTS = {"MissingExtraError": 2, "needs_extra": 1, "import_failed": 2}
 HEAVY = {*ENGINES, "onnx", "onnx_ir", "onnxslim", "cv2", "tokenizers", "jinja2", "scipy", "sklearn", "torch"}
 HEAVY |= {"mlperf_loadgen", "matplotlib", "pyarrow"}
 
@@ -140,7 +142,7 @@ def test_every_extra_that_is_named_exists() -> None:
     called = {
         (str(path.relative_to(ROOT)), extra)
         for path in MODULES
-        if "MissingExtraError" in _text(path)
+        if any(name in _text(path) for name in _EXTRA_ARGUMENTS)
         for extra in _missing_extras(_tree(path))
     }
     assert called
@@ -224,8 +226,9 @@ def _package(name: str) -> str:
 def _missing_extras(tree: ast.Module) -> Iterator[str]:
     """Yield the extras that errors of the module tell the user to install."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node) == "MissingExtraError":
-            yield from _texts([*node.args[2:3], *(k.value for k in node.keywords if k.arg == "extra")])
+        place = _EXTRA_ARGUMENTS.get(_called(node)) if isinstance(node, ast.Call) else None
+        if isinstance(node, ast.Call) and place is not None:
+            yield from _texts([*node.args[place:][:1], *(k.value for k in node.keywords if k.arg == "extra")])
 
 
 def _texts(values: list[ast.expr]) -> list[str]:

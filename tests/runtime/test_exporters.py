@@ -209,7 +209,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def without(name: str, *args: Any, **options: Any) -> Any:
         if name.startswith(("prometheus_client", "opentelemetry")):
-            raise ImportError(f"No module named {name!r}", name=name)
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return plain(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgec.errors import MissingExtraError
+from edgec.errors.extras import import_failed
 
 if TYPE_CHECKING:
     from edgec.compiler._compile import BuildResult, compile_model
@@ -51,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
     try:
         return getattr(import_module(f"edgec.compiler.{_HOMES[name]}"), name)
-    except ModuleNotFoundError as e:
+    except ImportError as e:
         if (e.name or "").split(".")[0] in _EXTRA_MODULES:
-            raise MissingExtraError("edgec.compiler", e.name, "compiler") from e
+            raise import_failed("edgec.compiler", e, "compiler") from e
         raise

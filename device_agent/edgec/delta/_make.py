@@ -34,7 +34,8 @@ from edgec.delta._planes import to_planes
 from edgec.delta._ranges import Parts, Range, complement
 from edgec.delta._tensors import Pair, pairs
 from edgec.delta._zstd import Packer, pack, zstandard
-from edgec.errors import DeltaError, MissingExtraError
+from edgec.errors import DeltaError
+from edgec.errors.extras import needs_extra
 from edgec.sketch._bytes import pack_numbers
 
 _TRIAL = 4 * 2**20  # bytes of numbers by which the operation is chosen
@@ -251,12 +252,8 @@ def _bsdiff(old: bytes, new: bytes) -> tuple[bytes, bytes, bytes]:
         return b"", b"", b""
     if not old:
         return pack_numbers([0, len(new), 0]), b"", new
-    try:
+    with needs_extra("to make a patch by bsdiff", "agent"):
         import detools
-    except ModuleNotFoundError as e:
-        if e.name != "detools":
-            raise
-        raise MissingExtraError("to make a patch by bsdiff", "detools", "agent") from e
     made = BytesIO()
     detools.create_patch(BytesIO(old), BytesIO(new), made, compression="none", use_mmap=False)
     patch = made.getbuffer()

@@ -7,7 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from edgec.delta._format import WINDOW_LOG
-from edgec.errors import DeltaError, MissingExtraError
+from edgec.errors import DeltaError
+from edgec.errors.extras import needs_extra
 
 
 def zstandard() -> ModuleType:
@@ -16,12 +17,8 @@ def zstandard() -> ModuleType:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with needs_extra("a patch between artifacts", "agent"):
         import zstandard as module
-    except ModuleNotFoundError as e:
-        if e.name != "zstandard":
-            raise
-        raise MissingExtraError("a patch between artifacts", "zstandard", "agent") from e
     loaded: ModuleType = module
     return loaded
 

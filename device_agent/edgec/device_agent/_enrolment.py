@@ -17,7 +17,8 @@ from typing import Any
 from edgec.artifact import atomic_write
 from edgec.device_agent._config import AgentConfig, make_config
 from edgec.device_agent._durable import make_directory
-from edgec.errors import AgentError, MissingExtraError, OutputError
+from edgec.errors import AgentError, OutputError
+from edgec.errors.extras import needs_extra
 
 CONFIG = "agent.toml"
 KEY, CERTIFICATE, REQUEST = "device.key", "device.crt", "device.csr"
@@ -189,10 +190,8 @@ def _certificate_request(key: Any, device: str) -> bytes:
 
 
 def _cryptography() -> tuple[Any, Any, Any, Any]:
-    try:
+    with needs_extra("making a device's key", "agent"):
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("making a device's key", e.name, "agent") from e
     return x509, serialization, ec, hashes

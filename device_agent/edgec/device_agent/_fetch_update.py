@@ -13,7 +13,7 @@ from edgec.delta import ChunkMap, apply_delta
 from edgec.device_agent._download import Surroundings, Wanted, discard, fetch, is_begun, is_there
 from edgec.device_agent._line import Cancel, Limits, Spent
 from edgec.device_agent._sources import Source
-from edgec.errors import DeltaError, MissingExtraError, OutputError, TransferError
+from edgec.errors import DeltaError, ExtraError, OutputError, TransferError
 
 if TYPE_CHECKING:
     from edgec.trust import ChunkMap as MapFile
@@ -138,7 +138,7 @@ class _Update:
                 sha256=target.sha256,
                 aside=self._beside("applying"),
             )
-        except (TransferError, DeltaError, OutputError, MissingExtraError) as e:
+        except (TransferError, DeltaError, OutputError, ExtraError) as e:
             self._note("no patch", e)
             return False
         return True

@@ -35,7 +35,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from edgec.errors import LinkError, MissingExtraError
+from edgec.errors import LinkError
+from edgec.errors.extras import needs_extra
 from edgec.protocol._failures import (
     NO_MATCHING_SUBSCRIBERS,
     TAKEN_OVER,
@@ -404,10 +405,8 @@ def import_paho() -> Any:
     Raises:
         MissingExtraError: The extra ``agent`` is not installed.
     """
-    try:
+    with needs_extra("the link to a broker", "agent"):
         from paho.mqtt import client
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("the link to a broker", e.name, "agent") from e
     return client
 
 

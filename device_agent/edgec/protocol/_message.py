@@ -12,7 +12,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from io import BytesIO
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from edgec.errors import MissingExtraError, ProtocolError
+from edgec.errors import ProtocolError
+from edgec.errors.extras import needs_extra
 from edgec.protocol._kinds import Kind, Schema, wrong
 
 MAX_MESSAGE_BYTES = 128 * 1024
@@ -259,8 +260,6 @@ def _decode_cbor(data: bytes, name: str) -> Any:
 
 
 def _cbor2() -> Any:
-    try:
+    with needs_extra("telemetry", "agent"):
         import cbor2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("telemetry", e.name, "agent") from e
     return cbor2

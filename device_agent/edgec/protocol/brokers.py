@@ -16,7 +16,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from edgec.errors import LinkError, MissingExtraError
+from edgec.errors import LinkError
+from edgec.errors.extras import needs_extra
 from edgec.protocol._broker import FLEET, Access, Broker
 from edgec.protocol._topics import ROOT
 
@@ -175,10 +176,8 @@ def hash_password(password: str, broker: str) -> str:
     """
     if broker == "mosquitto":
         return _mosquitto_hash(password)
-    try:
+    with needs_extra("keeping passwords for nats-server", "fleet"):
         import bcrypt
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("keeping passwords for nats-server", e.name, "fleet") from e
     # The least cost: nobody guesses random bits, and after a restart all devices come at once.
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
 

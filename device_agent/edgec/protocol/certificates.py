@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgec.artifact import atomic_write
-from edgec.errors import MissingExtraError, ProtocolError
+from edgec.errors import ProtocolError
+from edgec.errors.extras import needs_extra
 from edgec.protocol._address import client_context
 from edgec.protocol._kinds import ID
 
@@ -283,10 +284,8 @@ def read_request(request: bytes) -> tuple[Any, str]:
 
 
 def _cryptography() -> tuple[Any, Any, Any, Any]:
-    try:
+    with needs_extra("making certificates", "agent"):
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("making certificates", e.name, "agent") from e
     return x509, hashes, serialization, ec

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgec.errors import MissingExtraError
+from edgec.errors.extras import needs_extra
 
-try:
+with needs_extra("signed metadata", "agent"):
     import securesystemslib.signer as _signer
     import tuf.api.metadata as _metadata
     from securesystemslib.dsse import Envelope
@@ -15,8 +15,6 @@ try:
     from tuf.api import exceptions
     from tuf.api.serialization import DeserializationError
     from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
-except ModuleNotFoundError as e:
-    raise MissingExtraError("signed metadata", e.name, "agent") from e
 
 # Public names that their packages re-export without saying so, which pyright takes for private ones.
 CryptoSigner: Any = _signer.CryptoSigner

@@ -11,7 +11,8 @@ import sys
 import click
 
 from edgec.cli._lazy import LazyGroup
-from edgec.errors import EdgecError, MissingExtraError
+from edgec.errors import EdgecError
+from edgec.errors.extras import import_failed
 
 COMMANDS = {
     "agent": "Keep this device's models as the fleet wants them, and say how that goes.",
@@ -95,11 +96,11 @@ def main() -> None:
         main_group.main(prog_name="edgec", standalone_mode=True)
     except EdgecError as e:
         _fail(e)
-    except ModuleNotFoundError as e:
+    except ImportError as e:
         extra = _EXTRAS.get((e.name or "").split(".")[0])
         if extra is None:
             raise
-        _fail(MissingExtraError("this command", e.name, extra))
+        _fail(import_failed("this command", e, extra))
 
 
 def _fail(error: EdgecError) -> None:

@@ -185,7 +185,7 @@ def _facts(server: FleetServer) -> dict[str, Any]:
         "fingerprint": server.authority.fingerprint,
         "admin_token": first and first.admin_token,
         "made": list(first.made) if first else [],
-        "advice": list(first.advice) if first else [],
+        "advice": [*(first.advice if first else ()), *server.advice],
     }
 
 

@@ -1,7 +1,9 @@
 """Every error that edgec raises on purpose.
 
 * EdgecError
-  x MissingExtraError             (also a ModuleNotFoundError)
+  x ExtraError                    (also an ImportError)
+    + MissingExtraError           (also a ModuleNotFoundError)
+    + BrokenExtraError
   x OutputError
   x TargetError
     + UnknownTargetError
@@ -53,18 +55,34 @@ class EdgecError(Exception):
     """Base of every error below."""
 
 
-class MissingExtraError(EdgecError, ModuleNotFoundError):
-    """A package is used whose extra is not installed.
+class ExtraError(EdgecError, ImportError):
+    """A package that an extra brings cannot be used; see `edgec.errors.extras`.
 
     Attributes:
         extra: The extra that brings it: ``openvino``.
     """
+
+    extra: str
+
+
+class MissingExtraError(ExtraError, ModuleNotFoundError):
+    """A package is used whose extra is not installed."""
 
     def __init__(self, what: str, module: str | None, extra: str) -> None:
         where = " with Python 3.11 or later" if extra in ("compiler", "fleet", "postgres") else ""
         super().__init__(
             f"{what} needs {module!r}, which is not installed: run  pip install 'edgec[{extra}]'{where}"
         )
+        self.name = module
+        self.extra = extra
+
+
+class BrokenExtraError(ExtraError):
+    """A package of an extra is installed and does not load: memory, a library of the system, its files."""
+
+    def __init__(self, what: str, module: str | None, extra: str, why: str) -> None:
+        package = f"a package of 'edgec[{extra}]'" if module is None else repr(module)
+        super().__init__(f"{what} needs {package}, which is installed and does not load: {why}")
         self.name = module
         self.extra = extra
 

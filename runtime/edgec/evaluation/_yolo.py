@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgec.errors import DataError, MissingExtraError
+from edgec.errors import DataError
 from edgec.evaluation._boxes import Boxes
 from edgec.evaluation._reading import read_text
+from edgec.runtime._opencv import opencv
 
 _MOST_CLASSES = 1 << 31
 
@@ -91,10 +92,7 @@ def _yolo_rows(file: Path) -> list[list[float]]:
 def _image_size(image: Path) -> tuple[int, int]:
     # Decoded, not read from the header: OpenCV turns a photo as its EXIF orientation says, and so does
     # the pipeline.
-    try:
-        import cv2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("reading YOLO labels", e.name, "vision") from e
+    cv2 = opencv("reading YOLO labels")
     pixels = cv2.imread(str(image), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError(f"{image} is no image that OpenCV can read: expected JPEG, PNG, BMP ...")

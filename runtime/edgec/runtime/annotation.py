@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgec.errors import DataError, MissingExtraError, OutputError
+from edgec.errors import DataError, OutputError
+from edgec.runtime._opencv import opencv
 
 _GOLDEN_RATIO = 0.618033988749895
 
@@ -35,10 +36,7 @@ def annotate(image: Path, values: Mapping[str, Any], target: Path) -> bool:
         DataError: The image cannot be read.
         OutputError: The result cannot be written.
     """
-    try:
-        import cv2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("drawing on images", e.name, "vision") from e
+    cv2 = opencv("drawing on images")
     if not can_draw(values):
         return False
     picture = cv2.imread(str(image), cv2.IMREAD_COLOR)
@@ -70,10 +68,7 @@ def draw(picture: NDArray[Any], values: Mapping[str, Any]) -> NDArray[Any]:
     Raises:
         MissingExtraError: OpenCV is not installed.
     """
-    try:
-        import cv2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("drawing on images", e.name, "vision") from e
+    cv2 = opencv("drawing on images")
     class_map = _class_map(values)
     drawn: NDArray[Any] = picture.copy() if class_map is None else _draw_map(cv2, picture, class_map)
     if "boxes" in values:

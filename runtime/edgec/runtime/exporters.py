@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgec.errors import MissingExtraError
+from edgec.errors.extras import needs_extra
 from edgec.runtime._families import FAMILIES, Family, families, text
 from edgec.runtime._observer import Observer
 
@@ -41,10 +41,8 @@ class PrometheusCollector:
             MissingExtraError: ``prometheus_client`` is not installed.
         """
         self._observers = observers
-        try:
+        with needs_extra("metrics for Prometheus", "observe"):
             from prometheus_client.core import Metric
-        except ImportError as e:
-            raise MissingExtraError("metrics for Prometheus", e.name, "observe") from e
         self._metric = Metric
 
     def describe(self) -> Iterable[Metric]:
@@ -101,13 +99,11 @@ def export_otlp(
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
     """
-    try:
+    with needs_extra("metrics for OpenTelemetry", "observe"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
         from opentelemetry.sdk.resources import Resource
-    except ImportError as e:
-        raise MissingExtraError("metrics for OpenTelemetry", e.name, "observe") from e
     reader = PeriodicExportingMetricReader(
         OTLPMetricExporter(endpoint=endpoint, headers=headers), export_interval_millis=interval_s * 1e3
     )

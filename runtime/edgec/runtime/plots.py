@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import atomic_write
-from edgec.errors import MissingExtraError, OutputError
+from edgec.errors import OutputError
+from edgec.errors.extras import needs_extra
 from edgec.runtime.benchmark import BenchmarkResult
 from edgec.runtime.sweep import SweepResult
 
@@ -238,11 +239,9 @@ def _html(svg: str, title: str) -> str:
 def _png(panels: Sequence[_Panel], title: str) -> bytes:
     import io
 
-    try:
+    with needs_extra("a plot as .png (.svg and .html need nothing)", "plots"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("a plot as .png (.svg and .html need nothing)", e.name, "plots") from e
     figure = Figure(figsize=(9, 3.8 * len(panels)), layout="constrained")
     figure.suptitle(title)
     for panel, axes in zip(panels, np.ravel(figure.subplots(len(panels))), strict=True):

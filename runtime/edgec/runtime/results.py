@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.artifact import atomic_write
-from edgec.errors import MissingExtraError, OutputError
+from edgec.errors import OutputError
+from edgec.errors.extras import needs_extra
 
 SUFFIXES = (".npz", ".json", ".csv", ".jsonl", ".parquet")
 # A table wider than this is no table; most programs for them stop at 16384 columns.
@@ -97,10 +98,8 @@ def check_parquet() -> None:
 
 
 def _pyarrow() -> Any:
-    try:
+    with needs_extra("results as .parquet", "parquet"):
         import pyarrow.parquet
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("results as .parquet", e.name, "parquet") from e
     return pyarrow
 
 

@@ -15,7 +15,8 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Protocol
 
-from edgec.errors import MissingExtraError, ServingError
+from edgec.errors import ServingError
+from edgec.errors.extras import needs_extra
 from edgec.serving._app import App, Send
 from edgec.serving._assembly import assemble
 from edgec.serving._body import Receive
@@ -183,12 +184,10 @@ class Server:
 
 
 def _make_uvicorn(options: ServerOptions) -> Any:
-    try:
+    with needs_extra("serving", "serve"):
         import httptools
         import uvicorn
         import uvloop
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("serving", e.name, "serve") from e
     assert httptools, uvloop
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ServingError("TLS needs both a certificate and its key")

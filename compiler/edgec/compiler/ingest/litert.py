@@ -11,7 +11,8 @@ from edgec.compiler.environments import call_worker, get_environment
 from edgec.compiler.ingest._kinds import Arrays, Request, Taken
 from edgec.compiler.ingest._workers import OPSET, SAMPLES, result_of, worker
 from edgec.compiler.model import first_line
-from edgec.errors import MissingExtraError, ModelError, UnsupportedModelError
+from edgec.errors import ModelError, UnsupportedModelError
+from edgec.errors.extras import needs_extra
 from edgec.evaluation import synthetic_inputs
 
 _LONGEST = 160
@@ -46,10 +47,8 @@ def take(request: Request) -> Taken:
 
 
 def _interpreter(path: Path) -> Any:
-    try:
+    with needs_extra("reading TFLite", "litert"):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("reading TFLite", e.name, "litert") from e
     if path.stat().st_size >= _LARGEST:
         raise ModelError(f"{path} is larger than a TFLite file can be")
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgec.artifact import _report_text as _format
 from edgec.compiler.report import _charts, _figures, _pareto, _verdict
-from edgec.errors import MissingExtraError
+from edgec.errors.extras import needs_extra
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,10 +33,8 @@ def render_html(build: Mapping[str, Any]) -> str:
 
 @cache
 def _environment() -> Environment:
-    try:
+    with needs_extra("the HTML report", "compiler"):
         import jinja2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("the HTML report", e.name, "compiler") from e
 
     files = resources.files("edgec.compiler.report")
     environment = jinja2.Environment(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
 from edgec.errors import BackendUnavailableError, InferenceError
+from edgec.errors.extras import import_advice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -241,5 +242,6 @@ def get_backend(name: str) -> Backend:
             f"backend {name!r} needs {e.name!r}, which is not installed: {remedy}"
         ) from e
     except ImportError as e:  # installed, but a shared library that it needs is not, or is too old
-        raise BackendUnavailableError(f"backend {name!r} cannot be imported ({e}): {remedy}") from e
+        advice = import_advice(e, remedy)
+        raise BackendUnavailableError(f"backend {name!r} cannot be imported ({e}): {advice}") from e
     return backend

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgec.artifact import TensorSpec
 from edgec.artifact.steps import Detection, Nms
-from edgec.runtime.pipeline._image import opencv
+from edgec.runtime._opencv import opencv
 from edgec.runtime.pipeline._plan import Array, Frame, expect
 from edgec.runtime.pipeline._scores import sigmoid
 from edgec.runtime.pipeline._work import Facts, Operation, Planner, Work, keep, named, row
@@ -251,7 +251,7 @@ def suppress(boxes: Array, scores: Array, classes: Array, iou: float, min_score:
     rectangles = boxes.astype(np.float64)
     rectangles[:, 2:] -= rectangles[:, :2]
     # Its own threshold is exclusive, and would drop what scores exactly `min_score`.
-    suppressed: Any = opencv().dnn.NMSBoxesBatched
+    suppressed: Any = opencv("suppressing boxes (nms)").dnn.NMSBoxesBatched
     scores, classes = scores.astype(np.float32, copy=False), classes.astype(np.int32)
     kept = np.asarray(suppressed(rectangles, scores, classes, -1.0, iou), np.int64).reshape(-1)
     return kept if enough is None else enough[kept]

@@ -10,24 +10,13 @@ import numpy as np
 
 from edgec.artifact import TensorSpec
 from edgec.artifact.steps import Color, Crop, Decode, Layout, Resize
-from edgec.errors import MissingExtraError, PipelineError
+from edgec.errors import PipelineError
+from edgec.runtime._opencv import opencv
 from edgec.runtime.pipeline._plan import Array, Frame, Operation, Planner, Value, expect
 
+_WHAT = "image preprocessing"
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 _AXES = {"HWC": (0, 1, 2), "CHW": (2, 0, 1)}
-
-
-def opencv() -> Any:
-    """Return the module `cv2`.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        import cv2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("image preprocessing", e.name, "vision") from e
-    return cv2
 
 
 def read_image(sample: Any, color: str) -> Array:
@@ -72,7 +61,7 @@ def _read(path: Path) -> Array:
 
 
 def _decode(encoded: Array, color: str, what: str) -> Array:
-    cv2 = opencv()
+    cv2 = opencv(_WHAT)
     if not encoded.size:
         raise PipelineError(f"decode: {what} is empty, expected an encoded image such as JPEG or PNG")
     try:
@@ -116,7 +105,7 @@ def _interpolate(step: Resize) -> Callable[[Array, int, int, Frame], Array]:
         frame.scaled(width, height)
         if image.shape[:2] == (height, width):
             return image
-        cv2 = opencv()
+        cv2 = opencv(_WHAT)
         scaled = cv2.resize(image, (width, height), interpolation=getattr(cv2, name))
         # OpenCV drops a last axis of size 1.
         return np.asarray(scaled).reshape(height, width, image.shape[2])
@@ -143,7 +132,7 @@ def _letterbox(step: Resize) -> Operation:
         frame.moved(left, top, width, height)
         if (inner_width, inner_height) == (width, height):
             return inner
-        cv2 = opencv()
+        cv2 = opencv(_WHAT)
         padded = cv2.copyMakeBorder(
             inner,
             top,
@@ -218,7 +207,7 @@ def plan_color(step: Color, value: Value, _: TensorSpec) -> tuple[Operation, Val
 
 def convert_color(image: Array, before: str, order: str) -> Array:
     """Return an image [h, w, c] with its channels in another order: ``RGB``, ``BGR`` or ``GRAY``."""
-    cv2 = opencv()
+    cv2 = opencv(_WHAT)
     converted = cv2.cvtColor(image, getattr(cv2, f"COLOR_{before}2{order}"))
     return np.asarray(converted).reshape(*image.shape[:2], -1)
 
@@ -253,7 +242,7 @@ def _planes(image: Array) -> Array:
     height, width, channels = image.shape
     planes = np.empty((channels, height, width), image.dtype)
     # Of a part of an image OpenCV splits row by row, which takes up to ten times as long as this copy.
-    opencv().split(np.ascontiguousarray(image), list(planes))
+    opencv(_WHAT).split(np.ascontiguousarray(image), list(planes))
     return planes
 
 

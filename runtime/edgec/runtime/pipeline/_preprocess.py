@@ -10,6 +10,7 @@ import numpy as np
 from edgec.artifact import TensorSpec
 from edgec.artifact.steps import Decode, Dtype, InputStep, Layout, Normalize, Step, Tokenize
 from edgec.errors import PipelineError
+from edgec.runtime._opencv import opencv
 from edgec.runtime.pipeline import _image, _tensor
 from edgec.runtime.pipeline._plan import Array, Context, Frame, Operation, Planner, Value, expect, numbered
 from edgec.runtime.pipeline._text import Tokenizer, make_tokenizer, plan_tokenize
@@ -115,7 +116,7 @@ class Preprocessing:
             PipelineError: A file is needed and `files` is None, or a file is not what it should be.
         """
         if self.frames:
-            _image.opencv()
+            opencv("image preprocessing")
         for chain in self.chains:
             if isinstance(chain, TextChain):
                 if files is None:

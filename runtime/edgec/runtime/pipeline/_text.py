@@ -9,7 +9,8 @@ import numpy as np
 
 from edgec.artifact import TensorSpec
 from edgec.artifact.steps import Tokenize
-from edgec.errors import MissingExtraError, PipelineError
+from edgec.errors import PipelineError
+from edgec.errors.extras import needs_extra
 from edgec.runtime.pipeline._plan import Array, expect
 
 Tokenizer = Callable[[Any], dict[str, Array]]
@@ -71,10 +72,8 @@ def make_tokenizer(step: Tokenize, filled: dict[str, TensorSpec], content: bytes
 
 
 def _load(step: Tokenize, content: bytes) -> Any:
-    try:
+    with needs_extra("text preprocessing", "text"):
         from tokenizers import Tokenizer as Library
-    except ModuleNotFoundError as e:
-        raise MissingExtraError("text preprocessing", e.name, "text") from e
     try:
         library = Library.from_buffer(content)
     except Exception as e:  # the library raises bare Exception for a bad file

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from edgec.errors import DataError, MissingExtraError, OutputError, SourceError
+from edgec.errors import DataError, OutputError, SourceError
+from edgec.errors.extras import needs_extra
 from edgec.runtime.streams._results import StreamResult
 from edgec.runtime.streams._source import Captured
 
@@ -82,11 +83,9 @@ class _Link:
         on_connected: Callable[[Any], None],
         on_message: Any = None,
     ) -> None:
-        try:
+        with needs_extra("MQTT", "agent"):
             from paho.mqtt import client as mqtt
             from paho.mqtt.enums import CallbackAPIVersion
-        except ModuleNotFoundError as e:
-            raise MissingExtraError("MQTT", e.name, "agent") from e
         self._address = address
         self._stop = Event()
         self._changed = Condition()

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.errors import OutputError
+from edgec.runtime._opencv import opencv
 from edgec.runtime.annotation import draw
 from edgec.runtime.streams._results import StreamResult
-from edgec.runtime.streams._video import opencv
 
 VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
 

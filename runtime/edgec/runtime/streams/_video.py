@@ -9,24 +9,12 @@ from threading import Event
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from edgec.errors import MissingExtraError, SourceError
+from edgec.errors import SourceError
+from edgec.runtime._opencv import opencv
 from edgec.runtime.streams._source import Captured
 
 Color = Literal["RGB", "BGR", "GRAY"]
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
-
-
-def opencv(what: str) -> Any:
-    """Return the module `cv2`.
-
-    Raises:
-        MissingExtraError: It is not installed; the message says that `what` needs it.
-    """
-    try:
-        import cv2
-    except ModuleNotFoundError as e:
-        raise MissingExtraError(what, e.name, "vision") from e
-    return cv2
 
 
 class Video:
