@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -227,6 +228,32 @@ def test_one_directory_has_one_server(tmp_path: Path) -> None:
         other = FleetServer(FleetOptions(data_dir=tmp_path / "other", port=port, broker="nats"))
         with pytest.raises(FleetError, match="cannot listen"):
             other.start()
+
+
+@pytest.mark.slow
+def test_a_port_that_was_chosen_and_is_taken_is_chosen_anew(tmp_path: Path) -> None:
+    with running_server(tmp_path, "nats") as server:
+        before = server.url, server.broker_url
+        assert not server.advice
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(_port(before[0]))))
+        taken.listen()
+        with running_server(tmp_path, "nats") as server:
+            assert server.url != before[0]
+            assert server.broker_url == before[1]
+            assert all(url in server.advice[0] for url in (_port(before[0]), _port(server.url)))
+            # Who joins now and who is told something now hears of the new one.
+            made = enrol(server, tmp_path, "cam-1")
+            assert made.config.sources == (f"{server.url}/repo",)
+            assert server.side.settings.sources == (f"{server.url}/repo",)
+            moved = server.url
+    with running_server(tmp_path, "nats") as server:
+        assert (server.url, server.advice) == (moved, [])
+
+
+def _port(url: str) -> str:
+    return url.rpartition(":")[2]
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ class FleetOptions:
         database: ``postgresql://user@host/name``; an SQLite file in `data_dir` if None.
         tenant: Whose topics devices use.
         host: Address that API, dashboard and the server's own broker listen at.
-        port: Of API and dashboard; 0 for any that is free, the same at the next start.
+        port: Of API and dashboard; 0 for any that is free, the same at the next start unless it is taken.
         names: Names and addresses that the server is reached under from elsewhere, the best first.
         tls: Whether API and dashboard are served over HTTPS; without it, a proxy in front is to do that.
         broker: ``auto`` for Mosquitto where it is installed, else nats-server; ``mosquitto``, ``nats``; or

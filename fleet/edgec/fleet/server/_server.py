@@ -44,6 +44,7 @@ class FleetServer:
         authority: Vouches for server, broker and devices.
         broker: That the server runs itself; None where somebody else does.
         side: The fleet's side of the broker.
+        advice: What people should know of this start; empty where all is as it was.
     """
 
     fleet: Fleet
@@ -58,6 +59,7 @@ class FleetServer:
         """Describe the server; `start` starts it."""
         self.options = options
         self._names = options.all_names()
+        self.advice: list[str] = []
         self._stack = ExitStack()
 
     @property
@@ -160,11 +162,28 @@ class FleetServer:
         remove_leftovers(self.fleet)
         self.authority = CertificateAuthority(self.fleet.data_dir / "tls", authority_days=_AUTHORITY_DAYS)
         self._ports = read_ports(self.fleet.data_dir / "ports.json")
-        port = options.port or self._ports.http
-        self._http = Http(options.host, port, options.connections_per_address)
+        self._http = self._listen()
         self._stack.callback(self._http.close)
         self.broker = self._keeper = self._access = None
         self._upkeep = Upkeep(self.fleet, also=self.renew_certificates)
+
+    def _listen(self) -> Http:
+        """Take the port that is asked for, or the one that was chosen before; another where that is taken."""
+        options, known = self.options, self._ports.http
+        each = options.connections_per_address
+        if options.port or not known:
+            return Http(options.host, options.port, each)
+        try:
+            return Http(options.host, known, each)
+        except FleetError as e:
+            http = Http(options.host, 0, each)
+            _log.warning("%s", e)
+        # What devices wait for is told anew at each start, and with it where files are.
+        self.advice.append(
+            f"port {known}, chosen at an earlier start, is taken: API and dashboard are at {http.port} from "
+            "now on. Log in there again, and start gateways with its URL; devices hear of it over the broker"
+        )
+        return http
 
     def _own_broker(self) -> LinkOptions:
         """Start a broker that lets in whom the books let in; return how the fleet reaches it."""
