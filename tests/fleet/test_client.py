@@ -21,6 +21,7 @@ from edgec.fleet.client import FleetClient
 from edgec.fleet.client import _http as http
 from edgec.fleet.service import Fleet
 from edgec.fleet.views import RolloutWanted, StageWanted
+from edgec.gateway._fleet import FleetSource
 from edgec.protocol.certificates import CertificateAuthority
 
 pytestmark = pytest.mark.slow
@@ -182,11 +183,15 @@ def test_what_cannot_be_a_token_is_refused(token: str) -> None:
         ("http://fleet.example", "without encryption"),
         ("https://fleet.example:port", "expected a fleet such as https"),
         ("https://fleet.example/api", "expected a fleet such as https"),
+        ("https://fleet.example:0", "expected a fleet such as https"),
+        ("https://fleet.example/#x", "expected a fleet such as https"),
     ],
 )
 def test_a_url_that_would_not_do_is_refused(url: str, words: str) -> None:
-    with pytest.raises(FleetError, match=words):
-        FleetClient(url, "t")
+    # Clients and gateways take the same addresses.
+    for made in (FleetClient, FleetSource):
+        with pytest.raises(FleetError, match=words):
+            made(url, "t")
 
 
 def test_a_certificate_that_is_not_trusted_is_named(fleet: Fleet, tmp_path: Path) -> None:

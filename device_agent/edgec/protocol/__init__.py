@@ -1,6 +1,6 @@
 """What a device and its fleet say to each other over MQTT: topics, messages and the link."""
 
-from edgec.protocol._address import broker_address, client_context, tls_context
+from edgec.protocol._address import broker_address, client_context, fleet_address, tls_context
 from edgec.protocol._announcer import Announcer, desired_of
 from edgec.protocol._answers import ENDS, Answer, Told
 from edgec.protocol._chunks import ChunkServer
@@ -101,6 +101,7 @@ __all__ = [
     "decode_losses",
     "desired_of",
     "encode_losses",
+    "fleet_address",
     "make_note",
     "schemas",
     "tls_context",

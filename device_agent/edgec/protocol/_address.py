@@ -1,13 +1,13 @@
-"""Where a broker is, as people write it: ``mqtts://broker.example:8883``."""
+"""Where a broker or a fleet is, as people write it: ``mqtts://broker.example:8883``."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from edgec.errors import LinkError
+from edgec.errors import FleetError, LinkError
 
 _PORTS = {"mqtts": 8883, "mqtt": 1883}
 _HERE = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -33,6 +33,28 @@ def broker_address(url: str) -> tuple[str, int, bool]:
     if parts.scheme == "mqtt" and parts.hostname not in _HERE:
         raise LinkError(f"{url} would be reached without encryption: use mqtts://, with --ca for an own CA")
     return parts.hostname, port or _PORTS[parts.scheme], parts.scheme == "mqtts"
+
+
+def fleet_address(url: str) -> SplitResult:
+    """Return the parts of the URL of a fleet, ``https://fleet.example:8443``: scheme, host, maybe a port.
+
+    Raises:
+        FleetError: It is no such URL, has a password in it, or goes elsewhere without TLS (``reason``
+            ``invalid``).
+    """
+    expected = f"expected a fleet such as https://fleet.example:8443, got {url!r:.80}"
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("https", "http") and parts.hostname and parts.port != 0
+    except ValueError as e:
+        raise FleetError(f"{expected}: {e}", "invalid") from e
+    if parts.username is not None:
+        raise FleetError("a fleet's URL has host and port only: give the token apart", "invalid")
+    if not fine or parts.path.strip("/") or parts.query or parts.fragment:
+        raise FleetError(expected, "invalid")
+    if parts.scheme == "http" and parts.hostname not in _HERE:
+        raise FleetError(f"{url} would be told the token without encryption: use https://", "invalid")
+    return parts
 
 
 def client_context(*, cafile: str | Path | None = None, cadata: str | None = None) -> ssl.SSLContext:

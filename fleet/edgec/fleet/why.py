@@ -22,6 +22,7 @@ from edgec.fleet.store._schema import (
     rollouts,
 )
 from edgec.fleet.store._views import view_from_dict
+from edgec.protocol import Reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,7 @@ def why(store: Store, device: str, model: str) -> Why:
         FleetError: There is no such device (``reason`` ``not_found``).
     """
     with store.database.read() as connection:
-        row = connection.execute(select(devices).where(devices.c.id == device)).first()
-        if row is None:
-            raise unknown(device)
-        reported = view_from_dict(row.view).reported
+        row, reported = _device(connection, device)
         report = reported.models.get(model) if reported else None
         active = report.active if report else None
         newest = _newest(connection, model, row.hardware)
@@ -85,14 +83,19 @@ def models_of(store: Store, device: str) -> list[str]:
         FleetError: There is no such device (``reason`` ``not_found``).
     """
     with store.database.read() as connection:
-        row = connection.execute(select(devices).where(devices.c.id == device)).first()
-        if row is None:
-            raise unknown(device)
+        row, reported = _device(connection, device)
         query = select(hardware.c.model).distinct().where(hardware.c.name == row.hardware)
-        reported = view_from_dict(row.view).reported
         return sorted(
             {*connection.execute(query).scalars(), *row.wanted, *(reported.models if reported else ())}
         )
+
+
+def _device(connection: Connection, device: str) -> tuple[Row[Any], Reported | None]:
+    """Return the row of a device, and what it has reported last."""
+    row = connection.execute(select(devices).where(devices.c.id == device)).first()
+    if row is None:
+        raise unknown(device)
+    return row, view_from_dict(row.view).reported
 
 
 def _newest(connection: Connection, model: str, name: str) -> Row[Any] | None:

@@ -11,15 +11,13 @@ from hashlib import sha256
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from edgec.artifact import Artifact, atomic_write
 from edgec.errors import FleetError
-from edgec.protocol import client_context
+from edgec.protocol import client_context, fleet_address
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[!-~]{1,4096}")
-_HERE = frozenset(("localhost", "127.0.0.1", "::1"))
 _LARGEST_REPLY = 16 * 2**20
 _LARGEST_ARTIFACT = 4 * 2**30
 _PIECE = 2**20
@@ -152,19 +150,9 @@ class FleetSource:
 
 
 def _checked(url: str) -> tuple[str, int, bool]:
-    expected = f"expected a fleet such as https://fleet.example:8443, got {url!r:.80}"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as e:
-        raise FleetError(f"{expected}: {e}", "invalid") from e
-    host = parts.hostname
-    if parts.scheme not in ("https", "http") or not host or parts.path.strip("/") or parts.query:
-        raise FleetError(expected, "invalid")
-    if parts.scheme == "http" and host not in _HERE:
-        raise FleetError(f"{url} would be told the token without encryption: use https://", "invalid")
+    parts = fleet_address(url)
     secure = parts.scheme == "https"
-    return host, port or (443 if secure else 80), secure
+    return str(parts.hostname), parts.port or (443 if secure else 80), secure
 
 
 def _seen(data: bytes, models: frozenset[str]) -> Seen:

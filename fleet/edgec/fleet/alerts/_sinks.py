@@ -186,26 +186,24 @@ class Courier:
         self._alerts, self._sinks = alerts, {sink.name: sink for sink in sinks}
         self._clock, self._first_wait_s = clock, first_wait_s
         self._random = randomness or random.Random()
-        self._changed = threading.Condition()
-        self._poked = self._stopping = False
+        self._poked = threading.Event()
+        self._stopping = False
         self.problem: str | None = None
 
     def poke(self) -> None:
         """There is something to deliver."""
-        with self._changed:
-            self._poked = True
-            self._changed.notify_all()
+        self._poked.set()
 
     def stop(self) -> None:
         """Let `run` return after the delivery in hand."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping = True
+        self._poked.set()
 
     def run(self) -> None:
         """Deliver until `stop`."""
         while not self._stopping:
             busy = 0
+            self._poked.clear()
             try:
                 busy = self.deliver()
                 self.problem = None
@@ -213,10 +211,8 @@ class Courier:
                 # Whatever it is: a thread that ends tells nobody of anything until a restart.
                 self.problem = f"alerts wait to be told: {e}"
                 _log.exception("alerts wait")
-            with self._changed:
-                if not (busy or self._stopping) and (not self._poked or self.problem):
-                    self._changed.wait(1.0)
-                self._poked = False
+            if not (busy or self._stopping):
+                self._poked.wait(1.0)
 
     def deliver(self) -> int:
         """Deliver what is due; return how many were tried."""

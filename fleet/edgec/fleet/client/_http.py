@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from edgec.errors import FleetError, LinkError
-from edgec.protocol import tls_context
+from edgec.protocol import fleet_address, tls_context
 
 T = TypeVar("T")
 _MOST_REPLY = 64 * 2**20
-_HERE = frozenset(("localhost", "127.0.0.1", "::1"))
 _AGAIN = (429, 502, 503)
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.3, 10.0
 Query = Mapping[str, Any]
@@ -166,20 +164,9 @@ class Http:
 
 
 def _checked(url: str) -> str:
-    expected = f"expected a fleet such as https://fleet.example:8443, got {url!r:.80}"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as e:
-        raise FleetError(f"{expected}: {e}", "invalid") from e
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise FleetError(expected, "invalid")
-    if parts.username is not None:
-        raise FleetError("a fleet's URL has host and port only: give the token apart", "invalid")
-    if parts.scheme == "http" and parts.hostname not in _HERE:
-        raise FleetError(f"{url} would be told the token without encryption: use https://", "invalid")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+    parts = fleet_address(url)
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
 
 
 def _bounded(reply: httpx2.Response) -> bytes:

@@ -177,7 +177,7 @@ class FleetServer:
             return Http(options.host, known, each)
         except FleetError as e:
             http = Http(options.host, 0, each)
-            _log.warning("%s", e)
+            _log.info("%s", e)
         # What devices wait for is told anew at each start, and with it where files are.
         self.advice.append(
             f"port {known}, chosen at an earlier start, is taken: API and dashboard are at {http.port} from "
