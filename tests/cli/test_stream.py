@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import wave
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
 from edgec.artifact.steps import Normalize, TopK
 from edgec.cli import main_group
 from edgec.errors import EdgecError, InputError, OutputError, SourceError
+from edgec.runtime.streams import Video
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
@@ -217,6 +220,19 @@ def test_what_cannot_be_is_one_error(
 )
 def test_wrong_usage_exits_2(artifact: Path, arguments: list[str]) -> None:
     assert edgec(artifact, *arguments).exit_code == 2
+
+
+def test_a_source_that_gives_nothing_before_the_time_is_over_is_an_error(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cv2", reason="the extra `vision` is not installed")
+    monkeypatch.setattr("edgec.runtime.streams._open.Video", partial(Video, timeout_s=0.5))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"rtsp://user:secret@127.0.0.1:{silent.getsockname()[1]}/1"
+        result = edgec(artifact, "--source", address, "--duration-s", "0.1")
+    assert isinstance(result.exception, SourceError)
+    assert "nothing came from the source: SourceError: rtsp://***@" in str(result.exception)
+    assert "gives no video within 0.5 s" in str(result.exception)
 
 
 def test_help_has_examples() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgec.cli import _options
+from edgec.errors import SourceError
 
 if TYPE_CHECKING:
     from edgec.runtime.streams import Predictor, Stream, StreamResult, StreamStatistics
@@ -187,6 +188,9 @@ def command(
         click.echo(json.dumps({"artifact": str(artifact), **statistics.to_dict()}, indent=2))
     else:
         _summarize(statistics)
+    if statistics.last_error and not statistics.captured:
+        # The time was over before the source was open, or it never gave anything.
+        raise SourceError(f"nothing came from the source: {statistics.last_error}")
 
 
 @contextmanager
@@ -250,7 +254,7 @@ def _summarize(statistics: StreamStatistics) -> None:
         )
     if s.reconnects:
         click.echo(f"the source was opened again {s.reconnects} times", err=True)
-    if s.last_error:
+    if s.last_error and s.captured:
         from edgec.cli._text import printable
 
         click.echo(f"last error: {printable(s.last_error)}", err=True)

@@ -76,6 +76,7 @@ class Video:
         self._cv2 = cv2 = opencv("video")
         if not self._endless and not Path(str(self._where)).is_file():
             raise SourceError(f"{self.name}: there is no such file")
+        began = self._clock()
         if self._is_address:
             limit_ms = self._timeout_ms
             limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms]
@@ -85,7 +86,9 @@ class Video:
                 self._where if isinstance(self._where, int) else str(self._where)
             )
         if not self._capture.isOpened():
-            raise SourceError(f"{self.name} {self._why_not()}", transient=self._endless)
+            raise SourceError(
+                f"{self.name} {self._why_not(self._clock() - began)}", transient=self._endless
+            )
         if self._endless:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver lets it: no old frames
         self._frames = 0
@@ -139,11 +142,13 @@ class Video:
                 f"{self.name}: OpenCV finds no frame in it; expected a video such as .mp4 or .avi"
             )
 
-    def _why_not(self) -> str:
-        if self._is_address:
+    def _why_not(self, took_s: float) -> str:
+        if self._is_address and took_s * 1e3 < self._timeout_ms:
             return (
-                f"cannot be opened within {self._timeout_ms / 1e3:g} s: is it on, and is the address right?"
+                "cannot be opened, and says so at once: is it on, and are address, path and password right?"
             )
+        if self._is_address:
+            return f"gives no video within {self._timeout_ms / 1e3:g} s: is it on, and is the address right?"
         if self._endless:
             return "does not open: is it plugged in, may this user read it, does another program have it?"
         return "is no video that OpenCV can read, expected .mp4, .avi, .mkv ..."
