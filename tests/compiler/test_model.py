@@ -52,6 +52,12 @@ def test_a_pinned_shape_reaches_the_outputs(tmp_path: Path) -> None:
     assert [s.shape for s in (*source.inputs, *source.outputs)] == [(3, 4), (3, 2)]
 
 
+def test_outputs_of_inputs_with_fixed_sizes_are_inferred(tmp_path: Path) -> None:
+    model = affine(batch=3)
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    assert [s.shape for s in load_model(save(model, tmp_path / "m.onnx")).outputs] == [(3, 2)]
+
+
 def test_external_data_is_read_and_is_part_of_the_digest(tmp_path: Path) -> None:
     def write(value: float) -> str:
         model = affine(size=512)

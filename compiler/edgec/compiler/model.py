@@ -81,8 +81,8 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
     if external_files and size_bytes <= LARGE_BYTES:
         external.load_external_data_for_model(proto, str(path.parent))
     _check_graph(path, proto, size_bytes > LARGE_BYTES)
-    if shapes:
-        pin_shapes(path, proto, shapes)
+    if shapes or _outputs_are_vague(proto):
+        pin_shapes(path, proto, shapes or {})
     return SourceModel(
         path=path,
         proto=proto,
@@ -92,6 +92,16 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
         size_bytes=size_bytes,
         external_files=external_files,
     )
+
+
+def _outputs_are_vague(proto: onnx.ModelProto) -> bool:
+    """Whether outputs have sizes without a number although no input has: exporters leave a name there."""
+
+    def free(values: Iterable[onnx.ValueInfoProto]) -> bool:
+        dims = (dim for value in values for dim in value.type.tensor_type.shape.dim)
+        return any(not dim.HasField("dim_value") for dim in dims)
+
+    return free(proto.graph.output) and not free(real_inputs(proto))
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

@@ -158,7 +158,10 @@ class Planning:
         value = self.expect(key, reference, "tensor")
         size = value.size
         if size is None:
-            raise PipelineError(f"{key}: expected a tensor of a known size, {reference!r} is {value}")
+            raise PipelineError(
+                f"{key}: expected a tensor of a known size, {reference!r} is {value}: compile its model "
+                "with its shapes pinned (edgec compile --shape INPUT=1,512)"
+            )
         if value.dtype not in dtypes:
             raise PipelineError(f"{key}: expected {' or '.join(dtypes)}, {reference!r} is {value}")
         return value, size
