@@ -86,9 +86,7 @@ class Video:
                 self._where if isinstance(self._where, int) else str(self._where)
             )
         if not self._capture.isOpened():
-            raise SourceError(
-                f"{self.name} {self._why_not(self._clock() - began)}", transient=self._endless
-            )
+            raise SourceError(f"{self.name} {self._why_not(self._clock() - began)}", transient=self._endless)
         if self._endless:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver lets it: no old frames
         self._frames = 0
