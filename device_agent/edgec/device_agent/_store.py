@@ -8,7 +8,6 @@ history, and a mirror that could not be written costs nothing at all.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sqlite3
@@ -17,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgec.artifact import atomic_write
+from edgec.artifact import atomic_write, hold
 from edgec.device_agent._durable import make_directory, read_json, unlink, write_json
 from edgec.device_agent._state import State
 from edgec.errors import AgentError, OutputError
@@ -313,17 +312,13 @@ def _hold(directory: Path) -> int:
     """Return a descriptor that keeps other agents off a directory, also where nothing can be written."""
     try:
         make_directory(directory)
-        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as e:
-        raise AgentError(f"the agent's directory {directory} cannot be used: {e.strerror}") from e
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return hold(directory)
     except BlockingIOError as e:
-        os.close(held)
         raise AgentError(
             f"another agent runs on {directory}: stop it, or give this one its own directory"
         ) from e
-    return held
+    except OSError as e:
+        raise AgentError(f"the agent's directory {directory} cannot be used: {e.strerror}") from e
 
 
 def _text(state: State) -> str:

@@ -6,7 +6,6 @@ The directory can be served by any web server as it is. Metadata that lacks sign
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgec.artifact import atomic_write
+from edgec.artifact import atomic_write, hold
 from edgec.errors import OutputError, TrustError
 from edgec.trust._keys import KeyRing
 from edgec.trust._metadata import check_next_root, expiry, field, parse, verified_root_chain
@@ -93,14 +92,13 @@ class SignedRepository:
         path = self.directory / "staged" / ".lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = hold(path)
+        except BlockingIOError as e:
+            raise OutputError(f"another process writes to {self.directory}; run again when it is done") from e
         except OSError as e:
             raise OutputError(f"cannot write to the repository {self.directory}: {e.strerror}") from e
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
-        except BlockingIOError as e:
-            raise OutputError(f"another process writes to {self.directory}; run again when it is done") from e
         finally:
             os.close(descriptor)
 

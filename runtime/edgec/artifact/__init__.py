@@ -4,6 +4,7 @@ from edgec.artifact._artifact import Artifact
 from edgec.artifact._files import atomic_write, sync_directory
 from edgec.artifact._golden import GoldenVector, encode_golden
 from edgec.artifact._layout import GOLDEN
+from edgec.artifact._locks import hold
 from edgec.artifact._manifest import (
     ACTIVATIONS,
     FORMAT_VERSION,
@@ -44,6 +45,7 @@ __all__ = [
     "atomic_write",
     "content_digest",
     "encode_golden",
+    "hold",
     "manifest_from_json",
     "manifest_to_json",
     "pack",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgec.artifact import hold
 from edgec.errors import FleetError, OutputError
 
 
@@ -25,14 +25,11 @@ def alone_on(path: Path, what: str) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = hold(path, mode=0o600)
+    except BlockingIOError as e:
+        raise FleetError(f"another server runs on {what}; stop it first", "conflict") from e
     except OSError as e:
         raise OutputError(f"cannot write to {path.parent}: {e.strerror}") from e
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        os.close(descriptor)
-        raise FleetError(f"another server runs on {what}; stop it first", "conflict") from e
     try:
         yield
     finally:
