@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from edgec.device_agent import Verdict
 from edgec.errors import EdgecError
 from edgec.simulation._behaviour import HEALTHY, Behaviour
 from edgec.simulation._drawing import Chance, Declared, draw_window, read_declared
+from edgec.simulation._places import file_digest
 from edgec.simulation._settings import SimulationError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class DeclaredArtifacts:
             EdgecError: It cannot be read, or what it declares not be used.
         """
         try:
-            file = hashlib.sha256(path.read_bytes()).hexdigest()
+            file = file_digest(path)
         except OSError as e:
             raise SimulationError(f"{path} cannot be read: {e.strerror}") from e
         known = self._by_file.get(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import shutil
@@ -13,6 +14,15 @@ from pathlib import Path
 _MEMORY = Path("/dev/shm")
 # Databases, slots and logs of a device, and what an update keeps free while it downloads.
 _DEVICE_BYTES = 8 * 2**20
+
+
+def file_digest(path: Path) -> str:
+    """Return what a file is told by: the SHA-256 of its bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

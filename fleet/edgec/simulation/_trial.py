@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 
 from edgec.device_agent import HealthBudgets, HealthReport, check_health
+from edgec.simulation._places import file_digest
 
 _Key = tuple[str, str, HealthBudgets]
 
@@ -35,7 +35,7 @@ class SharedTrial:
         cache_dir: Path | None,
     ) -> HealthReport:
         """Return the report of the trial that the first device made; see `check_health`."""
-        key = (_digest(artifact), "" if previous is None else _digest(previous), budgets)
+        key = (file_digest(artifact), "" if previous is None else file_digest(previous), budgets)
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:
@@ -45,7 +45,3 @@ class SharedTrial:
                     artifact, previous=previous, budgets=budgets, timeout_s=timeout_s, cache_dir=cache_dir
                 )
             return self._reports[key]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
