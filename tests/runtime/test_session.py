@@ -199,7 +199,7 @@ def test_an_unavailable_engine_runs_on_the_declared_fallback_and_warns_once(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "tensorrt is unavailable" in record.message
-    assert "running on the declared fallback, onnxruntime" in record.message
+    assert "running on the declared fallback, onnxruntime on CPU" in record.message
 
 
 def test_the_engine_itself_warns_of_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:

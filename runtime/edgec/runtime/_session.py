@@ -778,11 +778,11 @@ def _open_session(artifact: Artifact, options: LoadOptions, allow_fallback: bool
             raise BackendUnavailableError(f"{artifact.path}: {e}; the artifact declares no fallback") from e
         if not allow_fallback:
             raise BackendUnavailableError(
-                f"{artifact.path}: {e}; its fallback, {manifest.fallback.name}, is not allowed here"
+                f"{artifact.path}: {e}; its fallback, {_where(manifest.fallback)}, is not allowed here"
             ) from e
         _warn(
-            f"{artifact.path}: {manifest.engine.name} is unavailable ({e}); "
-            f"running on the declared fallback, {manifest.fallback.name}"
+            f"{artifact.path}: {_where(manifest.engine)} is unavailable ({e}); "
+            f"running on the declared fallback, {_where(manifest.fallback)}"
         )
         program = _load_program(artifact, manifest.fallback, options, checks)
         return Session(artifact, program, manifest.fallback.name, "fallback", str(e))
@@ -818,6 +818,10 @@ def _load_program(artifact: Artifact, spec: EngineSpec, options: LoadOptions, ch
         program.close()
         raise
     return program
+
+
+def _where(engine: EngineSpec) -> str:
+    return f"{engine.name} on {engine.device}"
 
 
 def _isolation(isolate: bool | Isolation) -> Isolation | None:
