@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,10 @@ pytest.importorskip("scipy", reason="the gate needs the extra 'fleet'")
 from tests.fleet.world import HEALTHY, POISONS, Release, World
 
 from edgec.device_agent._telemetry import _top
+from edgec.fleet.store._hours import HourOf
 from edgec.fleet.verdicts import DeviceEvidence, Evidence, Finding, Limits, Verdict, judge, spend
 from edgec.fleet.verdicts._statistics import proportion, proportion_difference, ratio_of_sums, shares_of
+from edgec.protocol import ModelWindow
 from edgec.sketch import Histogram
 
 
@@ -95,7 +98,18 @@ def test_one_broken_device_stops_nobody() -> None:
 
 def named(arm: tuple[DeviceEvidence, ...], most: int) -> tuple[DeviceEvidence, ...]:
     """Return what devices tell whose windows have room for few classes."""
-    return tuple(replace(d, classes=_top(d.classes, most)) for d in arm)
+    return tuple(told(d, [d.classes], most) for d in arm)
+
+
+def told(device: DeviceEvidence, windows: Iterable[Mapping[int, int]], most: int) -> DeviceEvidence:
+    """Return a device that told of its calls in windows, as the store adds them up."""
+    hour = HourOf()
+    for classes in windows:
+        window = ModelWindow(
+            model="m", digest=bytes(8), since=0, seconds=1, calls=1, classes=_top(classes, most)
+        )
+        hour.merge(HourOf.of_window(window))
+    return replace(device, classes=hour.classes, fewest_named=hour.fewest_named)
 
 
 def alike(arm: tuple[DeviceEvidence, ...], classes: int) -> tuple[DeviceEvidence, ...]:
@@ -117,6 +131,27 @@ def test_classes_that_small_windows_leave_out_are_no_difference(classes: int, mo
         found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
         assert found.outcome == "pass", found.detail
         assert "may be hidden" in found.detail
+
+
+def in_windows(arm: tuple[DeviceEvidence, ...], windows: int, most: int) -> tuple[DeviceEvidence, ...]:
+    """Return what devices have told in several windows, each of which named its most frequent classes."""
+
+    def drawn(device: DeviceEvidence, seed: int) -> Iterable[dict[int, int]]:
+        total = sum(device.classes.values())
+        shares = np.array(list(device.classes.values()), float) / total
+        rng = np.random.default_rng(seed)
+        for counts in rng.multinomial(total // windows, shares, size=windows):
+            yield dict(zip(device.classes, map(int, counts), strict=True))
+
+    return tuple(told(device, drawn(device, seed), most) for seed, device in enumerate(arm))
+
+
+def test_devices_that_name_others_in_each_window_are_no_different() -> None:
+    evidence = World(9).evidence(HEALTHY, candidates=50, controls=100)
+    mine, theirs = alike(evidence.candidate, 10), alike(evidence.control, 10)
+    for candidate, control in ((in_windows(mine, 12, 5), theirs), (mine, in_windows(theirs, 12, 5))):
+        found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
+        assert found.outcome == "pass", found.detail
 
 
 @pytest.mark.parametrize(("classes", "most"), [(10, 5), (1000, 20)])

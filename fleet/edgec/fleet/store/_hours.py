@@ -11,6 +11,7 @@ from cbor2 import CBORDecodeError, dumps, loads
 
 from edgec.fleet.store._schema import FIGURES
 from edgec.protocol import ModelWindow
+from edgec.protocol._window import LEAST_CLASSES
 from edgec.sketch import Histogram, QuantileSketch
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class HourOf:
         latency: In milliseconds.
         confidence: None where there is none.
         classes: Calls by class.
+        fewest_named: Classes that a window named which may have left others out, the fewest; None for none.
         outputs: By name.
     """
 
@@ -42,6 +44,7 @@ class HourOf:
     latency: QuantileSketch = field(default_factory=QuantileSketch)
     confidence: Histogram | None = None
     classes: dict[int, int] = field(default_factory=dict)
+    fewest_named: int | None = None
     outputs: dict[str, Histogram] = field(default_factory=dict)
 
     @classmethod
@@ -57,6 +60,7 @@ class HourOf:
             latency=window.latency_sketch(),
             confidence=window.confidence_histogram(),
             classes={number: min(count, _MOST) for number, count in window.classes.items()},
+            fewest_named=_named_of(window.classes),
             outputs=window.output_histograms(),
         )
 
@@ -75,6 +79,8 @@ class HourOf:
             self.classes[number if known else _OTHERS] = (
                 self.classes.get(number if known else _OTHERS, 0) + count
             )
+        named = [n for n in (self.fewest_named, other.fewest_named) if n is not None]
+        self.fewest_named = min(named, default=None)
         for name, histogram in other.outputs.items():
             if name in self.outputs or len(self.outputs) < _MOST_NAMES:
                 self.outputs[name] = _joined(self.outputs.get(name), histogram)
@@ -86,6 +92,7 @@ class HourOf:
             2: self.confidence.to_bytes() if self.confidence else b"",
             3: dict(sorted(self.classes.items())),
             4: {name: histogram.to_bytes() for name, histogram in sorted(self.outputs.items())},
+            5: self.fewest_named,
         }
         return {**self.figures, "sketches": dumps(sketches)}
 
@@ -98,6 +105,8 @@ class HourOf:
             latency=QuantileSketch.from_bytes(sketches[1]),
             confidence=Histogram.from_bytes(sketches[2]) if sketches[2] else None,
             classes=sketches[3],
+            # Earlier versions did not keep it.
+            fewest_named=sketches.get(5, LEAST_CLASSES if _OTHERS in sketches[3] else None),
             outputs={name: Histogram.from_bytes(data) for name, data in sketches[4].items()},
         )
 
@@ -118,6 +127,12 @@ def hour(at: float, now: float) -> int:
     """Return the hour since 1970 of a device's time; of the fleet's, where that clock is plainly wrong."""
     sane = now - 30 * 86400 <= at <= now + HOUR_S
     return int((at if sane else now) // HOUR_S)
+
+
+def _named_of(classes: Mapping[int, int]) -> int | None:
+    """Return how many classes a window names; None where it has left none out."""
+    named = sum(number != _OTHERS for number in classes)
+    return named if classes.get(_OTHERS) and named >= LEAST_CLASSES else None
 
 
 def _joined(mine: Histogram | None, other: Histogram) -> Histogram:

@@ -172,7 +172,7 @@ def _classes(
     detail = f"classes: the share of class {worst} differs by {found.figure:.3f}"
     if hidden:
         detail += f", and {hidden:.3f} of any class may be hidden among those that were not told"
-    more = _unknown(mine, theirs, tables[0], alpha), _unknown(theirs, mine, tables[1], alpha)
+    more = _unknown(mine, theirs, candidate, alpha), _unknown(theirs, mine, control, alpha)
     unknown = max(more, key=attrgetter("low"))
     if unknown.low > beyond.low:
         beyond = unknown
@@ -180,17 +180,22 @@ def _classes(
     yield replace(_judged(told, beyond, limits.shift * 2, limits, one, other), detail=detail)
 
 
-def _unknown(one: Shares, other: Shares, table: Floats, alpha: float) -> Estimate:
+def _unknown(one: Shares, other: Shares, arm: Arm, alpha: float) -> Estimate:
     """Return by how much one side has more of classes without a name than naming few of them explains.
+
+    A device may have named many, and yet few in each of its windows, others each time.
 
     Args:
         one: Of that side; the last share is that of classes without a name.
         other: Of the other side.
-        table: Of that side; float64[devices, classes + 1].
+        arm: Devices of that side.
         alpha: Of each bound.
     """
-    named = max(int((table[:, :-1] > 0).sum(axis=1).max()), LEAST_CLASSES)
-    explained = 1 - float(np.sort(other.values[:-1])[-named:].sum())
+    frequent = np.cumsum(np.sort(other.values[:-1])[::-1])
+    calls = np.array([sum(d.classes.values()) for d in arm if d.classes], float)
+    named = [d.fewest_named for d in arm if d.classes]
+    left_out = [0.0 if n is None else 1 - frequent[min(n, len(frequent)) - 1] for n in named]
+    explained = float(np.average(left_out, weights=calls))
     share = distance(replace(one, values=one.values[-1:], errors=one.errors[-1:]), None, np.zeros(1), alpha)
     return Estimate(figure=share.figure - explained, low=share.low - explained, high=share.high - explained)
 
