@@ -198,7 +198,7 @@ def test_an_unavailable_engine_runs_on_the_declared_fallback_and_warns_once(
         assert session.self_test().passed
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "tensorrt is unavailable" in record.message
+    assert "tensorrt on GPU is unavailable" in record.message
     assert "running on the declared fallback, onnxruntime on CPU" in record.message
 
 
@@ -209,7 +209,7 @@ def test_the_engine_itself_warns_of_nothing(path: Path, caplog: pytest.LogCaptur
 
 def test_a_fallback_can_be_refused(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path / "jetson.edgec", engine=TENSORRT, fallback=onnxruntime_spec())
-    with pytest.raises(BackendUnavailableError, match=r"CUDA driver.*fallback, onnxruntime, is not allowed"):
+    with pytest.raises(BackendUnavailableError, match=r"CUDA driver.*fallback, onnxruntime on CPU, is not allowed"):
         load(path, allow_fallback=False)
 
 
