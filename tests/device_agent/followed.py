@@ -19,8 +19,10 @@ import numpy as np
 
 from edgec.artifact import Manifest, TensorSpec, pack
 from edgec.device_agent._applications import SocketApplications
+from edgec.device_agent._slot_work import SlotWork
 from edgec.device_agent._slots import Slots
 from edgec.device_agent._state import Installed, Slot
+from edgec.runtime import FollowedSession
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec
 
 X = {"x": np.ones((1, 4), np.float32)}
@@ -135,3 +137,20 @@ def tell(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdin is not None
     process.stdin.write(word + os.linesep)
     process.stdin.flush()
+
+
+class SlotsInUse(SlotWork):
+    """Work on the slots of a device, whose applications have some of them open."""
+
+    def __init__(self, here: Device, served: SocketApplications) -> None:
+        super().__init__(here.models)
+        self._served = served
+
+    def held(self, model: str) -> frozenset[str]:
+        """Return what the applications say."""
+        return self._served.held(model)
+
+
+def answer(session: FollowedSession) -> float:
+    """Return by what the model multiplies."""
+    return float(session.run(X)["y"][0, 0])

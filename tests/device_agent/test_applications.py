@@ -8,20 +8,18 @@ import socket
 import stat
 import subprocess
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
-from tests.device_agent.followed import MODEL, Device, X, device, eventually, line, tell
+from tests.device_agent.followed import MODEL, Device, SlotsInUse, X, answer, eventually, line, tell
 
 from edgec.device_agent._actions import Context, PostponedError, WorkFailedError
 from edgec.device_agent._application_socket import listen, may_come_in
 from edgec.device_agent._events import Work
 from edgec.device_agent._judging import ShadowCriteria
-from edgec.device_agent._slot_work import SlotWork
 from edgec.device_agent._state import Wanted
 from edgec.errors import AgentError, ArtifactError, ProtocolError, UnknownModelError
 from edgec.runtime import FollowedSession, Window, follow
@@ -37,16 +35,6 @@ from edgec.runtime._model_directory import ModelDirectory
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 SHORT = {"poll_s": 0.02, "drain_s": 5.0}
-
-
-@pytest.fixture
-def here() -> Iterator[Device]:
-    with device() as made:
-        yield made
-
-
-def answer(session: FollowedSession) -> float:
-    return float(session.run(X)["y"][0, 0])
 
 
 def followed(here: Device, **options: Any) -> FollowedSession:
@@ -130,12 +118,7 @@ def test_a_slot_that_an_application_has_open_is_left_alone(here: Device) -> None
     old = here.digest()
     here.install(2)
     with here.applications() as served:
-
-        class Busy(SlotWork):
-            def held(self, model: str) -> frozenset[str]:
-                return served.held(model)
-
-        doing = Busy(here.models)
+        doing = SlotsInUse(here, served)
         wanted = Wanted(epoch=3, digest="3" * 64, length=1)
         work = Work(
             number=1, name="stage", model=MODEL, wanted=wanted, slot="a", active=here.slots.installed("b")

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 
 import pytest
-from tests.device_agent.followed import MODEL, Device, X, device, eventually, scaled
+from tests.device_agent.followed import MODEL, Device, SlotsInUse, answer, eventually, scaled
 
 from edgec.device_agent._actions import Context
-from edgec.device_agent._applications import SocketApplications
 from edgec.device_agent._events import Work
-from edgec.device_agent._slot_work import SlotWork
 from edgec.device_agent._state import Wanted
-from edgec.runtime import FollowedSession, follow
+from edgec.runtime import follow
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-
-
-@pytest.fixture
-def here() -> Iterator[Device]:
-    with device() as made:
-        yield made
-
-
-def value(session: FollowedSession) -> float:
-    return float(session.run(X)["y"][0, 0])
 
 
 def test_the_directory_says_that_nothing_is_installed_any_more(here: Device) -> None:
@@ -37,7 +24,7 @@ def test_the_directory_says_that_nothing_is_installed_any_more(here: Device) -> 
         assert session.problem == ""
         here.slots.close()
         eventually(lambda: "nothing is installed any more" in session.problem)
-        assert value(session) == 2
+        assert answer(session) == 2
         installed = here.slots.installed(slot)
         assert installed is not None
         here.slots.switch(installed, proven=True)
@@ -53,7 +40,7 @@ def test_the_next_update_does_not_wait_for_an_application_that_runs_what_was_rem
         served.follow(MODEL, None)
         eventually(lambda: "nothing is installed any more" in session.problem)
         # What the application has open is kept on the disk ...
-        doing = _Doing(here, served)
+        doing = SlotsInUse(here, served)
         doing.clean(Work(number=1, name="clean", model=MODEL, wanted=None, slot="a"), Context())
         assert here.slots.installed("a") is not None
         # ... until something else is to come there.
@@ -62,20 +49,10 @@ def test_the_next_update_does_not_wait_for_an_application_that_runs_what_was_rem
         shutil.copy(source, here.slots.incoming(digest))
         wanted = Wanted(epoch=2, digest=digest, length=source.stat().st_size)
         doing.stage(Work(number=2, name="stage", model=MODEL, wanted=wanted, slot="a"), Context())
-        assert value(session) == 2
+        assert answer(session) == 2
         installed = here.slots.installed("a")
         assert installed is not None
         here.slots.switch(installed, proven=False)
         served.follow(MODEL, here.slots.artifact("a"))
-        assert (value(session), session.problem) == (3, "")
+        assert (answer(session), session.problem) == (3, "")
         assert served.held(MODEL) == {digest}
-
-
-class _Doing(SlotWork):
-    def __init__(self, here: Device, served: SocketApplications) -> None:
-        super().__init__(here.models)
-        self._served = served
-
-    def held(self, model: str) -> frozenset[str]:
-        """Return what the applications say."""
-        return self._served.held(model)
