@@ -26,7 +26,7 @@ from edgec.fleet.mqtt import MqttSide
 from edgec.fleet.rollouts import Plan
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Condition, Delivery, DriftRow, Store
-from edgec.fleet.store._schema import devices
+from edgec.fleet.store._schema import credentials, devices
 from edgec.protocol import Alert, LinkOptions, MqttLink, Presence, Reported, Subscription, Topics
 
 pytestmark = pytest.mark.slow
@@ -323,6 +323,26 @@ def test_rollouts_incidents_drift_and_what_expires(fleet: Fleet) -> None:
     assert not any("root" in line for line in found)
     at(fleet, fleet.clock() + 20 * 86400)
     assert "worse expiry image/timestamp" in look(fleet)
+
+
+def test_certificates_of_devices_that_end_soon(fleet: Fleet) -> None:
+    join(fleet, "d0", "d1", "d2")
+    day = 86_400.0
+    held = {"kind": "certificate", "claim": "c", "issued_at": NOW, "document": ""}
+    ends = {"d0": NOW + 30.5 * day, "d1": NOW + 400 * day, "d2": None}
+    with fleet.store.database.write() as connection:
+        for name, at_ in ends.items():
+            row = {"fingerprint": name, "device": name, "expires_at": at_, **held}
+            connection.execute(credentials.insert(), row)
+    certified = {"offline_s": 10**9, "silent_s": 10**9, "expiry_days": (0.0, 0.0)}
+    assert look(fleet, **certified) == []
+    at(fleet, NOW + day)
+    assert look(fleet, **certified) == ["raised certificate d0"]
+    (alert,) = fleet.store.alerts.find()
+    assert "enrol anew" in alert.summary
+    with fleet.store.database.write() as connection:
+        connection.execute(update(credentials).where(credentials.c.device == "d0").values(replaced_at=NOW))
+    assert look(fleet, **certified) == ["cleared certificate d0"]
 
 
 def test_a_full_disk_and_limits_that_would_flap(fleet: Fleet) -> None:

@@ -18,6 +18,8 @@ from click.testing import CliRunner
 pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
 pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
 
+from cryptography import x509
+from sqlalchemy import update
 from tests.fleet.servers import BROKERS, HARDWARE, claim, enrol, running_server, until
 
 from edgec.cli import main_group
@@ -27,6 +29,8 @@ from edgec.device_agent._links import link_options as _link
 from edgec.errors import AgentError, FleetError, LinkError
 from edgec.fleet.client import FleetClient
 from edgec.fleet.server._places import own_link
+from edgec.fleet.store._schema import credentials
+from edgec.fleet.store.migrations.versions import v0005_expiry
 from edgec.protocol import MqttLink, Outgoing, Subscription, Topics
 
 if TYPE_CHECKING:
@@ -201,6 +205,22 @@ def test_a_server_that_is_asked_without_tls_is_not_called_down(server: FleetServ
         )
     with FleetClient(plain, "edgec_token", tries=1) as client, pytest.raises(FleetError, match="https://"):
         list(client.devices())
+
+
+def test_when_a_certificate_ends_is_seen(server: FleetServer, tmp_path: Path) -> None:
+    enrol(server, tmp_path, "ending")
+    made = x509.load_pem_x509_certificate((tmp_path / "etc/device.crt").read_bytes())
+    ends = made.not_valid_after_utc.timestamp()
+    secret = server.fleet.tokens.create("eve", "viewer", now=server.fleet.clock(), actor="test")[1]
+    with FleetClient(server.url, secret, ca=server.authority.root) as client:
+        assert client.device("ending").certificate_expires_at == ends
+        assert next(d for d in client.devices() if d.id == "ending").certificate_expires_at == ends
+    # Of those that were let in before this was written down, too.
+    database = server.fleet.store.database
+    with database.engine.begin() as connection:
+        connection.execute(update(credentials).values(expires_at=None))
+        v0005_expiry.fill_in(connection)
+    assert server.fleet.claims.ends(["ending"]) == {"ending": ends}
 
 
 def test_hardware_that_is_mistyped_uses_up_no_claim(server: FleetServer, tmp_path: Path) -> None:

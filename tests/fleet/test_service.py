@@ -124,8 +124,8 @@ def _request(device: str = "cam-1", key: str = "key", hardware: tuple[str, ...] 
     return Request(device=device, hardware=hardware, kind="certificate", fingerprint=digest(key))
 
 
-def _issue(serial: str = "01") -> Callable[[str], tuple[str, str]]:
-    return lambda device: (serial, f"certificate {serial} of {device}")
+def _issue(serial: str = "01") -> Callable[[str], tuple[str, str, float | None]]:
+    return lambda device: (serial, f"certificate {serial} of {device}", NOW + 1000)
 
 
 def test_a_claim_lets_a_device_in_with_its_labels(store: Store) -> None:
@@ -136,6 +136,7 @@ def test_a_claim_lets_a_device_in_with_its_labels(store: Store) -> None:
     assert (device.hardware, device.labels) == ("cpu", {"site": "lab"})
     assert given.document == "certificate 01 of cam-1"
     assert claims.in_force(digest("key")) == given
+    assert claims.ends(["cam-1", "cam-2"]) == {"cam-1": NOW + 1000}
     assert [claim.uses_left for claim in claims.all()] == [0]
     assert store.audit.verify()[0] == 3
     # The answer was lost: the same again, and no other certificate.

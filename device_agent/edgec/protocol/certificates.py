@@ -256,6 +256,12 @@ class CertificateAuthority:
             file.write(certificate.public_bytes(self._serialization.Encoding.PEM))
 
 
+def end_of(certificate: str) -> float:
+    """Return when a certificate (PEM) ends, seconds since 1970."""
+    x509 = _cryptography()[0]
+    return float(x509.load_pem_x509_certificate(certificate.encode("ascii")).not_valid_after_utc.timestamp())
+
+
 def read_request(request: bytes) -> tuple[Any, str]:
     """Check a certificate signing request; return its public key, and the SHA-256 of that in hex.
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, or_, select
 
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Condition
-from edgec.fleet.store._schema import devices, fleet_hours, incidents, orders, rollouts
+from edgec.fleet.store._schema import credentials, devices, fleet_hours, incidents, orders, rollouts
 from edgec.trust import role_statuses
 
 _DAY_S = 86_400.0
@@ -35,6 +35,7 @@ class AlertSettings:
         drift_ks: Distance of the distributions; both must be exceeded.
         hold_s: A rollout holds for so long.
         expiry_days: Before certificates and signed metadata expire.
+        certificate_days: The same of certificates of devices, which only their enrolment renews.
         disk_free: Share of the disk below the fleet's directory.
         quiet_s: An alert is cleared when its condition has been away for so long.
         every_s: Rules are looked at so often.
@@ -49,6 +50,7 @@ class AlertSettings:
     drift_ks: tuple[float, float] = (0.1, 0.06)
     hold_s: float = 6 * _HOUR_S
     expiry_days: tuple[float, float] = (14.0, 15.0)
+    certificate_days: tuple[float, float] = (30.0, 31.0)
     disk_free: tuple[float, float] = (0.1, 0.15)
     quiet_s: float = 300.0
     every_s: float = 30.0
@@ -65,7 +67,7 @@ class AlertSettings:
                 raise ValueError(
                     f"{name}: what keeps an alert, {kept}, must not be above what raises it, {raised}"
                 )
-        for name in ("expiry_days", "disk_free"):
+        for name in ("expiry_days", "certificate_days", "disk_free"):
             raised, kept = getattr(self, name)
             if kept < raised:
                 raise ValueError(
@@ -238,6 +240,20 @@ def _expiring(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Con
             )  # fmt: skip
 
 
+def _certified(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condition]:
+    raised, kept = settings.certificate_days
+    for firm in (True, False):
+        soon = credentials.c.expires_at < now + raised * _DAY_S
+        later = ~soon & (credentials.c.expires_at < now + kept * _DAY_S)
+        ends = select(credentials.c.device).where(
+            credentials.c.replaced_at.is_(None), soon if firm else later
+        )
+        found = _devices(fleet, devices.c.id.in_(ends), settings.many)
+        if firm or len(found[1]) <= settings.many:
+            what = f"has a certificate that ends within {raised:.0f} days or has ended: let it enrol anew"
+            yield from _of_devices("certificate", "warning", found, settings.many, what, firm=firm)
+
+
 def _disk(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condition]:
     usage = shutil.disk_usage(fleet.data_dir)
     free = usage.free / usage.total
@@ -297,5 +313,6 @@ RULES: dict[str, Rule] = {
     "rollout": _rollouts,
     "incident": _incidents,
     "expiry": _expiring,
+    "certificate": _certified,
     "disk": _disk,
 }

@@ -42,15 +42,15 @@ _QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 def view_devices(fleet: Fleet, records: Sequence[DeviceRecord]) -> list[DeviceView]:
     """Return devices as they are shown."""
-    versions = _versions(fleet, records)
-    return [DeviceView(**_facts(record, versions)) for record in records]
+    versions, ends = _versions(fleet, records), fleet.claims.ends([r.id for r in records])
+    return [DeviceView(**_facts(record, versions, ends)) for record in records]
 
 
 def view_device(fleet: Fleet, record: DeviceRecord) -> DeviceDetail:
     """Return one device as it is shown."""
     view = record.view
     return DeviceDetail(
-        **_facts(record, _versions(fleet, [record])),
+        **_facts(record, _versions(fleet, [record]), fleet.claims.ends([record.id])),
         agent=view.presence.agent if view.presence else "",
         boots=[BootView(id=b.id, epoch=b.epoch, first_heard=b.first_heard) for b in view.boots],
         clones=list(view.clones),
@@ -79,7 +79,7 @@ def _versions(fleet: Fleet, records: Sequence[DeviceRecord]) -> dict[str, str]:
     return Pages(fleet.store.database).versions(active)
 
 
-def _facts(record: DeviceRecord, versions: dict[str, str]) -> dict[str, Any]:
+def _facts(record: DeviceRecord, versions: dict[str, str], ends: dict[str, float]) -> dict[str, Any]:
     reported = record.view.reported
     models = {
         name: ModelView(
@@ -107,6 +107,7 @@ def _facts(record: DeviceRecord, versions: dict[str, str]) -> dict[str, Any]:
         "online": record.online,
         "fenced": record.fenced,
         "enrolled_at": record.enrolled_at,
+        "certificate_expires_at": ends.get(record.id),
         "revoked_at": record.revoked_at,
         "seen_at": record.seen_at,
         "epoch": record.epoch,

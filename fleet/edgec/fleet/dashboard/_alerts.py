@@ -15,8 +15,8 @@ _MOST = 200
 _DRIFT_S = 2 * 86400.0
 # Where more is known of what a rule is about.
 _PLACES = {
-    "offline": "/devices/", "silent": "/devices/", "cloned": "/devices/", "rollout": "/rollouts/",
-    "incident": "/incidents/",
+    "offline": "/devices/", "silent": "/devices/", "cloned": "/devices/", "certificate": "/devices/",
+    "rollout": "/rollouts/", "incident": "/incidents/",
 }  # fmt: skip
 
 

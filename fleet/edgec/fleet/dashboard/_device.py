@@ -123,7 +123,7 @@ def _page(
         request, session, "device.html", device=found, models=_models(dash, found, int(hours)), hours=hours,
         spans=SPANS, events=_events(dash, device), here=_path(device), commands=COMMANDS,
         can_command=dash.commands is not None, boots=found.view.boots[::-1][:6], alerts=_alerts(found),
-        reply=reply,
+        reply=reply, certificate_ends=dash.fleet.claims.ends([device]).get(device),
     )  # fmt: skip
 
 

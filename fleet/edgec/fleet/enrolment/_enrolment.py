@@ -14,7 +14,7 @@ from edgec.errors import FleetError, ProtocolError, TargetError
 from edgec.fleet.service import Fleet
 from edgec.fleet.store._claims import Request, digest
 from edgec.protocol.brokers import hash_password
-from edgec.protocol.certificates import CertificateAuthority, read_request
+from edgec.protocol.certificates import CertificateAuthority, end_of, read_request
 from edgec.targets import target_names
 
 _log = logging.getLogger(__name__)
@@ -203,11 +203,12 @@ class Enrolment:
             return device.lower().rstrip(".") in {name.lower() for name in taken}
         return True
 
-    def _issue(self, device: str, asked: Asked) -> tuple[str, str]:
+    def _issue(self, device: str, asked: Asked) -> tuple[str, str, float | None]:
         if asked.request is not None:
-            return self._authority.sign(asked.request.encode(), device, days=self._days)
+            serial, document = self._authority.sign(asked.request.encode(), device, days=self._days)
+            return serial, document, end_of(document)
         kept = {name: hash_password(asked.token or "", name) for name in self._where.brokers}
-        return "", json.dumps(kept)
+        return "", json.dumps(kept), None
 
     def _root(self, kind: str) -> str:
         repository = self._fleet.image if kind == "image" else self._fleet.director

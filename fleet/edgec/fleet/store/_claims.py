@@ -63,6 +63,7 @@ class Credential:
         replaced_at: When another took its place; None where none did.
         serial: Of its certificate, in hex; empty for a token.
         document: Its certificate, PEM; or what brokers keep of its token, by name of the broker, JSON.
+        expires_at: When its certificate ends; None for a token, which does not.
     """
 
     fingerprint: str
@@ -73,6 +74,7 @@ class Credential:
     replaced_at: float | None
     serial: str
     document: str
+    expires_at: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +96,8 @@ class Request:
     targets: Collection[str] = ()
 
 
-# Given the id of the device, makes serial and document of its credential.
-Issue = Callable[[str], tuple[str, str]]
+# Given the id of the device, makes serial and document of its credential, and says when that ends.
+Issue = Callable[[str], tuple[str, str, float | None]]
 
 
 class Claims:
@@ -190,10 +192,11 @@ class Claims:
             check_hardware(connection, request.hardware, request.targets, claim.hardware)
             hardware = claim.hardware or request.hardware[0]
             _admit(connection, claim, request.device, hardware, now)
-            serial, document = issue(request.device)
+            serial, document, expires_at = issue(request.device)
             made = Credential(
                 fingerprint=request.fingerprint, device=request.device, kind=request.kind, claim=claim.id,
                 issued_at=now, replaced_at=None, serial=serial, document=document,
+                expires_at=expires_at,
             )  # fmt: skip
             connection.execute(credentials.insert(), vars(made))
             connection.execute(
@@ -210,6 +213,16 @@ class Claims:
             query = query.where(credentials.c.device == device)
         with self._database.read() as connection:
             return [_credential(row) for row in connection.execute(query)]
+
+    def ends(self, devices: Collection[str]) -> dict[str, float]:
+        """Return when the certificates of devices end, by device; those without one are left out."""
+        query = select(credentials.c.device, credentials.c.expires_at).where(
+            credentials.c.device.in_(devices),
+            credentials.c.replaced_at.is_(None),
+            credentials.c.expires_at.is_not(None),
+        )
+        with self._database.read() as connection:
+            return {row.device: row.expires_at for row in connection.execute(query)}
 
     def standing(self) -> list[tuple[Credential, bool]]:
         """Return every credential, and whether its device may use it now; oldest first."""

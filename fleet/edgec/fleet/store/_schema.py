@@ -289,6 +289,8 @@ credentials = Table(
     Column("serial", String(64), nullable=False, default=""),
     # Its certificate, PEM; or what a broker keeps of its token, by broker, JSON.
     Column("document", Text, nullable=False),
+    # When its certificate does.
+    Column("expires_at", Float),
 )
 # What devices were told over the broker; their `devices.epoch` is what they are to be told.
 orders = Table(

@@ -37,6 +37,9 @@ class DeviceView(View):
     fenced: bool = Field(description="Several machines have its identity; see `clones`.")
     enrolled_at: Seconds
     revoked_at: Seconds | None
+    certificate_expires_at: Seconds | None = Field(
+        default=None, description="When it needs another certificate; null for a token, which does not end."
+    )
     seen_at: float = Field(description="When it was last heard of, seconds since 1970; 0 for never.")
     epoch: int = Field(description="Of the newest order.")
     acknowledged: bool = Field(description="Whether it has taken notice of the newest order.")
