@@ -88,7 +88,8 @@ def test_a_default_that_does_not_load_is_not_taken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each load take 10 MiB, whatever the system says."""
+    """Let each load take 10 MiB, and calls nothing, whatever the system says."""
+    monkeypatch.setattr("edgec.runtime._hosted._FIRST_CALLS", 0)
     taken = iter(range(0, 10_000, 10))
     monkeypatch.setattr("edgec.runtime._host.resident_bytes", lambda: next(taken) * 2**20)
 
@@ -127,6 +128,64 @@ def test_a_model_larger_than_the_budget_is_refused(tmp_path: Path) -> None:
             with pytest.raises(DeviceMemoryError, match=r"needs 10\.0 MiB, and all .* may take 5\.0"):
                 host.load("a")
         assert loaded(host) == []
+
+
+@pytest.fixture
+def resident(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the process have these MiB, from one look to the next."""
+    left: list[int] = []
+    monkeypatch.setattr("edgec.runtime._host.resident_bytes", lambda: left.pop(0) * 2**20)
+    return left
+
+
+def test_what_a_model_grows_by_in_its_first_calls_is_counted(tmp_path: Path, resident: list[int]) -> None:
+    with Host(memory_budget_mib=25) as host:
+        for name, factor in (("a", 2), ("b", 3)):
+            host.add(name, scaled(tmp_path / f"{name}.edgec", factor))
+        resident += [0, 10, 10, 11, 11, 11, 11, 11]  # loaded, and three calls
+        assert [answer(host, "a") for _ in range(5)] == [2] * 5
+        resident += [11, 21, 21, 24]
+        assert answer(host, "b") == 3
+        assert [m.memory_bytes // 2**20 for m in host.models()] == [10, 12]  # less what it gave
+        assert loaded(host) == ["a/2", "b/3"]
+        resident += [24, 26]
+        assert answer(host, "b") == 3
+        assert loaded(host) == ["b/3"], "together they are above the budget"
+        resident += [18, 20, 20, 20]
+        assert answer(host, "a") == 2
+        assert host.models()[0].memory_bytes == 2 * 2**20, "measured anew"
+
+
+def test_calls_beside_others_count_nothing(tmp_path: Path, resident: list[int]) -> None:
+    with Host(memory_budget_mib=25) as host:
+        for name, factor in (("a", 2), ("b", 3)):
+            host.add(name, scaled(tmp_path / f"{name}.edgec", factor))
+        resident += [0, 10, 10, 12]
+        with host.session("a"):
+            assert answer(host, "b") == 3
+        assert [m.memory_bytes // 2**20 for m in host.models()] == [10, 2]
+        assert resident == []
+
+
+def test_a_model_that_was_measured_too_large_is_measured_once_more(
+    tmp_path: Path, resident: list[int]
+) -> None:
+    with Host(memory_budget_mib=25) as host:
+        host.add("a", scaled(tmp_path / "a.edgec", 2))
+        resident += [0, 90]
+        with pytest.raises(DeviceMemoryError, match=r"needs 90\.0 MiB"):
+            host.load("a")
+        resident += [0, 10]
+        host.load("a")
+        assert host.models()[0].memory_bytes == 10 * 2**20
+        host.unload("a")
+        resident += [0, 90, 0, 91]
+        for _ in range(2):
+            with pytest.raises(DeviceMemoryError):
+                host.load("a")
+        with pytest.raises(DeviceMemoryError, match=r"needs 91\.0 MiB"):
+            host.load("a")  # without another try
+        assert resident == []
 
 
 def test_what_is_unloaded_in_use_ends_after_its_call(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from edgec.runtime._buffers import BoundCall
     from edgec.runtime._cache import ResultCache
     from edgec.runtime._following import FollowedSession, follow
-    from edgec.runtime._host import Host, HostedModel
+    from edgec.runtime._host import Host
+    from edgec.runtime._hosted import HostedModel
     from edgec.runtime._isolation import Isolation
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._pool import Pool
@@ -63,7 +64,7 @@ _LATER = {
     "Fallback": "fallback",
     "FollowedSession": "_following",
     "Host": "_host",
-    "HostedModel": "_host",
+    "HostedModel": "_hosted",
     "Isolation": "_isolation",
     "ObserveOptions": "_observer",
     "Observer": "_observer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgec.artifact import Artifact
 from edgec.errors import DeviceMemoryError, InferenceError, OverloadedError, UnknownModelError
-from edgec.runtime._memory import give_back_memory, resident_bytes
+from edgec.runtime._hosted import Entry, HostedModel, Loaded, end, observed, retire
+from edgec.runtime._memory import resident_bytes
 from edgec.runtime._routes import Split
 
 if TYPE_CHECKING:
@@ -26,55 +27,7 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostedModel:
-    """A model of a host.
-
-    Attributes:
-        name: That it is called by.
-        version: Of it.
-        path: Of its artifact.
-        default: Whether calls that name no version go to it.
-        loaded: Whether it is in memory.
-        memory_bytes: What it takes there, or took last: how much the process grew while it was loaded, at
-            least the size of its artifact.
-    """
-
-    name: str
-    version: str
-    path: Path
-    default: bool
-    loaded: bool
-    memory_bytes: int
-
-
-class _Loaded:
-    """A model in memory, and how many use it; closed when it is retired and nobody does."""
-
-    __slots__ = ("calls", "retired", "session")
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.calls = 0
-        self.retired = False
-
-
-class _Entry:
-    """A model of a host, loaded or not. What is in it changes under the host's lock only."""
-
-    __slots__ = ("loaded", "memory", "name", "observer", "path", "removed", "used", "version")
-
-    def __init__(self, name: str, version: str, path: Path, size: int) -> None:
-        self.name = name
-        self.version = version
-        self.path = path
-        self.memory = size
-        self.loaded: _Loaded | None = None
-        self.observer: Observer | None = None
-        self.used = 0
-        self.removed = False
+_LOOKS = 2  # measurements that have to agree that a model is too large: one may have counted others' memory
 
 
 class Host:
@@ -106,7 +59,7 @@ class Host:
         self._budget = None if memory_budget_mib is None else int(memory_budget_mib * 2**20)
         self._lock = Lock()
         self._loading = Lock()
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._entries: dict[tuple[str, str], Entry] = {}
         self._defaults: dict[str, str] = {}
         self._splits: dict[str, Split] = {}
         self._shadows: dict[str, Shadow] = {}
@@ -141,7 +94,7 @@ class Host:
                 raise ValueError(
                     f"there is a version {version} of {name} already: remove it, or name another"
                 )
-            self._entries[name, version] = _Entry(name, version, path, size)
+            self._entries[name, version] = Entry(name, version, path, size)
             if default or name not in self._defaults:
                 self._defaults[name] = version
         return version
@@ -297,11 +250,12 @@ class Host:
             InputError, InferenceError: As of ``Session.run``.
         """
         shadow = self._shadows.get(name)
-        with self._leased(name, version, key) as (session, served):
-            if shadow is None or served == shadow.candidate or not shadow.wants():
-                return session.run(inputs)
+        with self._leased(name, version, key) as (entry, loaded):
+            run = partial(self._run_first, entry, loaded) if loaded.first_calls else loaded.session.run
+            if shadow is None or entry.version == shadow.candidate or not shadow.wants():
+                return run(inputs)
             start = perf_counter()
-            outputs = session.run(inputs)
+            outputs = run(inputs)
             shadow.offer(inputs, outputs, perf_counter() - start)
             return outputs
 
@@ -317,8 +271,8 @@ class Host:
     ) -> Future[Outputs]:
         """Queue one run of a model, which is loaded first if it is not; see `run` and ``Session.submit``."""
         with ExitStack() as stack:
-            session, _ = stack.enter_context(self._leased(name, version, key))
-            future = session.submit(inputs, priority=priority, deadline_ms=deadline_ms)
+            _, loaded = stack.enter_context(self._leased(name, version, key))
+            future = loaded.session.submit(inputs, priority=priority, deadline_ms=deadline_ms)
             leased = stack.pop_all()
         future.add_done_callback(lambda _: leased.close())
         return future
@@ -333,8 +287,8 @@ class Host:
             DeviceMemoryError: It needs more than there is.
             EdgecError: As of `edgec.runtime.load`.
         """
-        with self._leased(name, version, key) as (session, _):
-            yield session
+        with self._leased(name, version, key) as (_, loaded):
+            yield loaded.session
 
     def unload(self, name: str, version: str | None = None) -> None:
         """Take a model out of memory, after the calls that run; the next one loads it again.
@@ -343,8 +297,8 @@ class Host:
             UnknownModelError: There is none.
         """
         with self._lock:
-            ended = _retire(self._entry(name, version))
-        _end(ended)
+            ended = retire(self._entry(name, version))
+        end(ended)
 
     def remove(self, name: str, version: str) -> None:
         """Forget a version, after the calls that run; the default has to be another one, or the last.
@@ -364,19 +318,19 @@ class Host:
             if not others:
                 del self._defaults[name]
             entry.removed = True
-            ended = _retire(entry)
-        _end(ended)
+            ended = retire(entry)
+        end(ended)
 
     def close(self) -> None:
         """Unload everything; calls that run end as they would have, later ones are refused."""
         with self._lock:
             self._closed = True
             shadows, self._shadows = list(self._shadows.values()), {}
-            sessions = [_retire(entry) for entry in self._entries.values()]
+            sessions = [retire(entry) for entry in self._entries.values()]
         for shadow in shadows:
             shadow.close()
         for session in sessions:
-            _end(session)
+            end(session)
 
     def __enter__(self) -> Host:
         return self
@@ -385,18 +339,18 @@ class Host:
         self.close()
 
     @contextmanager
-    def _leased(self, name: str, version: str | None, key: str | None) -> Iterator[tuple[Session, str]]:
+    def _leased(self, name: str, version: str | None, key: str | None) -> Iterator[tuple[Entry, Loaded]]:
         entry, loaded = self._take(name, version, key)
         try:
-            yield loaded.session, entry.version
+            yield entry, loaded
         finally:
             with self._lock:
                 loaded.calls -= 1
                 over = loaded.retired and not loaded.calls
             if over:
-                _end(loaded.session)
+                end(loaded.session)
 
-    def _take(self, name: str, version: str | None, key: str | None) -> tuple[_Entry, _Loaded]:
+    def _take(self, name: str, version: str | None, key: str | None) -> tuple[Entry, Loaded]:
         """Return a model in memory, and count it as in use."""
         with self._lock:
             entry = self._route(name, version, key)
@@ -409,34 +363,71 @@ class Host:
                     return entry, self._count(entry, entry.loaded)
             return entry, self._load(entry)
 
-    def _load(self, entry: _Entry) -> _Loaded:
-        self._make_room(entry.memory, entry)
+    def _load(self, entry: Entry) -> Loaded:
+        if self._budget is not None:
+            if entry.size > self._budget or entry.too_large >= _LOOKS:
+                raise self._too_large(entry)
+            self._make_room(entry, min(entry.memory, self._budget))
         before = resident_bytes()
         session = self._loader(entry.path)
         try:
             entry.memory = max(resident_bytes() - before, session.size_bytes)
-            self._make_room(entry.memory, entry)
+            if self._budget is not None and entry.memory > self._budget:
+                entry.too_large += 1
+                raise self._too_large(entry)
+            entry.too_large = 0
+            self._make_room(entry, entry.memory)
             with self._lock:
                 self._check_open()
                 if entry.removed:
                     raise UnknownModelError(f"{entry.name} {entry.version} was removed while it was loaded")
                 if self._observing is not None:
-                    entry.observer = _observed(session, entry.observer, self._observing)
-                entry.loaded = _Loaded(session)
+                    entry.observer = observed(session, entry.observer, self._observing)
+                entry.loaded = Loaded(session)
                 return self._count(entry, entry.loaded)
         except BaseException:
-            _end(session)
+            end(session)
             raise
 
-    def _make_room(self, needed: int, entry: _Entry) -> None:
+    def _too_large(self, entry: Entry) -> DeviceMemoryError:
+        return DeviceMemoryError(
+            f"{entry.name} {entry.version} needs {entry.memory / 2**20:.1f} MiB, and all models together may "
+            f"take {(self._budget or 0) / 2**20:.1f}: allow more memory"
+        )
+
+    def _run_first(self, entry: Entry, loaded: Loaded, inputs: Arrays) -> Outputs:
+        """Run a model that was loaded just now, and note what it grows by where nothing runs beside it."""
+        with self._lock:
+            loaded.first_calls -= 1
+            started = self._clock
+            alone = sum(e.loaded.calls for e in self._entries.values() if e.loaded is not None) == 1
+        before = resident_bytes() if alone else 0
+        outputs = loaded.session.run(inputs)
+        if alone:
+            grown = resident_bytes() - before - sum(array.nbytes for array in outputs.values())
+            self._grow(entry, loaded, grown, started)
+        return outputs
+
+    def _grow(self, entry: Entry, loaded: Loaded, grown: int, started: int) -> None:
+        """Count memory to a model, and unload what was called longest ago where it is too much together."""
+        ended: list[Session | None] = []
+        with self._lock:
+            if grown <= 0 or self._clock != started or entry.loaded is not loaded:
+                return
+            entry.memory += grown
+            there = [e for e in self._entries.values() if e.loaded is not None]
+            over = 0 if self._budget is None else sum(e.memory for e in there) - self._budget
+            for other in sorted(there, key=lambda e: e.used):
+                if over > 0 and other.loaded is not None and not other.loaded.calls:
+                    over -= other.memory
+                    ended.append(retire(other))
+        for session in ended:
+            end(session)
+
+    def _make_room(self, entry: Entry, needed: int) -> None:
         """Unload what was called longest ago, until a model fits."""
         if self._budget is None:
             return
-        if needed > self._budget:
-            raise DeviceMemoryError(
-                f"{entry.name} {entry.version} needs {needed / 2**20:.1f} MiB, and all models together may "
-                f"take {self._budget / 2**20:.1f}: allow more memory"
-            )
         while True:
             with self._lock:
                 there = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]
@@ -450,21 +441,21 @@ class Host:
                         f"{taken / 2**20:.1f} of {self._budget / 2**20:.1f} MiB: call again later, or allow "
                         "more memory"
                     )
-                ended = _retire(min(idle, key=lambda e: e.used))
-            _end(ended)
+                ended = retire(min(idle, key=lambda e: e.used))
+            end(ended)
 
-    def _count(self, entry: _Entry, loaded: _Loaded) -> _Loaded:
+    def _count(self, entry: Entry, loaded: Loaded) -> Loaded:
         self._clock += 1
         entry.used = self._clock
         loaded.calls += 1
         return loaded
 
-    def _route(self, name: str, version: str | None, key: str | None) -> _Entry:
+    def _route(self, name: str, version: str | None, key: str | None) -> Entry:
         if version is None and key is not None and name in self._splits:
             version = self._splits[name].version_of(key)
         return self._entry(name, version)
 
-    def _entry(self, name: str, version: str | None) -> _Entry:
+    def _entry(self, name: str, version: str | None) -> Entry:
         self._check_open()
         wanted = self._defaults.get(name) if version is None else version
         entry = self._entries.get((name, wanted or ""))
@@ -478,27 +469,3 @@ class Host:
     def _check_open(self) -> None:
         if self._closed:
             raise InferenceError("the host is closed: make another")
-
-
-def _retire(entry: _Entry) -> Session | None:
-    """Take a model from its entry, under the host's lock; return the session if nobody uses it any more."""
-    loaded, entry.loaded = entry.loaded, None
-    if loaded is None:
-        return None
-    loaded.retired = True
-    return None if loaded.calls else loaded.session
-
-
-def _observed(session: Session, before: Observer | None, options: ObserveOptions) -> Observer:
-    """Go on with the observer that a model had when it was loaded before."""
-    if before is None:
-        return session.observe(options)
-    session.set_observer(before)
-    return before
-
-
-def _end(session: Session | None) -> None:
-    if session is not None:
-        session.close()
-        del session
-        give_back_memory()
