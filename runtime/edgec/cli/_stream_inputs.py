@@ -54,46 +54,14 @@ def _arrays(session: Session, fixed: Mapping[str, float]) -> dict[str, NDArray[A
     """
     import numpy as np
 
+    from edgec.errors import InputError
+    from edgec.runtime._constants import constant_input
+
     specs = {spec.name: spec for spec in session.inputs}
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, number in fixed.items():
-        if name not in specs:
-            arrays[name] = np.array(number)
-            continue
-        shape = [n if isinstance(n, int) else 1 for n in specs[name].shape]
-        dtype = np.dtype(specs[name].dtype)
-        if not _holds(dtype, number):
-            raise click.BadParameter(
-                f"{specs[name]} does not hold {number}: expected {_range(dtype)}", param_hint="--fixed"
-            )
-        arrays[name] = np.full(shape, number, dtype)
-    return arrays
-
-
-def _holds(dtype: Any, number: float) -> bool:
-    """Whether a type holds a number, rounded where it is a fraction; not as an infinity, zero or another."""
-    import numpy as np
-
-    if dtype.kind not in "biuf" or (isinstance(number, float) and dtype.kind != "f"):
-        return False
     try:
-        with np.errstate(over="ignore", under="ignore"):
-            value = np.array(number).astype(dtype)
-    except OverflowError:
-        return False
-    if isinstance(number, int):
-        return bool(value.item() == number)
-    return bool(np.isfinite(value) == np.isfinite(number) and (value != 0) == (number != 0))
-
-
-def _range(dtype: Any) -> str:
-    import numpy as np
-
-    if dtype.kind == "b":
-        return "0 or 1"
-    if dtype.kind in "iu":
-        return f"a whole number from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
-    if dtype.kind == "f":
-        largest = float(np.finfo(dtype).max)
-        return f"a number from {-largest:g} to {largest:g} that it can tell from 0 and from its neighbours"
-    return "an input of numbers"
+        return {
+            name: constant_input(specs[name], number) if name in specs else np.array(number)
+            for name, number in fixed.items()
+        }
+    except InputError as e:
+        raise click.BadParameter(str(e), param_hint="--fixed") from e

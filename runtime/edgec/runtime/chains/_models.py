@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgec.artifact import Manifest, TensorSpec
 from edgec.artifact.steps import Decode, Detection, Step, Threshold, Tokenize, TopK
-from edgec.errors import PipelineError
+from edgec.errors import InputError, PipelineError
+from edgec.runtime._constants import constant_input
 from edgec.runtime.chains._plan import (
     Array,
     Operation,
@@ -156,14 +155,10 @@ def _state(
 
 
 def _constant(spec: TensorSpec, number: float) -> Array:
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if number != int(number) or not limits.min <= number <= limits.max:
-            raise PipelineError(f"constants: {number:g} is no value of {spec}")
-    elif dtype.kind not in "bf":
-        raise PipelineError(f"constants: {spec} takes no numbers")
-    return np.full([n if isinstance(n, int) else 1 for n in spec.shape], number, dtype)
+    try:
+        return constant_input(spec, number)
+    except InputError as e:
+        raise PipelineError(f"constants: {e}") from e
 
 
 def sample_color(manifest: Manifest) -> str | None:
