@@ -452,7 +452,9 @@ def test_a_full_pool_or_too_many_calls_go_to_the_server(artifact: Path, stub: St
             assert origin(session.run(X)) == ("local", "", "")
 
 
-def test_a_device_that_cannot_run_the_artifact_asks_the_server(tmp_path: Path, stub: Stub) -> None:
+def test_a_device_that_cannot_run_the_artifact_asks_the_server(
+    tmp_path: Path, stub: Stub, caplog: pytest.LogCaptureFixture
+) -> None:
     first = tiny_artifact(tmp_path / "first.edgec", batch="n")
     with Artifact.open(first) as opened:
         engine = replace(opened.manifest.engine, version=">=99")
@@ -463,6 +465,8 @@ def test_a_device_that_cannot_run_the_artifact_asks_the_server(tmp_path: Path, s
         load(path, fallback=Fallback(stub.url, when=[overloaded]))
     with load(path, fallback=Fallback(stub.url, when=[unsupported], deadline_ms=60_000)) as session:
         assert (session.state, session.engine) == ("remote", "remote")
+        assert caplog.messages[-1].endswith(f"{stub.url} is asked instead")
+        assert caplog.messages[-1].count(str(path)) == 1
         observer = session.observe()
         assert origin(session.run(X)) == ("remote", "unsupported", "")
         stub.status = 500

@@ -793,7 +793,9 @@ def _absent_session(artifact: Artifact, fallback: Fallback, error: InferenceErro
     from edgec.runtime.fallback._asking import absent_program
 
     program = absent_program(artifact, fallback, error)
-    _warn(f"{artifact.path}: {error}; {fallback.url} is asked instead")
+    said = str(error)
+    named = said if str(artifact.path) in said else f"{artifact.path}: {said}"
+    _warn(f"{named}; {fallback.url} is asked instead")
     return Session(artifact, program, "remote", "remote", str(error))
 
 
