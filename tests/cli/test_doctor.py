@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -111,3 +114,22 @@ def test_environments_that_are_not_known_are_wrong_usage(tmp_path: Path) -> None
 
 def test_an_unknown_target_is_refused() -> None:
     assert isinstance(edgec("nonsense").exception, UnknownTargetError)
+
+
+@pytest.mark.slow
+def test_an_engine_that_does_not_load_is_told_and_the_rest_too(tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    broken = 'raise ImportError("libtbb.so.12: cannot open shared object file: gone", name="openvino")\n'
+    (tmp_path / "openvino" / "__init__.py").write_text(broken)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgec.cli", "doctor", "cpu-x86_64", "intel-cpu"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "install the system's library libtbb.so.12" in done.stdout
+    assert "missing for intel-cpu\n  to build for it: compiling for openvino cannot import" in done.stdout
+    assert "missing for cpu-x86_64\n  nothing\n" in done.stdout

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from tests.oip_conformance.oip import Client, Model, Reply, assert_refused
 
-from edgec.artifact import Pipeline
+from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
+from edgec.artifact.steps import Decode
 from edgec.errors import DeviceMemoryError, ServingError
 from edgec.runtime import Session, load
-from edgec.runtime.testing import tiny_artifact
+from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
 from edgec.serving import Server, ServerOptions, read_keys
 
 
@@ -163,6 +165,28 @@ def test_metrics_show_what_observers_know_where_that_is_asked_for(artifact: Path
 )
 def test_predict_refuses_other_samples(client: Client, body: bytes) -> None:
     assert_refused(client.request("POST", "/v2/models/tiny/predict", body))
+
+
+def test_a_package_that_the_pipeline_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = TensorSpec("x", "uint8", (1, 2, 2, 3))
+    members = onnx_members([Node("Identity", ["x"], ["y"])], (picture,), (replace(picture, name="y"),), {})
+    manifest = Manifest(
+        model="picture",
+        model_version="1",
+        target="cpu-x86_64",
+        engine=onnxruntime_spec(weights=False),
+        inputs=(picture,),
+        outputs=(replace(picture, name="y"),),
+        pipeline=Pipeline(preprocess=(Decode(color="RGB"),)),
+    )
+    path = pack(tmp_path / "picture.edgec", manifest, members)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with Server([path], ServerOptions(port=0)) as server, closing(Client(server.url)) as client:
+        reply = client.request("POST", "/v2/models/picture/predict", b"png")
+        assert reply.status == 503
+        assert "pip install 'edgec[vision]'" in reply.json["error"]
+        model = Model(client, "picture")
+        assert model.infer(model.json_request()).status == 200
 
 
 def test_the_pipeline_is_a_model_of_bytes_too(client: Client) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shutil import which
 
 from edgec.errors import ConversionError
+from edgec.errors.extras import import_advice
 from edgec.runtime.installation import EngineState, find_package
 from edgec.targets import Engine, Target, host_arch, host_features
 
@@ -71,6 +72,9 @@ def _buildable(engine: Engine, missing: list[str]) -> tuple[tuple[str, ...], str
         converter = get_converter(engine.name)
     except ModuleNotFoundError as e:
         missing.append(f"to build for it: {e.name!r}: run  pip install 'edgec[compiler]'")
+    except ImportError as e:  # installed, and does not load
+        advice = import_advice(e, "reinstall it:  pip install --force-reinstall 'edgec[compiler]'")
+        missing.append(f"to build for it: {e.name or 'a package'} does not load ({e}): {advice}")
     except ConversionError as e:
         missing.append(f"to build for it: {e}")
     else:
@@ -96,7 +100,7 @@ def _judge(backend: str) -> str | None:
         from edgec.compiler.engines import find_judge
 
         return backend if find_judge(backend) is not None else None
-    except ModuleNotFoundError:
+    except ImportError:  # not installed, or it does not load, which is said of its packages
         return None
 
 

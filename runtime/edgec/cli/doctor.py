@@ -136,7 +136,7 @@ def _shape(
 def _environments(directory: Path) -> list[EnvironmentState]:
     try:
         from edgec.compiler.environments import ENVIRONMENTS, EnvironmentStore
-    except ModuleNotFoundError:  # without the compiler there is nothing to convert
+    except ImportError:  # without the compiler there is nothing to convert
         return []
     store = EnvironmentStore(directory)
     return [store.state(environment) for environment in ENVIRONMENTS.values()]

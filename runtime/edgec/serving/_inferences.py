@@ -12,6 +12,7 @@ from functools import partial
 from edgec.errors import (
     DeadlineError,
     DeviceMemoryError,
+    ExtraError,
     InferenceError,
     IsolationError,
     OverloadedError,
@@ -84,7 +85,7 @@ class Inferences:
             status, fields, body = await answer
         except RequestError as e:
             status, fields, body = answer_error(e)
-        except (OverloadedError, DeadlineError, DeviceMemoryError, IsolationError) as e:
+        except (OverloadedError, DeadlineError, DeviceMemoryError, IsolationError, ExtraError) as e:
             status, fields, body = answer_error(RequestError(str(e), status=503))
         except (InferenceError, PipelineError) as e:
             # The model was proven when it was loaded: what it refuses is the request's doing.
