@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import case, func, select
 
-from edgec.errors import MissingExtraError
+from edgec.errors.extras import needs_extra
 from edgec.fleet.store import Store
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.store._schema import alerts, artifacts, devices, fleet_hours, incidents, quarantine, rollouts
@@ -77,10 +77,8 @@ class FleetCollector:
         Raises:
             MissingExtraError: ``prometheus_client`` is not installed.
         """
-        try:
+        with needs_extra("figures for Prometheus", "fleet"):
             from prometheus_client.core import Metric
-        except ModuleNotFoundError as e:
-            raise MissingExtraError("figures for Prometheus", e.name, "fleet") from e
         self._store, self._clock, self._counted, self._metric = store, clock, counted, Metric
 
     def describe(self) -> Iterable[Metric]:

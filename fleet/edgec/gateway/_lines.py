@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgec.errors import MissingExtraError
+from edgec.errors.extras import needs_extra
 
 _LARGEST_HEAD = 2**16
 # Reading stops while more than this waits for a client that reads slowly.
@@ -232,10 +232,8 @@ class Lines:
         Raises:
             MissingExtraError: The extra ``gateway`` is not installed.
         """
-        try:
+        with needs_extra("a gateway with an upstream", "gateway"):
             import httptools
-        except ModuleNotFoundError as e:
-            raise MissingExtraError("a gateway with an upstream", e.name, "gateway") from e
         assert httptools
         parts = urlsplit(url)
         assert parts.hostname is not None

@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 from edgec.errors import (
     ArtifactError,
     EdgecError,
+    ExtraError,
     FleetError,
     LinkError,
-    MissingExtraError,
     OutputError,
     ProtocolError,
     TrustError,
@@ -129,7 +129,7 @@ def status_of(error: EdgecError) -> tuple[int, str]:
         return 503, "broker"
     if isinstance(error, ProtocolError):
         return 422, "invalid"
-    if isinstance(error, MissingExtraError):
+    if isinstance(error, ExtraError):
         return 501, "missing_extra"
     return 500, "bug"
 

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
-from edgec.errors import FleetError, MissingExtraError
+from edgec.errors import FleetError
+from edgec.errors.extras import needs_extra
 from edgec.fleet.server._listener import PER_ADDRESS, Listener
 from edgec.protocol.certificates import Certificate
 
@@ -37,10 +38,8 @@ class Http:
             FleetError: The address is taken, or is none of this machine (``reason`` ``address``).
             MissingExtraError: The extra ``fleet`` is not installed.
         """
-        try:
+        with needs_extra("a fleet's server", "fleet"):
             import uvicorn
-        except ModuleNotFoundError as e:
-            raise MissingExtraError("a fleet's server", e.name, "fleet") from e
         self._uvicorn = uvicorn
         self._socket = Listener(host, port, per_address)
         self.port = int(self._socket.getsockname()[1])
