@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
 pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
 
+import httpx2
 from cryptography import x509
 from sqlalchemy import update
 from tests.fleet.servers import BROKERS, HARDWARE, claim, enrol, running_server, until
@@ -215,6 +217,11 @@ def test_when_a_certificate_ends_is_seen(server: FleetServer, tmp_path: Path) ->
     with FleetClient(server.url, secret, ca=server.authority.root) as client:
         assert client.device("ending").certificate_expires_at == ends
         assert next(d for d in client.devices() if d.id == "ending").certificate_expires_at == ends
+    trust = ssl.create_default_context(cafile=str(server.authority.root))
+    with httpx2.Client(base_url=server.url, verify=trust, timeout=60) as browser:
+        browser.post("/login", data={"token": secret})
+        shown = browser.get("/devices/ending").text
+        assert f"its certificate holds until {made.not_valid_after_utc:%Y-%m-%d}" in shown
     # Of those that were let in before this was written down, too.
     database = server.fleet.store.database
     with database.engine.begin() as connection:
