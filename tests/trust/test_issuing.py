@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.trust.simulator import DAY, DEVICE, OTHER, START, Publisher, path_of, versions
 
-from edgec.errors import OutputError, TrustError
+from edgec.errors import TrustError
 from edgec.trust import KeyRing, SignedWish, Wish, issue, open_repositories
 
 
@@ -21,7 +21,9 @@ def wish(device: str, epoch: int, version: str, **more: Any) -> Wish:
 
 
 def signed(publisher: Publisher, *wishes: Wish) -> list[SignedWish]:
-    found = issue(publisher.director, wishes).values()
+    issued = issue(publisher.director, wishes)
+    assert not issued.keep()
+    found = issued.made.values()
     assert all(isinstance(f, SignedWish) for f in found)
     return [f for f in found if isinstance(f, SignedWish)]
 
@@ -48,7 +50,9 @@ def test_nothing_is_not_the_same_as_unknown(publisher: Publisher, tmp_path: Path
 
 def test_a_wish_that_cannot_be_leaves_the_others_alone(publisher: Publisher) -> None:
     npu = Wish(device="npu-1", epoch=1, models={"tiny": path_of("1")}, hardware=("npu",))
-    found = issue(publisher.director, [wish(DEVICE, 4, "9"), npu, wish(OTHER, 4, "2")])
+    issued = issue(publisher.director, [wish(DEVICE, 4, "9"), npu, wish(OTHER, 4, "2")])
+    assert not issued.keep()
+    found = issued.made
     reasons = {d: f.reason for d, f in found.items() if isinstance(f, TrustError)}
     assert reasons == {DEVICE: "assignment", "npu-1": "assignment"}
     assert publisher.director.assigned(OTHER) == (4, {"tiny": path_of("2")})
@@ -107,9 +111,9 @@ def test_where_files_of_a_device_cannot_be_written_the_others_are_told(publisher
     place = publisher.repo / "director" / OTHER
     shutil.rmtree(place, ignore_errors=True)
     place.write_text("no directory")
-    found = issue(publisher.director, [wish(OTHER, 4, "2", after=1), wish(DEVICE, 4, "2")])
-    assert isinstance(found[DEVICE], SignedWish)
-    assert isinstance(found[OTHER], OutputError)
+    issued = issue(publisher.director, [wish(OTHER, 4, "2", after=1), wish(DEVICE, 4, "2")])
+    assert all(isinstance(made, SignedWish) for made in issued.made.values())
+    assert list(issued.keep()) == [OTHER]
     assert publisher.director.assigned(DEVICE) == (4, {"tiny": path_of("2")})
 
 
@@ -123,8 +127,10 @@ def test_a_full_disk_keeps_what_was_and_leaves_nothing(
 
     monkeypatch.setattr("edgec.trust._issuing.os.replace", replace)
     devices = [f"dev-{number}" for number in range(1, 40)]
-    found = issue(publisher.director, [wish(device, 4, "2", after=1) for device in devices])
-    assert {type(made) for made in found.values()} == {OutputError}
+    issued = issue(publisher.director, [wish(device, 4, "2", after=1) for device in devices])
+    assert {type(made) for made in issued.made.values()} == {SignedWish}
+    assert files_of(publisher.repo) == before
+    assert sorted(issued.keep()) == sorted(devices)
     assert files_of(publisher.repo) == before
 
 

@@ -45,7 +45,7 @@ def test_an_order_to_retry_is_a_new_epoch_and_outlives_the_next_assignment(publi
 def test_terms_go_with_what_is_issued_for_a_fleet(publisher: Publisher, tmp_path: Path) -> None:
     terms = {"tiny": Terms(retry=9, shadow_s=30)}
     wish = Wish(device=DEVICE, epoch=9, models={"tiny": path_of("2")}, terms=terms)
-    found = issue(publisher.director, [wish])[DEVICE]
+    found = issue(publisher.director, [wish]).made[DEVICE]
     assert isinstance(found, SignedWish)
     device = publisher.device(tmp_path / "device")
     assert device.update(found.bundle.metadata).targets[0].terms == terms["tiny"]

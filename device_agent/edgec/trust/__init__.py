@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgec.trust._ceremony import rotate
     from edgec.trust._director import MAX_BUNDLE_BYTES, DirectorRepository, open_repositories
     from edgec.trust._image import DeltaFile, ImageRepository
-    from edgec.trust._issuing import SignedWish, Wish, issue
+    from edgec.trust._issuing import Issued, SignedWish, Wish, issue
     from edgec.trust._keys import (
         OFFLINE_ROLES,
         ROLES,
@@ -59,6 +59,7 @@ __all__ = [
     "HttpSource",
     "ImageRepository",
     "ImageTarget",
+    "Issued",
     "KeyRing",
     "Lifetimes",
     "MetadataSource",
@@ -99,6 +100,7 @@ _LATER = {
     "DirectorRepository": "_director",
     "Due": "_status",
     "ImageRepository": "_image",
+    "Issued": "_issuing",
     "KeyRing": "_keys",
     "Lifetimes": "_repository",
     "Passphrase": "_keys",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as attribute
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from edgec.errors import OutputError, TrustError
 from edgec.trust._assignment import DeviceBundle, ImageTarget
@@ -18,6 +19,9 @@ from edgec.trust._metadata import DIRECTOR, MAX_INTEGER, checked_name, expiry, f
 from edgec.trust._repository import KEPT_VERSIONS
 from edgec.trust._terms import Terms
 from edgec.trust._tuf import Metadata, Snapshot, Targets, Timestamp
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ROLES = ("targets", "snapshot", "timestamp")
 _WRITERS = 2
@@ -59,43 +63,64 @@ class SignedWish:
     expires: float
 
 
-def issue(
-    director: DirectorRepository, wishes: Iterable[Wish]
-) -> dict[str, SignedWish | TrustError | OutputError]:
+class Issued:
+    """What came of wishes: `made` is to be sent, and `keep` writes the files of it.
+
+    Attributes:
+        made: By device, where its wish was reached; TrustError where a wish cannot be: an artifact is not in
+            force, of another model or hardware, below the rollback floor, or the metadata does not fit into a
+            message.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        made: Mapping[str, SignedWish | TrustError],
+        files: Mapping[str, Mapping[str, bytes]],
+    ) -> None:
+        """Hold what was signed for the repository of a directory; files are by device."""
+        self.made = made
+        self._directory, self._files = directory, files
+
+    def keep(self) -> dict[str, OutputError]:
+        """Write files for devices that fetch metadata over HTTP, without waiting for the disk.
+
+        After a power cut they may be as before, and are made again with the next wish.
+
+        Returns:
+            By device whose files cannot be written, why; those from before are left as they are.
+        """
+        # A file takes longer to be replaced than to be signed, and not because there is something to compute.
+        with ThreadPoolExecutor(_WRITERS, "edgec-issuing") as pool:
+            write = partial(_write, self._directory, _Disk())
+            errors = zip(self._files, pool.map(write, self._files.values()), strict=True)
+            return {device: error for device, error in errors if error is not None}
+
+
+def issue(director: DirectorRepository, wishes: Iterable[Wish]) -> Issued:
     """Sign what devices are to have; the epochs are the caller's, and one device's trouble is not another's.
 
-    The files for devices that fetch metadata over HTTP are written, too, without waiting for the disk:
-    after a power cut they may be as before, and are made again with the next wish. So that a device never
-    sees a version twice, also not after a backup was restored, versions are seconds since 1970 at the least.
+    Nothing is written: messages can leave before `Issued.keep` writes what other devices will ask for.
+    So that a device never sees a version twice, also not after a backup was restored, versions are seconds
+    since 1970 at the least.
 
     Args:
         director: Signs.
         wishes: One per device.
 
-    Returns:
-        By device, where its wish was reached; TrustError where a wish cannot be: an artifact is not in force,
-        of another model or hardware, below the rollback floor, or the metadata does not fit into a message.
-        OutputError where its files cannot be written, which leaves those from before.
-
     Raises:
         TrustError: The director's key is not at hand, or a repository is damaged.
     """
-    work, made = _Issuing(director), dict[str, SignedWish | TrustError | OutputError]()
-    # A file takes longer to be replaced than to be signed, and not because there is something to compute.
-    with ThreadPoolExecutor(_WRITERS, "edgec-issuing") as pool:
-        kept: dict[str, Future[OutputError | None]] = {}
-        for wish in wishes:
-            tried = work.attempt(wish)
-            if isinstance(tried, tuple):
-                made[wish.device], files = tried
-                kept[wish.device] = pool.submit(work.keep, files)
-            else:
-                made[wish.device] = tried
-        for device, future in kept.items():
-            error = future.result()
-            if error is not None:
-                made[device] = error
-    return made
+    work = _Issuing(director)
+    made: dict[str, SignedWish | TrustError] = {}
+    files: dict[str, Mapping[str, bytes]] = {}
+    for wish in wishes:
+        signed = work.attempt(wish)
+        if isinstance(signed, TrustError):
+            made[wish.device] = signed
+        else:
+            made[wish.device], files[wish.device] = signed
+    return Issued(director.directory, made, files)
 
 
 class _Issuing:
@@ -110,12 +135,9 @@ class _Issuing:
         self._roots = {f"{DIRECTOR}/{v}.root.json": data for v, data in roots.items() if v > 1}
         self._published = director.image.targets()
         self._images: dict[tuple[str, ...], dict[str, bytes]] = {}
-        self._full: OutputError | None = None  # the disk: no other file fits either
 
-    def attempt(self, wish: Wish) -> tuple[SignedWish, dict[str, bytes]] | TrustError | OutputError:
-        """Return what was signed, and the files of it that are to be kept."""
-        if self._full is not None:
-            return self._full
+    def attempt(self, wish: Wish) -> tuple[SignedWish, dict[str, bytes]] | TrustError:
+        """Return what was signed, and the files of it that are to be kept; or why the wish cannot be."""
         try:
             return self._issue(wish)
         except TrustError as e:
@@ -185,33 +207,46 @@ class _Issuing:
             return 0 if data is None else int(parse(data, folder).signed.version)
         return 0
 
-    def keep(self, files: Mapping[str, bytes]) -> OutputError | None:
-        """Write the files of one wish, from any thread; return what went wrong, which leaves nothing."""
-        *fresh, timestamp = files
-        root = self._director.directory
-        place = os.path.join(root, os.path.dirname(timestamp))
-        # The timestamp is replaced last: nothing leads to the others before. `atomic_write` would take as
-        # long as signing does, for links and syncs that are not of use here.
-        aside = os.path.join(place, f".edgec-{os.getpid()}.partial")
-        written = {os.path.join(root, file): files[file] for file in fresh} | {aside: files[timestamp]}
-        new = [path for path in written if not os.path.exists(path)]
-        try:
-            os.makedirs(place, exist_ok=True)
-            for path, data in written.items():
-                with open(path, "wb") as out:
-                    out.write(data)
-            os.replace(aside, os.path.join(root, timestamp))
-        except OSError as e:
-            for path in new:
-                with suppress(OSError):
-                    os.unlink(path)
-            error = OutputError(f"cannot write to {place}: {e.strerror}")
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._full = error
-            return error
-        with suppress(OSError):  # what is kept too long does no harm
-            _remove_old(place)
-        return None
+
+@dataclass
+class _Disk:
+    """What writers tell each other.
+
+    Attributes:
+        full: Why no other file fits either.
+    """
+
+    full: OutputError | None = None
+
+
+def _write(root: Path, disk: _Disk, files: Mapping[str, bytes]) -> OutputError | None:
+    """Write the files of one wish, from any thread; return what went wrong, which leaves nothing."""
+    if disk.full is not None:
+        return disk.full
+    *fresh, timestamp = files
+    place = os.path.join(root, os.path.dirname(timestamp))
+    # The timestamp is replaced last: nothing leads to the others before. `atomic_write` would take as
+    # long as signing does, for links and syncs that are not of use here.
+    aside = os.path.join(place, f".edgec-{os.getpid()}.partial")
+    written = {os.path.join(root, file): files[file] for file in fresh} | {aside: files[timestamp]}
+    new = [path for path in written if not os.path.exists(path)]
+    try:
+        os.makedirs(place, exist_ok=True)
+        for path, data in written.items():
+            with open(path, "wb") as out:
+                out.write(data)
+        os.replace(aside, os.path.join(root, timestamp))
+    except OSError as e:
+        for path in new:
+            with suppress(OSError):
+                os.unlink(path)
+        error = OutputError(f"cannot write to {place}: {e.strerror}")
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            disk.full = error
+        return error
+    with suppress(OSError):  # what is kept too long does no harm
+        _remove_old(place)
+    return None
 
 
 def _remove_old(place: str) -> None:

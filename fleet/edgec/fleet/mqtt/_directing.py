@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from edgec.errors import FleetError, LinkError, OutputError, ProtocolError, TrustError
@@ -17,10 +17,10 @@ from edgec.fleet.rollouts import Rollout
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DueOrder, ToldOrder
 from edgec.protocol import MqttLink, Outgoing, Publication, Topics, desired_of
-from edgec.trust import SignedWish, Terms, Wish, issue
+from edgec.trust import Issued, SignedWish, Terms, Wish, issue
 
 _log = logging.getLogger(__name__)
-_Made: TypeAlias = "SignedWish | TrustError | OutputError"
+_Made: TypeAlias = "SignedWish | TrustError"
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
 # A broker that has acknowledged nothing for so long has what was sent, or not: it is sent again.
 _QUIET_S = 20.0
@@ -142,34 +142,38 @@ class Directing:
                 return
 
     def _work_off(self, due: Sequence[DueOrder], now: float) -> None:
-        """Sign orders, send all, wait for all, and write down what became of each.
+        """Sign orders, send all, keep their files, wait for all, and write down what became of each.
 
         They are sent when all are signed: who is told begins at once to ask and to tell, and the rest of
-        this batch would have to wait for a server that answers.
+        this batch would have to wait for a server that answers. Files are for who asks, and can wait.
         """
         sent: list[tuple[DueOrder, SignedWish, Publication]] = []
         done: list[ToldOrder] = []
+        unkept: Mapping[str, OutputError] = {}
         try:
-            for order, made in self._signed(due):
+            issued, signed = self._signed(due)
+            for order, made in signed:
                 publication = self._send(order, made) if isinstance(made, SignedWish) else made
                 if isinstance(made, SignedWish) and isinstance(publication, Publication):
                     sent.append((order, made, publication))
                 else:
                     done.append(self._failed(order, made, publication, now))
+            unkept = issued.keep()
         finally:
             # Where something ends it half-way, what has left is not sent again every turn.
             wait_for_all([p for _, _, p in sent], _QUIET_S, stopping=lambda: self._stopping)
-            done += [self._ended(order, made, p, now) for order, made, p in sent]
+            done += [self._ended(*one, now, unkept.get(one[0].device)) for one in sent]
             if done:
                 self._fleet.store.orders.told(done, now)
 
-    def _signed(self, due: Sequence[DueOrder]) -> list[tuple[DueOrder, _Made]]:
+    def _signed(self, due: Sequence[DueOrder]) -> tuple[Issued, list[tuple[DueOrder, _Made]]]:
         """Return orders with what was signed, or why not; what the end leaves out is due next time."""
         wishes = [(order, _wish(order)) for order in due]
         reached = (wish for _, wish in wishes if isinstance(wish, Wish) and not self._stopping)
-        made = issue(self._fleet.director, reached)
+        issued = issue(self._fleet.director, reached)
+        made = issued.made
         found = [(order, made.get(wish.device) if isinstance(wish, Wish) else wish) for order, wish in wishes]
-        return [(order, what) for order, what in found if what is not None]
+        return issued, [(order, what) for order, what in found if what is not None]
 
     def _send(self, order: DueOrder, made: SignedWish) -> Publication | LinkError | ProtocolError:
         desired = desired_of(made.bundle, revision=order.revision, sources=self._settings.sources)
@@ -185,10 +189,6 @@ class Directing:
             return e
 
     def _failed(self, order: DueOrder, made: _Made, error: object, now: float) -> ToldOrder:
-        if isinstance(made, OutputError):
-            self._counters.count("orders", "unsent")
-            _log.error("%s cannot be told epoch %d now: %s", order.device, order.epoch, made)
-            return ToldOrder(order=order, next_at=now + _RETRY_S, problem=str(made))
         if isinstance(made, TrustError) or isinstance(error, ProtocolError):
             self._counters.count("orders", "impossible")
             _log.error("%s cannot be told epoch %d: %s", order.device, order.epoch, error)
@@ -196,16 +196,28 @@ class Directing:
         self._counters.count("orders", "unsent")
         return ToldOrder(order=order, version=made.version, expires_at=made.expires, next_at=now + _RETRY_S)
 
-    def _ended(self, order: DueOrder, made: SignedWish, publication: Publication, now: float) -> ToldOrder:
-        delivered = publication.done and publication.error is None
+    def _ended(
+        self,
+        order: DueOrder,
+        made: SignedWish,
+        publication: Publication,
+        now: float,
+        unkept: OutputError | None,
+    ) -> ToldOrder:
+        sent = publication.done and publication.error is None
+        delivered = sent and unkept is None
         self._counters.count("orders", "told" if delivered else "unsent")
-        wait = self._wait(order) if delivered else _RETRY_S
+        if unkept is not None:
+            _log.error(
+                "epoch %d for %s is not kept, and will be told again: %s", order.epoch, order.device, unkept
+            )
         return ToldOrder(
             order=order,
             version=made.version,
             expires_at=made.expires,
             delivered=delivered,
-            next_at=now + wait,
+            next_at=now + (self._wait(order) if sent else _RETRY_S),
+            problem="" if unkept is None else str(unkept),
         )
 
     def _wait(self, order: DueOrder) -> float:

@@ -49,9 +49,9 @@ class ToldOrder:
         order: That was due.
         version: Of the metadata that was signed.
         expires_at: When it expires.
-        delivered: Whether the broker keeps it.
+        delivered: Whether the broker keeps it, and the fleet's own files say it, too.
         next_at: When it is to be told again, if nothing is heard.
-        problem: Why it could not be signed; "" where it could.
+        problem: Why it could not be signed, or its files not be written; "" where they could.
     """
 
     order: DueOrder
