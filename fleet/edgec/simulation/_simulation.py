@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from edgec.device_agent import AgentConfig
 from edgec.errors import EdgecError
 from edgec.simulation._asking import RealCalls
 from edgec.simulation._calls import DeclaredArtifacts
+from edgec.simulation._checks import Checks
 from edgec.simulation._device import DeviceNews, SimulatedDevice
 from edgec.simulation._places import allow_files
 from edgec.simulation._settings import SimulationSettings
@@ -23,8 +23,6 @@ from edgec.simulation._trial import SharedTrial
 
 _PAUSE_S = 0.2
 _OFF_S = 2.0
-# Checks of orders that run at once.
-_CHECKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +88,14 @@ class Simulation:
         self.settings = settings or SimulationSettings()
         self._news, self._failed = news, failed
         artifacts, self.trial = DeclaredArtifacts(), SharedTrial()
-        # Real devices check orders beside each other; here hundreds would keep the interpreter from all else.
-        self._checks = ThreadPoolExecutor(_CHECKS, thread_name_prefix="edgec-simulation-check")
+        self._checks = Checks()
         self.devices = {
             config.device: SimulatedDevice(
                 config,
                 self.settings,
                 artifacts,
                 self.trial,
-                spawn_check=self._check,
+                spawn_check=self._checks.run,
                 news=self._hear,
                 drawn=not samples,
             )
@@ -137,7 +134,7 @@ class Simulation:
                 thread.start()
             for thread in threads:
                 thread.join()
-        self._checks.shutdown(wait=False, cancel_futures=True)
+        self._checks.close()
 
     def __enter__(self) -> Simulation:
         self.start()
@@ -252,10 +249,6 @@ class Simulation:
             device.start()
         except EdgecError as e:
             self._failed(name, e)
-
-    def _check(self, work: Callable[[], None]) -> None:
-        # What it raises is a bug in the agent: it is logged, and not kept where nobody looks.
-        self._checks.submit(work).add_done_callback(lambda done: done.cancelled() or done.result())
 
     def _hear(self, news: DeviceNews) -> None:
         self._told[news.kind] += 1
