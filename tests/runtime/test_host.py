@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import Event
+from threading import Barrier, Event
 from time import perf_counter
 
 import numpy as np
@@ -23,6 +23,7 @@ from edgec.errors import (
 )
 from edgec.runtime import Host, load
 from edgec.runtime._routes import Split
+from edgec.runtime._shadow import Shadow
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
@@ -165,6 +166,38 @@ def test_calls_beside_others_count_nothing(tmp_path: Path, resident: list[int]) 
             assert answer(host, "b") == 3
         assert [m.memory_bytes // 2**20 for m in host.models()] == [10, 2]
         assert resident == []
+
+
+def test_first_calls_that_begin_together_end_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def look() -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    monkeypatch.setattr("edgec.runtime._host.resident_bytes", look)
+    together = Barrier(4)
+
+    def wants(_: Shadow) -> bool:  # asked after the host found that the call is among the first
+        together.wait(60)
+        return False
+
+    with Host(partial(load, threads=1)) as host, ThreadPoolExecutor(4) as callers:
+        host.add("m", scaled(tmp_path / "a.edgec", 2))
+        host.add("m", scaled(tmp_path / "b.edgec", 3))
+        host.shadow("m", "3")
+        answer(host, "m", version="3")
+        with monkeypatch.context() as patch:
+            patch.setattr(Shadow, "wants", wants)
+            assert list(callers.map(lambda _: answer(host, "m"), range(4), timeout=60)) == [2] * 4
+        host.shadow("m", None)
+        before = looks
+        for _ in range(3):
+            assert answer(host, "m") == 2
+        assert looks == before
 
 
 def test_a_model_that_was_measured_too_large_is_measured_once_more(

@@ -251,7 +251,7 @@ class Host:
         """
         shadow = self._shadows.get(name)
         with self._leased(name, version, key) as (entry, loaded):
-            run = partial(self._run_first, entry, loaded) if loaded.first_calls else loaded.session.run
+            run = partial(self._run_first, entry, loaded) if loaded.first_calls > 0 else loaded.session.run
             if shadow is None or entry.version == shadow.candidate or not shadow.wants():
                 return run(inputs)
             start = perf_counter()
@@ -398,9 +398,10 @@ class Host:
     def _run_first(self, entry: Entry, loaded: Loaded, inputs: Arrays) -> Outputs:
         """Run a model that was loaded just now, and note what it grows by where nothing runs beside it."""
         with self._lock:
-            loaded.first_calls -= 1
+            first = loaded.first_calls > 0  # others that were let in together may have been faster
+            loaded.first_calls -= first
             started = self._clock
-            alone = sum(e.loaded.calls for e in self._entries.values() if e.loaded is not None) == 1
+            alone = first and sum(e.loaded.calls for e in self._entries.values() if e.loaded is not None) == 1
         before = resident_bytes() if alone else 0
         outputs = loaded.session.run(inputs)
         if alone:
