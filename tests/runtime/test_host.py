@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgec.errors import (
     OverloadedError,
     UnknownModelError,
 )
-from edgec.runtime import Host, load
+from edgec.runtime import Host, Session, load
 from edgec.runtime._routes import Split
 from edgec.runtime._shadow import Shadow
 
@@ -166,6 +167,52 @@ def test_calls_beside_others_count_nothing(tmp_path: Path, resident: list[int]) 
             assert answer(host, "b") == 3
         assert [m.memory_bytes // 2**20 for m in host.models()] == [10, 2]
         assert resident == []
+
+
+@pytest.mark.parametrize("begins", ["before the call", "in the call"])
+def test_a_load_beside_a_first_call_is_not_counted_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    paths = [scaled(tmp_path / f"{factor}.edgec", factor) for factor in (2, 3)]
+    begun, go_on = Event(), Event()
+    at_looks: list[Callable[[], None]] = []
+    memory = 0
+
+    def look() -> int:
+        before = memory
+        if at_looks:
+            at_looks.pop(0)()
+        return before
+
+    def allocate() -> None:
+        nonlocal memory
+        memory += 10 * 2**20
+
+    def loader(path: Path) -> Session:
+        allocate()
+        if path == paths[1]:
+            begun.set()
+            assert go_on.wait(60)
+        return load(path, threads=1)
+
+    monkeypatch.setattr("edgec.runtime._host.resident_bytes", look)
+    with Host(loader, memory_budget_mib=100) as host, ThreadPoolExecutor(1) as other:
+        for name, path in zip("ab", paths, strict=True):
+            host.add(name, path)
+        host.load("a")
+
+        def begin() -> None:
+            other.submit(host.load, "b")
+            assert begun.wait(60)
+
+        if begins == "before the call":
+            begin()
+        at_looks.append(begin if begins == "in the call" else allocate)
+        try:
+            assert answer(host, "a") == 2
+            assert host.models()[0].memory_bytes == 10 * 2**20
+        finally:
+            go_on.set()
 
 
 def test_first_calls_that_begin_together_end_the_measuring(

@@ -361,6 +361,7 @@ class Host:
                 self._check_open()
                 if entry.loaded is not None:  # another thread was faster
                     return entry, self._count(entry, entry.loaded)
+                self._clock += 1  # for first calls, which see by it that something began beside them
             return entry, self._load(entry)
 
     def _load(self, entry: Entry) -> Loaded:
@@ -401,7 +402,8 @@ class Host:
             first = loaded.first_calls > 0  # others that were let in together may have been faster
             loaded.first_calls -= first
             started = self._clock
-            alone = first and sum(e.loaded.calls for e in self._entries.values() if e.loaded is not None) == 1
+            calls = sum(e.loaded.calls for e in self._entries.values() if e.loaded is not None)
+            alone = first and calls == 1 and not self._loading.locked()
         before = resident_bytes() if alone else 0
         outputs = loaded.session.run(inputs)
         if alone:
