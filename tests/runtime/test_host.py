@@ -268,6 +268,30 @@ def test_a_model_that_was_measured_too_large_is_measured_once_more(
         assert resident == []
 
 
+@pytest.mark.parametrize("looks", [[0, 90], [0, 10, 10, 90]], ids=["loaded", "grown in its first call"])
+def test_nothing_is_unloaded_for_a_model_that_does_not_fit_beside_those_in_use(
+    tmp_path: Path, resident: list[int], looks: list[int]
+) -> None:
+    with Host(memory_budget_mib=25) as host:
+        for name, factor in (("large", 2), ("used", 3), ("idle", 4)):
+            host.add(name, scaled(tmp_path / f"{name}.edgec", factor))
+        resident += looks
+        if len(looks) == 2:
+            with pytest.raises(DeviceMemoryError, match=r"needs 90\.0 MiB"):
+                host.load("large")
+        else:
+            answer(host, "large")
+            host.unload("large")
+        resident += [0, 5, 5, 10]
+        host.load("idle")
+        with host.session("used"):
+            for _ in range(2):
+                with pytest.raises(OverloadedError, match=r"needs 25\.0 MiB, .* in use take 5\.0 of 25\.0"):
+                    host.load("large")
+                assert loaded(host) == ["used/3", "idle/4"]
+        assert resident == []
+
+
 def test_what_is_unloaded_in_use_ends_after_its_call(tmp_path: Path) -> None:
     with Host() as host:
         host.add("m", scaled(tmp_path / "a.edgec", 2))

@@ -428,17 +428,17 @@ class Host:
             end(session)
 
     def _make_room(self, entry: Entry, needed: int) -> None:
-        """Unload what was called longest ago, until a model fits."""
+        """Unload what was called longest ago, until a model fits; nothing where that would not be enough."""
         if self._budget is None:
             return
         while True:
             with self._lock:
                 there = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]
-                taken = sum(e.memory for e, _ in there)
-                if taken + needed <= self._budget:
+                if sum(e.memory for e, _ in there) + needed <= self._budget:
                     return
                 idle = [e for e, loaded in there if not loaded.calls]
-                if not idle:
+                taken = sum(e.memory for e, loaded in there if loaded.calls)
+                if taken + needed > self._budget:
                     raise OverloadedError(
                         f"{entry.name} {entry.version} needs {needed / 2**20:.1f} MiB, models in use take "
                         f"{taken / 2**20:.1f} of {self._budget / 2**20:.1f} MiB: call again later, or allow "
