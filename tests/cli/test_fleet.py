@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from tests.fleet.served import Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.cli import main_group
+from edgec.cli._fleet_simulate import command as simulate
 from edgec.cli._text import moment
 from edgec.cli.fleet import SUBCOMMANDS
 from edgec.errors import FleetError
@@ -205,6 +206,17 @@ def test_tokens_claims_audit_and_commands(run: Run, fleet: Fleet) -> None:
     assert "nothing was said" in run("telemetry", "kws").output
     assert answer(run("alerts", "--all", "--json")) == []
     assert "1,000 values" in run("drift").output
+
+
+def test_hardware_of_a_claim_may_be_an_alias(run: Run) -> None:
+    made = run("claim", "--hardware", "jetson", "--json")
+    assert json.loads(made.stdout)["hardware"] == "jetson-orin-nano-jp6"
+    assert "'jetson' is jetson-orin-nano-jp6" in made.stderr
+
+
+def test_simulated_devices_may_be_an_alias() -> None:
+    made = simulate.make_context("simulate", ["--hardware", "jetson"])
+    assert made.params["hardware"] == "jetson-orin-nano-jp6"
 
 
 def test_a_revoked_device_is_asked_about_first(run: Run) -> None:

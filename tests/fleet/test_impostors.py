@@ -96,6 +96,27 @@ def test_a_device_cannot_have_the_name_of_a_server(tmp_path: Path) -> None:
                 assert enrolment.enrol(asked).device == device
 
 
+def test_devices_come_in_whatever_a_package_with_targets_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = tmp_path / "site"
+    (site / "acme_unlicensed-1.0.dist-info").mkdir(parents=True)
+    (site / "acme_unlicensed.py").write_text("raise RuntimeError('no licence')\n")
+    (site / "acme_unlicensed-1.0.dist-info/METADATA").write_text("Name: acme-unlicensed\nVersion: 1.0\n")
+    points = site / "acme_unlicensed-1.0.dist-info/entry_points.txt"
+    points.write_text("[edgec.targets]\nacme = acme_unlicensed\n")
+    monkeypatch.syspath_prepend(str(site))
+    where = Whereabouts(broker="mqtts://broker.example:8883")
+    with Fleet(tmp_path / "fleet") as fleet:
+        enrolment = Enrolment(fleet, CertificateAuthority(tmp_path / "tls"), where)
+        for device in ("cam-1", "cam-2"):
+            secret = fleet.claims.create(now=fleet.clock(), actor="ann")[1]
+            asked = Asked(claim=secret, hardware=["acme"], device=device, request=_csr()[0].decode())
+            assert enrolment.enrol(asked).hardware == "acme"
+    # Once, not for each device.
+    assert [r.getMessage().count("no licence") for r in caplog.records if "hardware" in r.getMessage()] == [1]
+
+
 def test_a_fingerprint_vouches_for_one_certificate_and_none_that_follows(tmp_path: Path) -> None:
     evil = CertificateAuthority(tmp_path / "evil")
     # Padding ends what lenient decoders of base64 read; signatures have one length or another.

@@ -186,6 +186,38 @@ def test_hardware_is_known_by_its_artifacts_too(store: Store) -> None:
     assert store.devices.get("cam-1").hardware == "acme"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("jetson", "'jetson' is jetson-orin-nano-jp6: say that"),
+        ("cpu", "'cpu' is cpu-arm64 or cpu-x86_64: say"),
+    ],
+)
+def test_an_alias_is_told_from_a_mistake(store: Store, name: str, said: str) -> None:
+    claims = Claims(store.database)
+    _, secret = claims.create(now=NOW, actor="ann")
+    with pytest.raises(FleetError, match=said) as caught:
+        claims.redeem(secret, replace(_request(hardware=(name,)), targets=["rpi5"]), _issue(), now=NOW)
+    assert "upload" not in str(caught.value)
+    both = replace(_request(hardware=(name, "rpi55")), targets=["rpi5"])
+    with pytest.raises(FleetError, match=r"no hardware 'rpi55' \(did you mean 'rpi5'\?\)") as caught:
+        claims.redeem(secret, both, _issue(), now=NOW)
+    assert said in str(caught.value)
+    assert [claim.uses_left for claim in claims.all()] == [1]
+
+
+def test_a_device_comes_back_as_what_it_was(store: Store) -> None:
+    claims = Claims(store.database)
+    _, first = claims.create(now=NOW, actor="ann", hardware="acme")
+    asked = replace(_request(hardware=("acme",)), targets=["rpi5"])
+    claims.redeem(first, asked, _issue(), now=NOW)
+    _, again = claims.create(now=NOW, actor="ann", device="cam-1")
+    claims.redeem(again, replace(asked, fingerprint=digest("new")), _issue("02"), now=NOW)
+    _, other = claims.create(now=NOW, actor="ann", device="cam-2")
+    with pytest.raises(FleetError, match="no hardware 'acme'"):
+        claims.redeem(other, replace(asked, device="cam-2", fingerprint=digest("x")), _issue("03"), now=NOW)
+
+
 def test_a_claim_that_was_taken_back_is_refused(store: Store) -> None:
     claims = Claims(store.database)
     made, secret = claims.create(now=NOW, actor="ann", uses=5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgec.errors import TargetError, UnknownTargetError
-from edgec.targets import alias_names, load_target, resolve_target, target_names
+from edgec.targets import alias_names, load_target, meanings, resolve_target, target_names
 
 NAMES = [
     "coral-edgetpu",
@@ -106,6 +106,13 @@ def test_a_host_without_a_cpu_target_is_told_what_to_do(monkeypatch: pytest.Monk
     ):
         load_target("cpu")
     assert "cpu" not in alias_names()
+
+
+def test_what_an_alias_means_is_the_same_on_every_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_host(monkeypatch, "riscv64")
+    assert meanings("jetson") == (load_target("jetson").name,)
+    assert meanings("cpu") == ("cpu-arm64", "cpu-x86_64")
+    assert meanings("rpi5") == ()
 
 
 def test_every_alias_leads_to_a_target_and_hides_none() -> None:
@@ -217,6 +224,12 @@ def test_another_package_brings_a_function_that_returns_toml(
     [
         ("", "acme-a = acme_wrong_a_gone", "cannot be imported"),
         ("", "acme-b = acme_wrong:gone", "cannot be imported"),
+        (
+            "raise RuntimeError('no licence')\n",
+            "acme-e = acme_wrong",
+            "cannot be imported: RuntimeError: no lic",
+        ),
+        ("def f() -> str:\n    return {}['hub']\n", "acme-f = acme_wrong:f", "fails: KeyError: 'hub'"),
         ("def f() -> int:\n    return 3\n", "acme-c = acme_wrong:f", "expected TOML text, not int"),
         ("value = 3\n", "acme-d = acme_wrong:value", "expected a package with .toml files"),
         ("def f() -> str:\n    return ''\n", "rpi5 = acme_wrong:f", "'rpi5' is taken"),

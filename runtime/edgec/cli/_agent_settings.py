@@ -45,24 +45,27 @@ set_option = click.option(
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-def _known(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Put targets in place of aliases; say on standard error what is one, and what edgec does not know."""
+def known_hardware(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """Put a target in place of an alias; say on standard error what is one, and what edgec does not know."""
     from edgec.errors import UnknownTargetError
     from edgec.targets import resolve_target
 
-    found = []
-    for name in names:
-        try:
-            resolution = resolve_target(name)
-        except UnknownTargetError:
-            note = f"{name!r} is no target of edgec's; artifacts reach this device if they were built for it"
-            click.echo(f"WARNING {printable(note)} (edgec targets)", err=True)
-            found.append(name)
-            continue
-        if resolution.note is not None:
-            click.echo(printable(resolution.note), err=True)
-        found.append(resolution.target.name)
-    return tuple(dict.fromkeys(found))
+    if name is None:
+        return None
+    try:
+        resolution = resolve_target(name)
+    except UnknownTargetError:
+        note = f"{name!r} is no target of edgec's; artifacts reach such a device if they were built for it"
+        click.echo(f"WARNING {printable(note)} (edgec targets)", err=True)
+        return name
+    if resolution.note is not None:
+        click.echo(printable(resolution.note), err=True)
+    return resolution.target.name
+
+
+def _known(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    found = [known_hardware(context, parameter, name) for name in names]
+    return tuple(dict.fromkeys(name for name in found if name is not None))
 
 
 hardware_option = click.option(

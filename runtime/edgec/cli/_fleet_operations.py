@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgec.cli._agent_settings import known_hardware
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import behaviour_row, incident_row, table
 from edgec.cli._text import columns, moment
@@ -203,7 +204,9 @@ def tokens(
     "--days", type=click.FloatRange(0.01, 3650), default=7.0, show_default=True, help="In force so long."
 )
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="That each device is given.")
-@click.option("--hardware", help="That each device must be.")
+@click.option(
+    "--hardware", metavar="TARGET", callback=known_hardware, help="That each device must be (edgec targets)."
+)
 @click.option("--device", help="The only one, also one that is in the fleet and has a new key.")
 @json_option
 @with_fleet

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from edgec.cli._agent_settings import known_hardware
 from edgec.cli._signals import Signals
 
 
@@ -17,7 +18,10 @@ from edgec.cli._signals import Signals
 @click.option(
     "--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Vouches for the server, PEM."
 )
-@click.option("--hardware", default="cpu-x86_64", show_default=True, help="Class that devices say they are.")
+@click.option(
+    "--hardware", default="cpu-x86_64", show_default=True, metavar="TARGET", callback=known_hardware,
+    help="Class that devices say they are.",
+)  # fmt: skip
 @click.option("--prefix", default="sim", show_default=True, help="Of the ids of devices.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="To run; until Ctrl-C if left out.")
 @click.option("--ramp", type=click.FloatRange(0), default=0.0, show_default=True, metavar="SECONDS",

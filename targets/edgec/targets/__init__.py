@@ -3,7 +3,14 @@
 A target is one file ``data/NAME.toml``; what its keys mean is said by the classes they become.
 """
 
-from edgec.targets._catalogue import Resolution, alias_names, load_target, resolve_target, target_names
+from edgec.targets._catalogue import (
+    Resolution,
+    alias_names,
+    load_target,
+    meanings,
+    resolve_target,
+    target_names,
+)
 from edgec.targets._host import host_arch, host_features
 from edgec.targets._parse import target_from_dict
 from edgec.targets._target import (
@@ -29,6 +36,7 @@ __all__ = [
     "host_arch",
     "host_features",
     "load_target",
+    "meanings",
     "resolve_target",
     "target_from_dict",
     "target_names",

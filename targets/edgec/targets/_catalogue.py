@@ -125,6 +125,13 @@ def alias_names() -> dict[str, str]:
     return dict(sorted({**_ALIASES, **own}.items()))
 
 
+def meanings(alias: str) -> tuple[str, ...]:
+    """Return the targets that an alias may stand for, whichever host says it; none of what is no alias."""
+    if alias in _HOST_ALIASES:
+        return tuple(sorted(_CPUS.values()))
+    return (_ALIASES[alias],) if alias in _ALIASES else ()
+
+
 def _is_path(name: str) -> bool:
     return name.endswith(".toml") or "/" in name or "\\" in name
 
@@ -237,10 +244,15 @@ def _offered(point: EntryPoint) -> dict[str, tuple[str, str]]:
     origin = f"entry point {point.name} = {point.value}"
     try:
         offer = point.load()
-    except (ImportError, AttributeError) as e:
-        raise TargetError(f"{origin}: cannot be imported: {e}; upgrade or uninstall its package") from e
+    except Exception as e:  # to import a package runs its code, which may raise anything
+        raise TargetError(
+            f"{origin}: cannot be imported: {_said(e)}; upgrade or uninstall its package"
+        ) from e
     if callable(offer):
-        text = offer()
+        try:
+            text = offer()
+        except Exception as e:  # code of another package, too
+            raise TargetError(f"{origin}: fails: {_said(e)}; upgrade or uninstall its package") from e
         if not isinstance(text, str):
             raise TargetError(f"{origin}: expected TOML text, not {type(text).__name__}")
         return {point.name: (text, origin)}
@@ -249,3 +261,7 @@ def _offered(point: EntryPoint) -> dict[str, tuple[str, str]]:
         raise TargetError(f"{origin}: expected a package with .toml files or a function that returns TOML")
     paths = sorted(path for folder in folders for path in folder.glob("*.toml"))
     return {path.stem: (_read(path), f"{path.name} of {origin}") for path in paths}
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"

@@ -113,6 +113,8 @@ class Enrolment:
             days: How long their certificates hold.
         """
         self._fleet, self._authority, self._where, self._days = fleet, authority, where, days
+        # What is installed later counts from the next start on; plugins are not read for each device.
+        self._targets = _targets()
 
     @property
     def authority(self) -> str:
@@ -144,7 +146,7 @@ class Enrolment:
             hardware=tuple(asked.hardware),
             kind=kind,
             fingerprint=fingerprint,
-            targets=_targets(),
+            targets=self._targets,
         )
         given = self._fleet.claims.redeem(
             asked.claim, request, lambda name: self._issue(name, asked), now=self._fleet.clock()

@@ -189,7 +189,7 @@ class Claims:
             if known is not None:
                 return _same(connection, _credential(known), claim, request)
             _check(claim, request, now)
-            check_hardware(connection, request.hardware, request.targets, claim.hardware)
+            check_hardware(connection, request.hardware, request.targets, claim.hardware, claim.device)
             hardware = claim.hardware or request.hardware[0]
             _admit(connection, claim, request.device, hardware, now)
             serial, document, expires_at = issue(request.device)

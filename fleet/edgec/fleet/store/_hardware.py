@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 
 from sqlalchemy import Connection, select
 
 from edgec.errors import FleetError
-from edgec.fleet.store._schema import hardware
+from edgec.fleet.store._schema import devices, hardware
+from edgec.targets import meanings
 
 
 def check_hardware(
-    connection: Connection, names: Sequence[str], targets: Collection[str], claimed: str | None
+    connection: Connection,
+    names: Sequence[str],
+    targets: Collection[str],
+    claimed: str | None,
+    device: str | None,
 ) -> None:
     """Refuse a mistyped name before a claim is used up for a device that no artifact would reach.
 
@@ -21,6 +26,7 @@ def check_hardware(
         names: That a device says it is.
         targets: Of edgec's; nothing is refused where there are none.
         claimed: That the claim is for: whoever made it knows better.
+        device: That the claim is for: what the fleet takes it for already, it may be again.
 
     Raises:
         FleetError: There is none of a name (``reason`` ``invalid``).
@@ -29,13 +35,25 @@ def check_hardware(
     if not unknown or not targets:
         return
     known = {*targets, *connection.execute(select(hardware.c.name).distinct()).scalars()}
-    unknown = [name for name in unknown if name not in known]
+    own = connection.execute(select(devices.c.hardware).where(devices.c.id == device)).scalar()
+    unknown = [name for name in unknown if name not in known and name != own]
     if unknown:
-        near = dict.fromkeys(c for name in unknown for c in get_close_matches(name, sorted(known), 2))
-        raise FleetError(
-            f"there is no hardware {' or '.join(map(repr, unknown))}"
-            + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ";")
-            + " nothing was done, and the claim can still be used. For a target of your own, upload an"
-            " artifact for it first, or make a claim for it:  edgec fleet claim --hardware TARGET",
-            "invalid",
-        )
+        raise FleetError("; ".join(_problems(unknown, known)), "invalid")
+
+
+def _problems(unknown: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    """Say of each name what may be meant; a server does not know which CPU a device has."""
+    for name in unknown:
+        if meant := meanings(name):
+            yield f"{name!r} is {' or '.join(meant)}: say that"
+    others = [name for name in unknown if not meanings(name)]
+    if others:
+        near = dict.fromkeys(c for name in others for c in get_close_matches(name, sorted(known), 2))
+        guess = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        yield f"there is no hardware {' or '.join(map(repr, others))}{guess}"
+    yield "nothing was done, and the claim can still be used" + (
+        ". For a target of your own, upload an artifact for it first, or make a claim for it:"
+        "  edgec fleet claim --hardware TARGET"
+        if others
+        else ""
+    )
