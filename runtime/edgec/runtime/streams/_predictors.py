@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +92,10 @@ class Recurrent:
 
 
 class WithFixed:
-    """A session with some of its inputs the same in every call, and its whole pipeline."""
+    """A session with some of its inputs the same in every call, and its whole pipeline.
+
+    What a tokenizer of the pipeline makes cannot be one of them: the text that it is made of stands for it.
+    """
 
     def __init__(self, session: Session, fixed: Mapping[str, NDArray[Any]]) -> None:
         """Name the inputs that never change.
@@ -102,18 +105,25 @@ class WithFixed:
             fixed: By name of the input: ``{"sr": np.array(16000)}``.
 
         Raises:
-            InputError: The model has no such input, or no other.
+            InputError: The model has no such input, or no other, or a tokenizer makes it.
         """
         self._session = session
         self._fixed = dict(fixed)
         _check(session, {}, self._fixed)
-        self._fed = _fed(session, self._fixed)
+        filled = _tokenized(session)
+        if made := [name for name in self._fixed if name in filled]:
+            raise InputError(
+                f"{session.manifest.model} cannot be called so: its tokenizer makes {', '.join(made)} of the "
+                "text: leave them out of what is fixed"
+            )
+        self._fed = _fed(session, {*self._fixed, *filled} - _text_names(session))
 
     def predict(self, sample: Any) -> dict[str, Any]:
         """Run the whole pipeline once; see ``Session.predict``.
 
         Args:
-            sample: Of the first input that is not fixed; a mapping by name where there are several.
+            sample: Of the first input that is not fixed, a text where it is tokenized; a mapping by name
+                where there are several.
         """
         given = sample if isinstance(sample, Mapping) else {self._fed[0]: sample}
         return self._session.predict({**given, **self._fixed})
@@ -125,7 +135,7 @@ def check_fed_by_one(session: Session, state: Mapping[str, str], fixed: Mapping[
     Raises:
         InputError: There are more such inputs; the message names outputs that look like their next state.
     """
-    filled = _tokenized(session)
+    filled = set() if state else _tokenized(session)  # with a state, the model runs bare
     free = [spec for spec in session.inputs if spec.name not in (*state, *fixed, *filled)]
     if len(free) + bool(filled) < 2:
         return
@@ -143,12 +153,20 @@ def check_fed_by_one(session: Session, state: Mapping[str, str], fixed: Mapping[
 
 def _tokenized(session: Session) -> set[str]:
     """Names of the inputs that one text fills."""
+    return {name for step in _tokenizers(session) for name in (step.ids, step.mask, step.types)}
+
+
+def _text_names(session: Session) -> set[str]:
+    """Names of the inputs that stand for a text in a sample."""
+    return {step.ids for step in _tokenizers(session)}
+
+
+def _tokenizers(session: Session) -> list[Tokenize]:
     pipeline = session.manifest.pipeline
-    steps = [step for step in (pipeline.preprocess if pipeline else ()) if isinstance(step, Tokenize)]
-    return {name for step in steps for name in (step.ids, step.mask, step.types)}
+    return [step for step in (pipeline.preprocess if pipeline else ()) if isinstance(step, Tokenize)]
 
 
-def _fed(session: Session, given: Mapping[str, Any]) -> list[str]:
+def _fed(session: Session, given: Container[str]) -> list[str]:
     """Names of the inputs that samples feed.
 
     Raises:
