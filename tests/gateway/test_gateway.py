@@ -142,15 +142,22 @@ def test_a_certificate_tells_which_device_asks(artifact: Path, tmp_path: Path) -
     with Gateway([artifact], options) as gateway:
         port = int(gateway.url.rpartition(":")[2])
 
+        said = []
+
         def status(context: ssl.SSLContext) -> int:
             with closing(HTTPSConnection("127.0.0.1", port, context=context, timeout=60)) as connection:
                 connection.request("POST", INFER, REQUEST)
-                return connection.getresponse().status
+                response = connection.getresponse()
+                said.append(response.read().decode())
+                return response.status
 
         assert status(ours.client("dev1").client_context()) == 200
         assert status(ours.client("dev1").client_context()) == 429
         assert status(ours.client("dev2").client_context()) == 200
         assert status(ssl.create_default_context(cafile=str(ours.root))) == 401
+        # Nobody has a key here that could be sent.
+        assert "expected the certificate of a device" in said[-1]
+        assert "KEY" not in said[-1]
         stranger = ssl.create_default_context(cafile=str(ours.root))
         foreign = others.client("dev1")
         stranger.load_cert_chain(str(foreign.certificate), str(foreign.key))

@@ -82,8 +82,12 @@ class Identities:
         # The digest, not the key, decides where it is looked for: that tells nothing of other keys.
         name = self._names.get(digest)
         if name is None:
-            wanted = "the certificate of a device, or an API key" if self._certificates else "an API key"
-            raise RequestError(
-                f"expected {wanted}: send Authorization: Bearer KEY, or X-API-Key: KEY", status=401
-            )
+            raise RequestError(f"expected {self._wanted()}", status=401)
         return name
+
+    def _wanted(self) -> str:
+        certificate = "the certificate of a device, shown when the connection is made"
+        key = "an API key: send Authorization: Bearer KEY, or X-API-Key: KEY"
+        if not self._names:
+            return certificate
+        return f"{certificate}; or {key}" if self._certificates else key
