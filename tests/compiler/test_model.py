@@ -58,6 +58,18 @@ def test_outputs_of_inputs_with_fixed_sizes_are_inferred(tmp_path: Path) -> None
     assert [s.shape for s in load_model(save(model, tmp_path / "m.onnx")).outputs] == [(3, 2)]
 
 
+def test_what_the_exporter_says_of_values_within_stays_where_outputs_are_inferred(tmp_path: Path) -> None:
+    model = affine(batch=3)
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    # Nothing could infer this one: its operator is of another domain.
+    model.graph.node.append(helper.make_node("Own", ["b"], ["own"], domain="maker"))
+    model.opset_import.append(helper.make_opsetid("maker", 1))
+    model.graph.value_info.append(helper.make_tensor_value_info("own", TensorProto.FLOAT, [2]))
+    source = load_model(save(model, tmp_path / "m.onnx"))
+    assert source.proto.graph.value_info == model.graph.value_info
+    assert [s.shape for s in source.outputs] == [(3, 2)]
+
+
 def test_external_data_is_read_and_is_part_of_the_digest(tmp_path: Path) -> None:
     def write(value: float) -> str:
         model = affine(size=512)

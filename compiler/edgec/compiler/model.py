@@ -81,8 +81,10 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
     if external_files and size_bytes <= LARGE_BYTES:
         external.load_external_data_for_model(proto, str(path.parent))
     _check_graph(path, proto, size_bytes > LARGE_BYTES)
-    if shapes or _outputs_are_vague(proto):
-        pin_shapes(path, proto, shapes or {})
+    if shapes:
+        pin_shapes(path, proto, shapes)
+    elif _outputs_are_vague(proto):
+        _take_outputs(proto, _inferred(proto))
     return SourceModel(
         path=path,
         proto=proto,
@@ -237,8 +239,16 @@ def pin_shapes(path: Path, proto: onnx.ModelProto, shapes: Mapping[str, tuple[in
             if dim.dim_param in pinned:
                 dim.dim_value = pinned[dim.dim_param]
     del proto.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    inferred = _inferred(proto)
     proto.graph.value_info.extend(inferred.graph.value_info)
+    _take_outputs(proto, inferred)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _take_outputs(proto: onnx.ModelProto, inferred: onnx.ModelProto) -> None:
     for mine, theirs in zip(proto.graph.output, inferred.graph.output, strict=True):
         mine.CopyFrom(theirs)
 
