@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ pytest.importorskip("sqlalchemy", reason="a fleet needs the extra 'fleet'")
 
 from sqlalchemy import exc, update
 
-from edgec.errors import ProtocolError
+from edgec.errors import OutputError, ProtocolError
 from edgec.fleet.alerts import AlertSettings, Courier, Watch, Webhook
 from edgec.fleet.alerts._rules import conditions
 from edgec.fleet.mqtt import Counters, MqttSettings
@@ -40,7 +40,7 @@ from edgec.protocol import (
     Topics,
 )
 from edgec.sketch._bytes import pack_numbers
-from edgec.trust import DeviceBundle, SignedWish, Wish
+from edgec.trust import DeviceBundle, Issued, SignedWish, Wish
 
 NOW = 1_790_000_000.0
 TOPICS = Topics("t")
@@ -292,6 +292,11 @@ def test_a_rollout_that_cannot_go_on_stops_no_other() -> None:
     assert set(ticked) == {"bad", "good"}
 
 
+def signed_for(wishes: Iterable[Wish]) -> dict[str, SignedWish]:
+    bundles = [DeviceBundle(device=w.device, epoch=1, targets={}, metadata={}) for w in wishes]
+    return {b.device: SignedWish(bundle=b, version=3, expires=NOW + 1e9) for b in bundles}
+
+
 def test_what_was_sent_before_something_broke_is_not_sent_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,9 +310,8 @@ def test_what_was_sent_before_something_broke_is_not_sent_again(
         publication.settle()
         return publication
 
-    def issue(director: Any, wishes: list[Wish]) -> dict[str, SignedWish]:
-        bundles = [DeviceBundle(device=w.device, epoch=1, targets={}, metadata={}) for w in wishes]
-        return {b.device: SignedWish(bundle=b, version=3, expires=NOW + 1e9) for b in bundles}
+    def issue(director: Any, wishes: list[Wish]) -> Issued:
+        return Issued(Path(), signed_for(wishes), {})
 
     with store.database.write() as connection:
         connection.execute(update(devices).values(epoch=1))
@@ -317,6 +321,43 @@ def test_what_was_sent_before_something_broke_is_not_sent_again(
     monkeypatch.setattr("edgec.fleet.mqtt._directing.issue", issue)
     assert [directing.turn() for _ in range(3)] == [False, True, True]
     assert sent == [TOPICS.desired("bad"), TOPICS.desired("good"), TOPICS.desired("good")]
+
+
+def test_what_was_sent_and_may_not_be_kept_is_told_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+
+    def publish(message: Any) -> Publication:
+        sent.append(message.topic)
+        publication = Publication()
+        publication.settle()
+        return publication
+
+    class Unkept(Issued):
+        def keep(self) -> dict[str, OutputError]:
+            if len(sent) == 2:
+                raise RuntimeError("can't start new thread")
+            return {} if len(sent) > 4 else {"good": OutputError("the disk is full")}
+
+    now = [NOW]
+    with store.database.write() as connection:
+        connection.execute(update(devices).values(epoch=1))
+    fleet = SimpleNamespace(store=store, clock=lambda: now[0], director=None)
+    link = SimpleNamespace(status=SimpleNamespace(connected=True, connections=0), publish=publish)
+    directing = Directing(cast("Any", fleet), cast("Any", link), TOPICS, Counters(), MqttSettings())
+    monkeypatch.setattr(
+        "edgec.fleet.mqtt._directing.issue", lambda _, wishes: Unkept(Path(), signed_for(wishes), {})
+    )
+    told = []
+    for _ in range(4):
+        directing.turn()
+        told.append(store.orders.counts()["told"])
+        now[0] += 3600
+    # Nothing is known of either; one's files are not kept; that one is told again, and then both are.
+    assert told == [0, 1, 2, 2]
+    assert sorted(sent[:4]) == sorted(TOPICS.desired(name) for name in ("bad", "good") * 2)
+    assert sent[4:].count(TOPICS.desired("good")) >= 1
 
 
 @pytest.mark.slow

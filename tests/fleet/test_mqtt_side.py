@@ -148,7 +148,8 @@ def test_a_thousand_windows_are_kept_once_and_acknowledged(
                 talkers.say(name, telemetry(20 * round_, *[window(3)] * 20))
         talkers.wait(lambda: all(t.kept and t.kept["b1"].seq == 99 for t in talkers.devices.values()))
         assert [calls(fleet, name) for name in names] == [300.0] * 10
-        assert side.counters.get("records") == 2000
+        # What comes twice may be counted after the acknowledgement of what came first.
+        until(lambda: side.counters.get("records") == 2000)
         assert side.counters.total("batches") < 100
 
 

@@ -101,15 +101,18 @@ def named(arm: tuple[DeviceEvidence, ...], most: int) -> tuple[DeviceEvidence, .
     return tuple(told(d, [d.classes], most) for d in arm)
 
 
-def told(device: DeviceEvidence, windows: Iterable[Mapping[int, int]], most: int) -> DeviceEvidence:
-    """Return a device that told of its calls in windows, as the store adds them up."""
+def told(
+    device: DeviceEvidence, windows: Iterable[Mapping[int, int]], most: int, first: int | None = None
+) -> DeviceEvidence:
+    """Return a device that told of its calls in windows, as stored; the first may name fewer."""
     hour = HourOf()
-    for classes in windows:
+    for number, classes in enumerate(windows):
+        most_now = first if first is not None and not number else most
         window = ModelWindow(
-            model="m", digest=bytes(8), since=0, seconds=1, calls=1, classes=_top(classes, most)
+            model="m", digest=bytes(8), since=0, seconds=1, calls=1, classes=_top(classes, most_now)
         )
         hour.merge(HourOf.of_window(window))
-    return replace(device, classes=hour.classes, fewest_named=hour.fewest_named)
+    return replace(device, classes=hour.classes, named=hour.named)
 
 
 def alike(arm: tuple[DeviceEvidence, ...], classes: int) -> tuple[DeviceEvidence, ...]:
@@ -152,6 +155,15 @@ def test_devices_that_name_others_in_each_window_are_no_different() -> None:
     for candidate, control in ((in_windows(mine, 12, 5), theirs), (mine, in_windows(theirs, 12, 5))):
         found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
         assert found.outcome == "pass", found.detail
+
+
+def test_a_short_window_hides_nothing_in_the_longer_ones() -> None:
+    evidence = World(9).evidence(HEALTHY, candidates=50, controls=100)
+    control = alike(evidence.control, 10)
+    scattered = dict.fromkeys(range(10), 600 - 240) | dict.fromkeys(range(100, 2500), 1)
+    candidate = tuple(told(d, [scattered] * 12, 20, first=5) for d in evidence.candidate)
+    found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
+    assert found.outcome == "fail", found.detail
 
 
 @pytest.mark.parametrize(("classes", "most"), [(10, 5), (1000, 20)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -51,15 +51,11 @@ class WindowTap:
             for window in windows
         ]
 
-    def seen(self, artifact: str) -> Window | None:
-        """Return all calls of an artifact since `forget`, telemetry's or not; None where there were none.
-
-        Args:
-            artifact: Digest of its content: ``sha256:5e8f...``.
-        """
+    def seen(self) -> Mapping[str, Window]:
+        """Return all calls since `forget`, telemetry's or not, by digest of the artifact's content."""
         with self._lock:
             self._collect()
-            return self._seen.get(artifact)
+            return dict(self._seen)
 
     def forget(self, artifact: str) -> None:
         """Let `seen` begin anew."""

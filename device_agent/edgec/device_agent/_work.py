@@ -257,11 +257,15 @@ class AgentActions(SlotWork):
         criteria = ProbationCriteria()
         end = self._clock.monotonic() + wanted.probation_s
         while True:
+            left = end - self._clock.monotonic()
+            if left > 0:
+                context.wait(min(_LOOK_S, max(left, 0.01)))
             over = self._clock.monotonic() >= end
-            after = None if mine is None else tap.seen(mine)
+            seen = tap.seen()
+            after = None if mine is None else seen.get(mine)
             if after is not None:
                 verdict = judge_probation(
-                    after, None if before is None else tap.seen(before), criteria=criteria
+                    after, None if before is None else seen.get(before), criteria=criteria
                 )
                 if verdict.outcome == FAIL:
                     words = "; ".join(f"{f.word}: {f.message}" for f in verdict.findings)
@@ -271,7 +275,6 @@ class AgentActions(SlotWork):
                     return
             if over:
                 return
-            context.wait(min(_LOOK_S, max(end - self._clock.monotonic(), 0.01)))
 
     def report(self, model: str, report: Report) -> None:
         """Put a report away."""

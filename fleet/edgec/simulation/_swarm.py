@@ -159,9 +159,13 @@ class Swarm:
 
 
 def _make_nice(pid: int, more: int) -> None:
-    """Add to the niceness of a process that leads a session, before it has threads, which inherit it."""
+    """Let a process that leads a session wait for others, before it has threads, which inherit that."""
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + more, 19)
     os.setpriority(os.PRIO_PROCESS, pid, nice)
+    # Threads of hundreds of devices wake each other all the time. As a batch, none interrupts the one that
+    # computes: they take a tenth less of the processors, measured with 500 devices that undo a release.
+    with suppress(OSError):
+        os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
     # Where Linux groups processes by session, niceness counts within a group only, and the group has its own.
     with suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice))

@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 _Made: TypeAlias = "SignedWish | TrustError"
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
 # A broker that has acknowledged nothing for so long has what was sent, or not: it is sent again.
-_QUIET_S = 20.0
+# However slow it is, rollouts are looked at again after the longest time.
+_QUIET_S, _LONGEST_S = 20.0, 120.0
 # Between turns that devices' reports ask for there is so many times what the last one took, up to the most:
 # others work, too.
 _LEAST_PAUSE_S, _MOST_PAUSE_S, _REST = 0.05, 2.0, 9
@@ -149,7 +150,7 @@ class Directing:
         """
         sent: list[tuple[DueOrder, SignedWish, Publication]] = []
         done: list[ToldOrder] = []
-        unkept: Mapping[str, OutputError] = {}
+        unkept: Mapping[str, OutputError] | None = None
         try:
             issued, signed = self._signed(due)
             for order, made in signed:
@@ -161,8 +162,9 @@ class Directing:
             unkept = issued.keep()
         finally:
             # Where something ends it half-way, what has left is not sent again every turn.
-            wait_for_all([p for _, _, p in sent], _QUIET_S, stopping=lambda: self._stopping)
-            done += [self._ended(*one, now, unkept.get(one[0].device)) for one in sent]
+            messages = [p for _, _, p in sent]
+            wait_for_all(messages, _QUIET_S, most_s=_LONGEST_S, stopping=lambda: self._stopping)
+            done += [self._ended(*one, now, unkept) for one in sent]
             if done:
                 self._fleet.store.orders.told(done, now)
 
@@ -202,22 +204,22 @@ class Directing:
         made: SignedWish,
         publication: Publication,
         now: float,
-        unkept: OutputError | None,
+        unkept: Mapping[str, OutputError] | None,
     ) -> ToldOrder:
+        """Return what became of one that was sent; its files may not be kept, or of none is known whether."""
         sent = publication.done and publication.error is None
-        delivered = sent and unkept is None
+        error = None if unkept is None else unkept.get(order.device)
+        delivered = sent and unkept is not None and error is None
         self._counters.count("orders", "told" if delivered else "unsent")
-        if unkept is not None:
-            _log.error(
-                "epoch %d for %s is not kept, and will be told again: %s", order.epoch, order.device, unkept
-            )
+        if error is not None:
+            _log.error("epoch %d for %s is not kept, and told again: %s", order.epoch, order.device, error)
         return ToldOrder(
             order=order,
             version=made.version,
             expires_at=made.expires,
             delivered=delivered,
             next_at=now + (self._wait(order) if sent else _RETRY_S),
-            problem="" if unkept is None else str(unkept),
+            problem="" if error is None else str(error),
         )
 
     def _wait(self, order: DueOrder) -> float:

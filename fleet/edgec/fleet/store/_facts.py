@@ -147,7 +147,7 @@ def _evidence(device: DeviceFacts, digest: str, said: HourOf | None) -> DeviceEv
         latency=said.latency if said.latency.count else None,
         confidence=said.confidence,
         classes=said.classes,
-        fewest_named=said.fewest_named,
+        named=said.named,
         outputs=said.outputs,
         **counts,
     )

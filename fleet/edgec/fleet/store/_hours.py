@@ -36,7 +36,7 @@ class HourOf:
         latency: In milliseconds.
         confidence: None where there is none.
         classes: Calls by class.
-        fewest_named: Classes that a window named which may have left others out, the fewest; None for none.
+        named: Calls of windows that may have left classes out, by how many classes those windows name.
         outputs: By name.
     """
 
@@ -44,7 +44,7 @@ class HourOf:
     latency: QuantileSketch = field(default_factory=QuantileSketch)
     confidence: Histogram | None = None
     classes: dict[int, int] = field(default_factory=dict)
-    fewest_named: int | None = None
+    named: dict[int, int] = field(default_factory=dict)
     outputs: dict[str, Histogram] = field(default_factory=dict)
 
     @classmethod
@@ -55,12 +55,13 @@ class HourOf:
             ProtocolError: A sketch of it is damaged.
         """
         names = ("seconds", "calls", "errors", "sampled", "non_finite")
+        classes = {number: min(count, _MOST) for number, count in window.classes.items()}
         return cls(
             figures={**dict.fromkeys(FIGURES, 0.0), **{n: min(getattr(window, n), _MOST) for n in names}},
             latency=window.latency_sketch(),
             confidence=window.confidence_histogram(),
-            classes={number: min(count, _MOST) for number, count in window.classes.items()},
-            fewest_named=_named_of(window.classes),
+            classes=classes,
+            named=_named(classes),
             outputs=window.output_histograms(),
         )
 
@@ -79,8 +80,8 @@ class HourOf:
             self.classes[number if known else _OTHERS] = (
                 self.classes.get(number if known else _OTHERS, 0) + count
             )
-        named = [n for n in (self.fewest_named, other.fewest_named) if n is not None]
-        self.fewest_named = min(named, default=None)
+        for number, count in other.named.items():
+            self.named[number] = self.named.get(number, 0) + count
         for name, histogram in other.outputs.items():
             if name in self.outputs or len(self.outputs) < _MOST_NAMES:
                 self.outputs[name] = _joined(self.outputs.get(name), histogram)
@@ -92,7 +93,7 @@ class HourOf:
             2: self.confidence.to_bytes() if self.confidence else b"",
             3: dict(sorted(self.classes.items())),
             4: {name: histogram.to_bytes() for name, histogram in sorted(self.outputs.items())},
-            5: self.fewest_named,
+            5: dict(sorted(self.named.items())),
         }
         return {**self.figures, "sketches": dumps(sketches)}
 
@@ -105,8 +106,8 @@ class HourOf:
             latency=QuantileSketch.from_bytes(sketches[1]),
             confidence=Histogram.from_bytes(sketches[2]) if sketches[2] else None,
             classes=sketches[3],
-            # Earlier versions did not keep it.
-            fewest_named=sketches.get(5, LEAST_CLASSES if _OTHERS in sketches[3] else None),
+            # Earlier versions did not keep it: their windows may have named as few as there may be.
+            named=sketches[5] if 5 in sketches else _named(sketches[3], LEAST_CLASSES),
             outputs={name: Histogram.from_bytes(data) for name, data in sketches[4].items()},
         )
 
@@ -129,10 +130,11 @@ def hour(at: float, now: float) -> int:
     return int((at if sane else now) // HOUR_S)
 
 
-def _named_of(classes: Mapping[int, int]) -> int | None:
-    """Return how many classes a window names; None where it has left none out."""
-    named = sum(number != _OTHERS for number in classes)
-    return named if classes.get(_OTHERS) and named >= LEAST_CLASSES else None
+def _named(classes: Mapping[int, int], named: int | None = None) -> dict[int, int]:
+    """Return the calls of a window by how many classes it names; nothing where it has left none out."""
+    named = sum(number != _OTHERS for number in classes) if named is None else named
+    left_out = classes.get(_OTHERS) and named >= LEAST_CLASSES
+    return {named: sum(classes.values())} if left_out else {}
 
 
 def _joined(mine: Histogram | None, other: Histogram) -> Histogram:

@@ -192,10 +192,9 @@ def _unknown(one: Shares, other: Shares, arm: Arm, alpha: float) -> Estimate:
         alpha: Of each bound.
     """
     frequent = np.cumsum(np.sort(other.values[:-1])[::-1])
-    calls = np.array([sum(d.classes.values()) for d in arm if d.classes], float)
-    named = [d.fewest_named for d in arm if d.classes]
-    left_out = [0.0 if n is None else 1 - frequent[min(n, len(frequent)) - 1] for n in named]
-    explained = float(np.average(left_out, weights=calls))
+    calls = sum(sum(d.classes.values()) for d in arm)
+    left_out = sum((1 - frequent[min(n, len(frequent)) - 1]) * k for d in arm for n, k in d.named.items())
+    explained = float(left_out) / calls
     share = distance(replace(one, values=one.values[-1:], errors=one.errors[-1:]), None, np.zeros(1), alpha)
     return Estimate(figure=share.figure - explained, low=share.low - explained, high=share.high - explained)
 

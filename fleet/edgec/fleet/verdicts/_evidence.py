@@ -28,8 +28,8 @@ class DeviceEvidence:
         latency: In milliseconds; None where there is none.
         confidence: Highest scores; None where the model has none.
         classes: Calls by class; -1 is all others.
-        fewest_named: Classes that one of its windows named which left others out, the fewest of all windows;
-            None where no window did: then what has no name is a class that nobody knows.
+        named: Calls of windows that left classes out, by how many classes these name; what has no name in
+            other windows is of a class that nobody knows.
         outputs: Values by output.
         compared: Calls that the model before answered, too, in its shadow.
         disagreed: Of these, those with another answer.
@@ -48,7 +48,7 @@ class DeviceEvidence:
     latency: QuantileSketch | None = None
     confidence: Histogram | None = None
     classes: Mapping[int, int] = field(default_factory=dict)
-    fewest_named: int | None = None
+    named: Mapping[int, int] = field(default_factory=dict)
     outputs: Mapping[str, Histogram] = field(default_factory=dict)
     compared: int = 0
     disagreed: int = 0
