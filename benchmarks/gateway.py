@@ -173,7 +173,7 @@ def main() -> None:
         keys.write_text(f"bench {KEY}\n")
         prepared = {model: prepare(model, Path(folder)) for model in MODELS}
         artifacts = [artifact for artifact, _ in prepared.values()]
-        ports = {"serve": stack.enter_context(served_by_edgec(artifacts))}
+        ports = {"serve": stack.enter_context(served_by_edgec(artifacts)).port}
         ports["gateway"] = stack.enter_context(gateway([str(path) for path in artifacts], keys))
         upstream = ["--upstream", f"http://127.0.0.1:{ports['serve']}"]
         ports["upstream"] = stack.enter_context(gateway(upstream, keys))
@@ -183,7 +183,7 @@ def main() -> None:
         ):
             if python:
                 onnx = {model: path for model, (_, path) in prepared.items()}
-                ports[name] = stack.enter_context(served_by(program, python, onnx))
+                ports[name] = stack.enter_context(served_by(program, python, onnx)).port
         rows = measure(ports, arguments.rounds, arguments.seconds)
         took = next(r["p50_ms"] for r in rows if r["server"] == "serve" and r["model"] == "slow")
         most = next(r["rate"] for r in rows if r["server"] == "gateway" and r["callers"] == 8)

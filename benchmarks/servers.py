@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -263,32 +265,66 @@ class Model:
         return head.encode() + header + raw
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that runs in a process group of its own.
+
+    Attributes:
+        port: Where it listens.
+        process: Its first one.
+    """
+
+    port: int
+    process: subprocess.Popen[Any]
+
+    def stop(self) -> None:
+        """Hold it, so that nothing of it computes while others are measured."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on; one that has ended stays so."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+
+
 @contextmanager
-def served_by_edgec(artifacts: list[Path]) -> Iterator[int]:
-    """Run ``edgec serve`` in a process of its own."""
+def served_by_edgec(artifacts: list[Path]) -> Iterator[Served]:
+    """Run ``edgec serve`` in a process group of its own."""
     command = [sys.executable, "-m", "edgec.cli", "serve", *map(str, artifacts), "--port", "0"]
     with subprocess.Popen(
-        [*command, "--threads", "1", "--json"], stdout=subprocess.PIPE, text=True
+        [*command, "--threads", "1", "--json"], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
-        yield int(ready["url"].rpartition(":")[2])
-        process.terminate()
+        served = None
+        try:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            served = Served(int(ready["url"].rpartition(":")[2]), process)
+            yield served
+        finally:
+            if served is not None:
+                served.go_on()
+            process.terminate()
 
 
 @contextmanager
-def served_by(program: str, python: str, onnx: Mapping[Model, Path]) -> Iterator[int]:
-    """Run another server in a process of its own."""
+def served_by(program: str, python: str, onnx: Mapping[Model, Path]) -> Iterator[Served]:
+    """Run another server in a process group of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     rows = [v for m, path in onnx.items() for v in (m.name, str(path), str(m.rows), str(m.columns))]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([python, "-c", program, str(port), *rows], **quiet) as process:
+    how: dict[str, Any] = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "start_new_session": True,
+    }
+    with subprocess.Popen([python, "-c", program, str(port), *rows], **how) as process:
+        served = Served(port, process)
         try:
             wait_for(port, list(onnx), process)
-            yield port
+            yield served
         finally:
+            served.go_on()
             process.terminate()
             try:
                 process.wait(20)

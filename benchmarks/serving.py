@@ -5,7 +5,8 @@
 PYTHON is the interpreter of an environment with that server and onnxruntime (``pip install nvidia-pytriton
 onnxruntime``, ``pip install kserve onnxruntime``); servers that are not named are left out. All serve the
 same ONNX files with ONNX Runtime, one thread per inference, and are asked by the same client, one after the
-other, in an order drawn anew for each round. The client sends the same bytes on each connection as soon as
+other, in an order drawn anew for each round; those whose turn it is not are stopped, for some compute while
+nobody asks them. The client sends the same bytes on each connection as soon as
 the answer is there, from a process of its own on the same machine: rates are floors, ratios are what counts.
 A single caller waits at a socket, several are of one event loop.
 One server more is a control: the least that answers, forty lines without any check around the same engine.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -32,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from benchmarks.servers import KSERVE, LEAST, PYTRITON, Model, ask, served_by, served_by_edgec
+from benchmarks.servers import KSERVE, LEAST, PYTRITON, Model, Served, ask, served_by, served_by_edgec
 
 from edgec.artifact import Manifest, pack
 from edgec.runtime.benchmark import this_machine
@@ -82,16 +84,25 @@ def bare(onnx: Path, model: Model) -> Callable[[float], dict[str, float]]:
 
 
 def measure(
-    ports: Mapping[str, int], onnx: Mapping[Model, Path], rounds: int, seconds: float
+    servers: Mapping[str, Served], onnx: Mapping[Model, Path], rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
     """Measure everything in turn, and return one row per model, number of callers and server."""
+
+    def asked(served: Served, model: Model, callers: int) -> dict[str, float]:
+        served.go_on()
+        try:
+            return ask(served.port, model, callers, seconds)
+        finally:
+            served.stop()
+
+    for served in servers.values():
+        served.stop()
     cases: dict[tuple[str, int, str], Callable[[], dict[str, float]]] = {}
     for model, path in onnx.items():
-        engine = bare(path, model)
-        cases[model.name, 1, "engine"] = lambda engine=engine: engine(seconds)  # type: ignore[misc]
+        cases[model.name, 1, "engine"] = partial(bare(path, model), seconds)
         for callers in CALLERS[model.name]:
-            for name, port in ports.items():
-                cases[model.name, callers, name] = lambda p=port, m=model, c=callers: ask(p, m, c, seconds)  # type: ignore[misc]
+            for name, served in servers.items():
+                cases[model.name, callers, name] = partial(asked, served, model, callers)
     taken: dict[tuple[str, int, str], list[dict[str, float]]] = {case: [] for case in cases}
     for case in cases:
         cases[case]()  # warm-up
@@ -154,15 +165,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         prepared = {model: prepare(model, Path(folder)) for model in MODELS}
         onnx = {model: path for model, (_, path) in prepared.items()}
-        ports = {"edgec": stack.enter_context(served_by_edgec([a for a, _ in prepared.values()]))}
+        servers = {"edgec": stack.enter_context(served_by_edgec([a for a, _ in prepared.values()]))}
         for name, program, python in (
             ("least", LEAST, sys.executable),
             ("pytriton", PYTRITON, arguments.pytriton),
             ("kserve", KSERVE, arguments.kserve),
         ):
             if python:
-                ports[name] = stack.enter_context(served_by(program, python, onnx))
-        rows = measure(ports, onnx, arguments.rounds, arguments.seconds)
+                servers[name] = stack.enter_context(served_by(program, python, onnx))
+        rows = measure(servers, onnx, arguments.rounds, arguments.seconds)
     for row in rows:
         print(
             f"{row['model']:7} {row['callers']:3} callers  {row['server']:9} {row['rate']:9.1f}/s"
@@ -176,7 +187,8 @@ def main() -> None:
             "seconds": arguments.seconds,
             "rounds": arguments.rounds,
             "threads": 1,
-            "order": "drawn anew for each round; one warm-up of each before",
+            "order": "drawn anew for each round; one warm-up of each before; the servers of others are "
+            "stopped (SIGSTOP)",
             "figures": "medians over rounds",
         },
         "machine": {**asdict(machine), "load_average_after": this_machine().load_average},
