@@ -62,6 +62,10 @@ def test_other_errors_and_errors_of_an_extra_stay_as_they_are() -> None:
         raise KeyError
     inner = MissingExtraError("inner", "tokenizers", "text")
     assert import_failed("outer", inner, "vision") is inner
+    with pytest.raises(MissingExtraError) as caught, needs_extra("outer", "vision"):
+        raise inner
+    assert caught.value is inner
+    assert inner.__cause__ is None
     assert isinstance(inner, EdgecError | ExtraError)
     assert import_advice(ImportError("else"), "do this") == "do this"
 

@@ -28,7 +28,7 @@ class _Needed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, ImportError | OSError | MemoryError):
+        if isinstance(error, ImportError | OSError | MemoryError) and not isinstance(error, ExtraError):
             raise import_failed(self._what, error, self._extra) from error
 
 
@@ -42,6 +42,7 @@ def needs_extra(what: str, extra: str) -> _Needed:
     Raises:
         MissingExtraError: A package is not installed.
         BrokenExtraError: It is, and does not load.
+        ExtraError: Of another extra, as it came from within.
     """
     return _Needed(what, extra)
 
