@@ -32,6 +32,7 @@ from edgec.errors import FleetError
 from edgec.fleet.server import FleetOptions, FleetServer
 from edgec.fleet.server._broker import end_orphans
 from edgec.fleet.server._leader import Leader
+from edgec.fleet.server._listener import Listener
 from edgec.fleet.server._upkeep import remove_leftovers, renew
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Store
@@ -351,6 +352,16 @@ def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(FleetError, match=expected):
         FleetOptions(data_dir=Path("x"), **options)
+
+
+def test_an_address_of_another_machine_is_called_that() -> None:
+    with pytest.raises(FleetError, match=r"listen at 192\.0\.2\.1: .* choose another --host") as caught:
+        Listener("192.0.2.1", 0)
+    assert caught.value.reason == "address"
+    with Listener("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FleetError, match=rf"127\.0\.0\.1 port {port}: .* choose another --port"):
+            Listener("127.0.0.1", port)
 
 
 def test_names_of_the_server_are_those_it_is_reached_under() -> None:

@@ -339,6 +339,13 @@ def test_a_taken_port_is_refused(server: Server, artifact: Path) -> None:
         Server([artifact], ServerOptions(port=address(server)[1]))
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no:host"])
+def test_an_address_of_another_machine_is_called_that(artifact: Path, host: str) -> None:
+    with pytest.raises(ServingError, match=f"cannot listen at {host}: .* choose another --host") as caught:
+        Server([artifact], ServerOptions(host=host, port=0))
+    assert "--port" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_the_command_drains_and_ends_on_sigterm(artifact: Path, tmp_path: Path) -> None:
     path = tmp_path / "edgec.sock"

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from edgec.errors import ServingError
+from edgec.errors.addresses import cannot_listen
 from edgec.errors.extras import needs_extra
 from edgec.serving._app import App, Send
 from edgec.serving._assembly import assemble
@@ -236,9 +237,7 @@ def _listen(options: ServerOptions) -> socket.socket:
         listener.bind((options.host, options.port))
     except OSError as e:
         listener.close()
-        raise ServingError(
-            f"cannot listen at {options.host} port {options.port}: {e.strerror or e}; choose another --port"
-        ) from e
+        raise ServingError(cannot_listen(options.host, options.port, e)) from e
     listener.listen(_BACKLOG)
     return listener
 

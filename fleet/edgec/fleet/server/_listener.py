@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from edgec.errors import FleetError
+from edgec.errors.addresses import cannot_listen
 
 # Connections of one address at once: a network behind one address has fewer, whose devices ask now and then.
 PER_ADDRESS = 256
@@ -49,9 +50,7 @@ class Listener(socket.socket):
             self.listen(512)
         except OSError as e:
             self.close()
-            raise FleetError(
-                f"cannot listen at {host}:{port}: {e.strerror}; choose another --port", "address"
-            ) from e
+            raise FleetError(cannot_listen(host, port, e), "address") from e
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Return the next connection and where it comes from.
