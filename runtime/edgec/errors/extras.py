@@ -54,7 +54,7 @@ def import_failed(what: str, error: ImportError | OSError | MemoryError, extra: 
     if isinstance(error, ModuleNotFoundError):
         return MissingExtraError(what, error.name, extra)
     advice = import_advice(error, f"reinstall it:  pip install --force-reinstall 'edgec[{extra}]'")
-    return BrokenExtraError(what, getattr(error, "name", None), extra, f"{_cause(error)}; {advice}")
+    return BrokenExtraError(what, getattr(error, "name", None), extra, f"{import_cause(error)}; {advice}")
 
 
 def import_advice(error: BaseException, otherwise: str) -> str:
@@ -74,5 +74,6 @@ def import_advice(error: BaseException, otherwise: str) -> str:
     return f"install the system's library {missing[1]}{package}; or {otherwise}"
 
 
-def _cause(error: BaseException) -> str:
+def import_cause(error: BaseException) -> str:
+    """Return what an import said in one line; the kind of its error where it said nothing."""
     return " ".join(str(error).split()) or type(error).__name__

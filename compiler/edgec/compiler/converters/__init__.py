@@ -19,7 +19,7 @@ import onnx
 from edgec.artifact import EngineSpec
 from edgec.compiler.pruning.patterns import Pattern
 from edgec.errors import ConversionError
-from edgec.errors.extras import import_advice
+from edgec.errors.extras import import_advice, import_cause
 from edgec.targets import Engine, Target
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def get_converter(name: str) -> Converter:
     """Return the converter of the engine called `name`.
 
     Raises:
-        ConversionError: There is none, or its library is not installed.
+        ConversionError: There is none, or its library is not installed or does not load.
     """
     reference = _BUILTIN.get(name)
     if reference is None:
@@ -200,7 +200,9 @@ def get_converter(name: str) -> Converter:
         raise ConversionError(
             f"compiling for {name} needs {e.name!r}, which is not installed: run  pip install 'edgec[{name}]'"
         ) from e
-    except ImportError as e:  # installed, but a shared library that it needs is not, or memory is short
+    except (ImportError, OSError, MemoryError) as e:  # a library that it needs is missing, or memory is short
         advice = import_advice(e, f"run  pip install --force-reinstall 'edgec[{name}]'")
-        raise ConversionError(f"compiling for {name} cannot import its engine ({e}): {advice}") from e
+        raise ConversionError(
+            f"compiling for {name} cannot import its engine ({import_cause(e)}): {advice}"
+        ) from e
     return converter

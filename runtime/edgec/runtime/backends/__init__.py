@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgec.artifact import EngineSpec, TensorSpec
 from edgec.errors import BackendUnavailableError, InferenceError
-from edgec.errors.extras import import_advice
+from edgec.errors.extras import import_advice, import_cause
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,7 +222,7 @@ def get_backend(name: str) -> Backend:
     """Return the backend called `name`.
 
     Raises:
-        BackendUnavailableError: There is none, or its library is not installed.
+        BackendUnavailableError: There is none, or its library is not installed or does not load.
     """
     reference = _BUILTIN.get(name)
     remedy = f"run  pip install 'edgec[{name}]'"
@@ -241,7 +241,7 @@ def get_backend(name: str) -> Backend:
         raise BackendUnavailableError(
             f"backend {name!r} needs {e.name!r}, which is not installed: {remedy}"
         ) from e
-    except ImportError as e:  # installed, but a shared library that it needs is not, or is too old
-        advice = import_advice(e, remedy)
-        raise BackendUnavailableError(f"backend {name!r} cannot be imported ({e}): {advice}") from e
+    except (ImportError, OSError, MemoryError) as e:  # a library that it needs is missing, or memory is short
+        advice, cause = import_advice(e, remedy), import_cause(e)
+        raise BackendUnavailableError(f"backend {name!r} cannot be imported ({cause}): {advice}") from e
     return backend
