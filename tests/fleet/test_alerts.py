@@ -328,7 +328,7 @@ def test_rollouts_incidents_drift_and_what_expires(fleet: Fleet) -> None:
 def test_certificates_of_devices_that_end_soon(fleet: Fleet) -> None:
     join(fleet, "d0", "d1", "d2")
     day = 86_400.0
-    held = {"kind": "certificate", "claim": "c", "issued_at": NOW, "document": ""}
+    held = {"kind": "certificate", "claim": "c", "issued_at": NOW - 60 * day, "document": ""}
     ends = {"d0": NOW + 30.5 * day, "d1": NOW + 400 * day, "d2": None}
     with fleet.store.database.write() as connection:
         for name, at_ in ends.items():
@@ -343,6 +343,24 @@ def test_certificates_of_devices_that_end_soon(fleet: Fleet) -> None:
     with fleet.store.database.write() as connection:
         connection.execute(update(credentials).where(credentials.c.device == "d0").values(replaced_at=NOW))
     assert look(fleet, **certified) == ["cleared certificate d0"]
+
+
+def test_short_certificates_are_told_of_in_their_last_third(fleet: Fleet) -> None:
+    join(fleet, "d0", "d1")
+    hour = 3600.0
+    with fleet.store.database.write() as connection:
+        for name, days in (("d0", 1), ("d1", 30)):
+            row = {
+                "fingerprint": name, "device": name, "kind": "certificate", "claim": "c", "issued_at": NOW,
+                "document": "", "expires_at": NOW + days * 24 * hour,
+            }  # fmt: skip
+            connection.execute(credentials.insert(), row)
+    certified = {"offline_s": 10**9, "silent_s": 10**9, "expiry_days": (0.0, 0.0)}
+    found = []
+    for hours in (0, 15, 17, 25, 19 * 24, 21 * 24, 31 * 24):
+        at(fleet, NOW + hours * hour)
+        found.append([line for line in look(fleet, **certified) if "certificate" in line])
+    assert found == [[], [], ["raised certificate d0"], [], [], ["raised certificate d1"], []]
 
 
 def test_a_full_disk_and_limits_that_would_flap(fleet: Fleet) -> None:

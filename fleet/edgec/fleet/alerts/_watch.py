@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from edgec.fleet.alerts._rules import RULES, AlertSettings, conditions
+from edgec.fleet.alerts._rules import RULES, conditions
+from edgec.fleet.alerts._settings import AlertSettings
 from edgec.fleet.alerts._sinks import Courier, Sink
 from edgec.fleet.drift import measure_drift
 from edgec.fleet.service import Fleet
