@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgec.compiler.converters import get_converter
-from edgec.errors import ConversionError
+from edgec.compiler.engines import find_judge
+from edgec.errors import BrokenExtraError, ConversionError
 
 
 @pytest.fixture
@@ -37,3 +38,10 @@ FAILURES = pytest.mark.parametrize(
 def test_a_converter_says_that_its_engine_does_not_load(told: str) -> None:
     with pytest.raises(ConversionError, match=rf"for openvino cannot import its engine \(.*{told}"):
         get_converter("openvino")
+
+
+@FAILURES
+@pytest.mark.usefixtures("broken_openvino")
+def test_a_judge_that_does_not_load_is_told(told: str) -> None:
+    with pytest.raises(BrokenExtraError, match=rf"verdict of openvino needs .* does not load: .*{told}"):
+        find_judge("openvino")

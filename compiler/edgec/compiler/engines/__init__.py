@@ -8,6 +8,8 @@ from typing import Protocol
 
 import onnx
 
+from edgec.errors.extras import import_failed
+
 _JUDGES = {
     "onnxruntime": "edgec.compiler.engines.onnxruntime:OnnxRuntimeJudge",
     "openvino": "edgec.compiler.engines.openvino:OpenVinoJudge",
@@ -39,7 +41,11 @@ class Judge(Protocol):
 
 
 def find_judge(engine: str) -> Judge | None:
-    """Return the judge of an engine; None where the engine does not run on this host."""
+    """Return the judge of an engine; None where the engine does not run on this host.
+
+    Raises:
+        BrokenExtraError: Its package is installed and does not load; without it, others would judge unseen.
+    """
     reference = _JUDGES.get(engine)
     if reference is None:
         return None
@@ -50,4 +56,6 @@ def find_judge(engine: str) -> Judge | None:
         if (e.name or "").startswith("edgec."):
             raise
         return None
+    except (ImportError, OSError, MemoryError) as e:
+        raise import_failed(f"the verdict of {engine}", e, engine) from e
     return judge
