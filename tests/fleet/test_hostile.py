@@ -26,7 +26,7 @@ from edgec.fleet.mqtt._directing import Directing
 from edgec.fleet.mqtt._ingest import Ingest
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Claims, Condition, HourOf, Store, ToldOrder
-from edgec.fleet.store._claims import Request
+from edgec.fleet.store._credentials import Request
 from edgec.fleet.store._devices import tell
 from edgec.fleet.store._schema import device_hours, devices, fleet_hours, orders
 from edgec.protocol import (

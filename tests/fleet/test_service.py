@@ -19,7 +19,7 @@ pytest.importorskip("tuf", reason="a fleet needs the extra 'agent'")
 from edgec.errors import FleetError
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Claims, Store
-from edgec.fleet.store._claims import Request, digest
+from edgec.fleet.store._credentials import Request, digest
 from edgec.fleet.store._schema import artifacts, hardware, releases
 
 NOW = 1.8e9

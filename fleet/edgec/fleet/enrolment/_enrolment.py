@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from edgec.errors import FleetError, ProtocolError, TargetError
 from edgec.fleet.service import Fleet
-from edgec.fleet.store._claims import Request, digest
+from edgec.fleet.store._credentials import Request, digest
 from edgec.protocol.brokers import hash_password
 from edgec.protocol.certificates import CertificateAuthority, end_of, read_request
 from edgec.targets import target_names

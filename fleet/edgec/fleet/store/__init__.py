@@ -2,7 +2,8 @@
 
 from edgec.fleet.store._alerts import AlertRecord, Alerts, Condition, Delivery
 from edgec.fleet.store._audit import AuditEntry, AuditLog
-from edgec.fleet.store._claims import Claim, Claims, Credential
+from edgec.fleet.store._claims import Claims
+from edgec.fleet.store._credentials import Claim, Credential
 from edgec.fleet.store._database import Database
 from edgec.fleet.store._devices import DeviceRecord, Devices
 from edgec.fleet.store._drift import Drift, DriftRow, Observed
