@@ -68,3 +68,24 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(
     assert last.startswith("edgec: error: ")
     assert f"pip install 'edgec[{extra}]'" in last
     assert "Traceback" not in result.stderr
+
+
+def test_a_package_that_does_not_load_is_one_line_though_the_error_does_not_name_it(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx/__init__.py").write_text(
+        "raise ImportError('numpy.core.multiarray failed to import')\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = 'edgec check m.onnx -t cpu'.split()\n"
+        "from edgec.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        "edgec: error: this command needs a package of 'edgec[compiler]', which is installed"
+    )
+    assert "numpy.core.multiarray failed to import; reinstall it" in last

@@ -97,10 +97,21 @@ def main() -> None:
     except EdgecError as e:
         _fail(e)
     except ImportError as e:
-        extra = _EXTRAS.get((e.name or "").split(".")[0])
+        extra = _extra_of(e)
         if extra is None:
             raise
         _fail(import_failed("this command", e, extra))
+
+
+def _extra_of(error: ImportError) -> str | None:
+    """Return the extra of the package that was not imported; by the traceback where the error has no name."""
+    if error.name is not None:
+        return _EXTRAS.get(error.name.split(".")[0])
+    extra, trace = None, error.__traceback__
+    while trace is not None:  # the innermost counts
+        package = str(trace.tb_frame.f_globals.get("__name__")).split(".")[0]
+        extra, trace = _EXTRAS.get(package, extra), trace.tb_next
+    return extra
 
 
 def _fail(error: EdgecError) -> None:
