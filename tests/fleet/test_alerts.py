@@ -25,7 +25,8 @@ from edgec.fleet.alerts import AlertSettings, Courier, SinkError, Topic, Watch, 
 from edgec.fleet.mqtt import MqttSide
 from edgec.fleet.rollouts import Plan
 from edgec.fleet.service import Fleet
-from edgec.fleet.store import Condition, Delivery, DriftRow, Store
+from edgec.fleet.store import Condition, Delivery, DriftRow, Store, ToldOrder
+from edgec.fleet.store._devices import tell
 from edgec.fleet.store._schema import credentials, devices
 from edgec.protocol import Alert, LinkOptions, MqttLink, Presence, Reported, Subscription, Topics
 
@@ -343,6 +344,25 @@ def test_certificates_of_devices_that_end_soon(fleet: Fleet) -> None:
     with fleet.store.database.write() as connection:
         connection.execute(update(credentials).where(credentials.c.device == "d0").values(replaced_at=NOW))
     assert look(fleet, **certified) == ["cleared certificate d0"]
+
+
+def test_orders_that_are_not_told_or_not_in_full(fleet: Fleet) -> None:
+    join(fleet, "unsigned", "unkept")
+    with fleet.store.database.write() as connection:
+        tell(connection, "m", {"unsigned": "0" * 64, "unkept": "0" * 64})
+    due = {order.device: order for order in fleet.store.orders.due(NOW, renew_s=0.0, limit=9)}
+    # The second one has reached the broker; only the files that say the same are missing.
+    unkept = ToldOrder(
+        order=due["unkept"], version=1, expires_at=NOW + 10**9, next_at=NOW, problem="the disk is full"
+    )
+    fleet.store.orders.told([unkept], NOW)
+    assert look(fleet) == ["raised untold fleet"]
+    unsigned = ToldOrder(order=due["unsigned"], next_at=NOW, problem="the artifact is in no release")
+    fleet.store.orders.told([unsigned], NOW)
+    assert look(fleet) == []
+    (alert,) = fleet.store.alerts.find()
+    assert "2 devices are not told, or not in full, what they are to have: the " in alert.summary
+    assert fleet.store.orders.counts()["problem"] == 2
 
 
 def test_short_certificates_are_told_of_in_their_last_third(fleet: Fleet) -> None:

@@ -88,13 +88,14 @@ def _told_by_devices(fleet: Fleet, settings: AlertSettings, now: float) -> Itera
 
 
 def _untold(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condition]:
+    # Nothing was signed; or it went to the broker, and files of the fleet's that say the same did not follow.
     query = select(func.count(), func.min(orders.c.problem)).where(orders.c.problem != "", _IN_FLEET)
     with fleet.store.database.read() as connection:
         count, problem = connection.execute(query).one()
     if count:
         yield Condition(
             rule="untold", subject="fleet", severity="critical", figures={"devices": count},
-            summary=f"{count} devices cannot be told what they are to have: {problem}",
+            summary=f"{count} devices are not told, or not in full, what they are to have: {problem}",
         )  # fmt: skip
 
 

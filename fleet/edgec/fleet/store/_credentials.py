@@ -1,4 +1,4 @@
-"""What is known of a claim and of a credential, and what a device asks for that has the one and wants the other."""
+"""What is known of a claim and of a credential, and what a device asks for that wants one for the other."""
 
 from __future__ import annotations
 

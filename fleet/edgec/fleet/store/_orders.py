@@ -155,7 +155,11 @@ class Orders:
             ).rowcount
 
     def counts(self) -> dict[str, int]:
-        """Return how many devices have an order, were ``told``, took notice of it, and cannot be told."""
+        """Return how many devices have an order, were ``told``, took notice of it, and are not told in full.
+
+        The last, ``problem``, counts what could not be signed, and what the fleet's files do not say yet,
+        which may have reached the device over the broker all the same.
+        """
         live = devices.c.revoked_at.is_(None) & (devices.c.epoch > 0)
         query = (
             select(

@@ -306,7 +306,7 @@ orders = Table(
     # Times that this epoch was told or tried, and when again, while nothing is heard.
     Column("tries", Integer, nullable=False, default=0),
     Column("next_at", Float, nullable=False, default=0.0, index=True),
-    # Why it cannot be signed; "" where it could.
+    # Why it cannot be signed, or the fleet's files not be written that say it; "" where both could.
     Column("problem", Text, nullable=False, default=""),
 )
 alerts = Table(
