@@ -36,9 +36,9 @@ ENGINES = {
 }
 # Parts of an engine's package that rewrite or describe models and run none.
 REWRITERS = ("onnxruntime.quantization", "onnxruntime.transformers", "ai_edge_litert.schema_py_generated")
-# Heavy packages that what every device carries must not import on its own.
 # Where the extra stands among the arguments of what tells the user to install it.
 _EXTRA_ARGUMENTS = {"MissingExtraError": 2, "needs_extra": 1, "import_failed": 2}
+# Heavy packages that what every device carries must not import on its own.
 HEAVY = {*ENGINES, "onnx", "onnx_ir", "onnxslim", "cv2", "tokenizers", "jinja2", "scipy", "sklearn", "torch"}
 HEAVY |= {"mlperf_loadgen", "matplotlib", "pyarrow"}
 
