@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import wave
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tests.runtime.streams.parts import running_sum
+from tests.runtime.streams.parts import WAIT_S, running_sum
 
 from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
 from edgec.artifact.steps import Normalize, TopK
@@ -235,6 +236,30 @@ def test_a_source_that_gives_nothing_before_the_time_is_over_is_an_error(
     assert isinstance(result.exception, SourceError)
     assert "nothing came from the source: SourceError: rtsp://***@" in str(result.exception)
     assert "gives no video within 0.5 s" in str(result.exception)
+
+
+def test_a_signal_ends_it_as_usual_before_anything_came(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_as_somebody_ends_it(_: Video) -> None:
+        until = time.monotonic() + WAIT_S
+        predicts = False
+        while not predicts:  # then both threads have started, and the main one waits
+            predicts = any(t.name == "edgec-predict" and t.is_alive() for t in threading.enumerate())
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        raise SourceError("the camera is off", transient=True)
+
+    monkeypatch.setattr(Video, "open", fail_as_somebody_ends_it)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = edgec(artifact, "--source", "rtsp://camera/1")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 0, result.output
+    assert "0 captured" in result.stderr
+    assert "last error: SourceError: the camera is off" in result.stderr
 
 
 def test_help_has_examples() -> None:

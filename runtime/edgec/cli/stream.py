@@ -179,28 +179,30 @@ def command(
             Stream(opened, predictor, policy=policy, deadline_ms=deadline_ms, queue=queue, on_error=on_error)
         )
         show = _Line(stream, as_json or output is not None)
-        with _ended_by_signals():
+        with _ended_by_signals() as ended:
             stream.run(*sinks, show, duration_s=duration_s)
         show.end()
         stream.close()
         statistics = stream.statistics
+    nothing_came = bool(statistics.last_error) and not statistics.captured and not ended
     if as_json:
         click.echo(json.dumps({"artifact": str(artifact), **statistics.to_dict()}, indent=2))
     else:
-        _summarize(statistics)
-    if statistics.last_error and not statistics.captured:
+        _summarize(statistics, with_error=not nothing_came)
+    if nothing_came:
         # The time was over before the source was open, or it never gave anything.
         raise SourceError(f"nothing came from the source: {statistics.last_error}")
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End what is within on Ctrl-C and SIGTERM, and go on after it."""
+def _ended_by_signals() -> Iterator[list[int]]:
+    """End what is within on Ctrl-C and SIGTERM, and go on after it; what is given then has an entry."""
+    ended: list[int] = []
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        yield ended
     except KeyboardInterrupt:
-        pass
+        ended.append(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -237,7 +239,7 @@ class _Line:
             self._shown = False
 
 
-def _summarize(statistics: StreamStatistics) -> None:
+def _summarize(statistics: StreamStatistics, *, with_error: bool) -> None:
     s = statistics
     causes = ", ".join(f"{count} {cause}" for cause, count in s.dropped.items() if count)
     dropped = f"{sum(s.dropped.values())} dropped" + (f" ({causes})" if causes else "")
@@ -254,7 +256,7 @@ def _summarize(statistics: StreamStatistics) -> None:
         )
     if s.reconnects:
         click.echo(f"the source was opened again {s.reconnects} times", err=True)
-    if s.last_error and s.captured:
+    if s.last_error and with_error:
         from edgec.cli._text import printable
 
         click.echo(f"last error: {printable(s.last_error)}", err=True)
