@@ -540,6 +540,20 @@ def test_wrong_arguments_are_refused_at_once(
         Stream(**{"source": [1], "session": Doubling(), **arguments})
 
 
+def test_a_stream_that_is_interrupted_while_it_starts_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name == "edgec-predict":
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Stream([1], Doubling()) as stream:
+        next(stream)
+    assert stream_threads() == []
+
+
 def test_what_is_no_source_says_what_is_one() -> None:
     with pytest.raises(SourceError, match="rtsp://"):
         open_source("no/such/thing")

@@ -261,7 +261,8 @@ class Stream:
             threads, self._threads = self._threads, []
         atexit.unregister(self.close)
         for thread in threads:
-            if thread is not current_thread():
+            # Ctrl-C may have come before it was started.
+            if thread.is_alive() and thread is not current_thread():
                 thread.join(_JOIN_S)
                 if thread.is_alive():
                     from logging import getLogger
