@@ -209,7 +209,9 @@ def test_the_engine_itself_warns_of_nothing(path: Path, caplog: pytest.LogCaptur
 
 def test_a_fallback_can_be_refused(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path / "jetson.edgec", engine=TENSORRT, fallback=onnxruntime_spec())
-    with pytest.raises(BackendUnavailableError, match=r"CUDA driver.*fallback, onnxruntime on CPU, is not allowed"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"CUDA driver.*fallback, onnxruntime on CPU, is not allowed"
+    ):
         load(path, allow_fallback=False)
 
 
