@@ -214,6 +214,12 @@ def test_hardware_of_a_claim_may_be_an_alias(run: Run) -> None:
     assert "'jetson' is jetson-orin-nano-jp6" in made.stderr
 
 
+def test_a_claim_is_not_for_the_cpu_of_who_makes_it(run: Run) -> None:
+    made = run("claim", "--hardware", "cpu")
+    assert made.exit_code == 2
+    assert "'cpu' is cpu-arm64 or cpu-x86_64" in made.stderr
+
+
 def test_simulated_devices_may_be_an_alias() -> None:
     made = simulate.make_context("simulate", ["--hardware", "jetson"])
     assert made.params["hardware"] == "jetson-orin-nano-jp6"

@@ -130,17 +130,18 @@ def _issue(serial: str = "01") -> Callable[[str], tuple[str, str, float | None]]
 
 def test_a_claim_lets_a_device_in_with_its_labels(store: Store) -> None:
     claims = Claims(store.database)
-    made, secret = claims.create(now=NOW, actor="ann", labels={"site": "lab"}, hardware="cpu")
-    given = claims.redeem(secret, _request(), _issue(), now=NOW)
+    made, secret = claims.create(now=NOW, actor="ann", labels={"site": "lab"}, hardware="acme")
+    asked = _request(hardware=("rpi5", "acme"))
+    given = claims.redeem(secret, asked, _issue(), now=NOW)
     device = store.devices.get("cam-1")
-    assert (device.hardware, device.labels) == ("cpu", {"site": "lab"})
+    assert (device.hardware, device.labels) == ("acme", {"site": "lab"})
     assert given.document == "certificate 01 of cam-1"
     assert claims.in_force(digest("key")) == given
     assert claims.ends(["cam-1", "cam-2"]) == {"cam-1": NOW + 1000}
     assert [claim.uses_left for claim in claims.all()] == [0]
     assert store.audit.verify()[0] == 3
     # The answer was lost: the same again, and no other certificate.
-    assert claims.redeem(secret, _request(), _issue("02"), now=NOW) == given
+    assert claims.redeem(secret, asked, _issue("02"), now=NOW) == given
     with pytest.raises(FleetError, match="used already") as caught:
         claims.redeem(secret, _request("cam-2", "other"), _issue(), now=NOW)
     assert caught.value.reason == "claim"
@@ -151,7 +152,7 @@ def test_a_claim_lets_a_device_in_with_its_labels(store: Store) -> None:
     ("options", "request_", "expected"),
     [
         ({"expires_at": NOW + 1}, _request(), "expired"),
-        ({"hardware": "jetson"}, _request(), "for hardware 'jetson'"),
+        ({"hardware": "acme-2"}, _request(), "for hardware 'acme-2'"),
         ({"device": "cam-9"}, _request(), "for the device 'cam-9'"),
     ],
 )
@@ -165,6 +166,15 @@ def test_a_claim_lets_no_other_device_in(
     with pytest.raises(FleetError, match="no such claim"):
         claims.redeem(secret + "x", request_, _issue(), now=NOW)
     assert store.devices.find() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("jetson", "jetson-orin-nano-jp6"), ("cpu", "cpu-arm64 or cpu-x86_64")]
+)
+def test_a_claim_names_a_target_and_no_alias(store: Store, name: str, meant: str) -> None:
+    with pytest.raises(FleetError, match=f"'{name}' is {meant}: say that") as caught:
+        Claims(store.database).create(now=NOW, actor="ann", hardware=name)
+    assert caught.value.reason == "invalid"
 
 
 def test_hardware_is_known_by_its_artifacts_too(store: Store) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("sqlalchemy", reason="the store needs the extra 'fleet'")
 pytest.importorskip("scipy", reason="the store needs the extra 'fleet'")
 pytest.importorskip("cbor2", reason="the store needs the extra 'fleet'")
 
+import cbor2
 from sqlalchemy import delete, text, update
 from sqlalchemy.exc import DBAPIError
 
@@ -314,6 +315,22 @@ def test_what_is_old_is_removed_and_not_counted_again(store: Store) -> None:
     assert store.telemetry.fleet("m", since=NOW, until=NOW)[OLD[:16]].figures["calls"] == 1
     store.telemetry.ingest([("d1", message)], later)
     assert store.telemetry.device("d1", "m", since=0, until=later) == {}
+
+
+@pytest.mark.parametrize("kept", ["absent", None, 7])
+def test_hours_of_other_versions_may_have_named_as_few_classes_as_there_are(kept: object) -> None:
+    part = HourOf.of_window(replace(window([1.0]), classes={-1: 40, **dict.fromkeys(range(8), 5)}))
+    assert part.named == {8: 80}
+    row = part.to_row()
+    sketches = cbor2.loads(row["sketches"])
+    sketches.pop(5)
+    if kept != "absent":
+        sketches[5] = kept
+    old = HourOf.of_row({**row, "sketches": cbor2.dumps(sketches)})
+    assert old.named == {5: 80}
+    old.merge(part)
+    assert old.to_row()["calls"] == 2 * part.figures["calls"]
+    assert old.named == {5: 80, 8: 80}
 
 
 def test_hours_survive_the_database() -> None:

@@ -196,6 +196,16 @@ def tokens(
     show(as_json, found, lambda: table(["token", "name", "role", "used", "ends", ""], rows, "no token"))
 
 
+def _claimed(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """Put a target in place of an alias, but not this computer's for that of devices."""
+    from edgec.targets import meanings
+
+    meant = () if name is None else meanings(name)
+    if len(meant) > 1:
+        raise click.BadParameter(f"{name!r} is {' or '.join(meant)}: say which one devices are")
+    return known_hardware(context, parameter, name)
+
+
 @click.command()
 @click.option(
     "--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many devices."
@@ -205,7 +215,7 @@ def tokens(
 )
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="That each device is given.")
 @click.option(
-    "--hardware", metavar="TARGET", callback=known_hardware, help="That each device must be (edgec targets)."
+    "--hardware", metavar="TARGET", callback=_claimed, help="That each device must be (edgec targets)."
 )
 @click.option("--device", help="The only one, also one that is in the fleet and has a new key.")
 @json_option

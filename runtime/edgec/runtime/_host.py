@@ -298,6 +298,7 @@ class Host:
         """
         with self._lock:
             ended = retire(self._entry(name, version))
+            self._clock += 1  # as in `_load`: what ends beside a first call gives memory back
         end(ended)
 
     def remove(self, name: str, version: str) -> None:
@@ -319,6 +320,7 @@ class Host:
                 del self._defaults[name]
             entry.removed = True
             ended = retire(entry)
+            self._clock += 1
         end(ended)
 
     def close(self) -> None:

@@ -23,8 +23,9 @@ _log = logging.getLogger(__name__)
 _Made: TypeAlias = "SignedWish | TrustError"
 _ACTIVE, _LATE = ("running", "undoing"), ("finished",)
 # A broker that has acknowledged nothing for so long has what was sent, or not: it is sent again.
-# However slow it is, rollouts are looked at again after the longest time.
-_QUIET_S, _LONGEST_S = 20.0, 120.0
+_QUIET_S = 20.0
+# However long it takes to tell all, rollouts are looked at again after so long.
+_LOOK_S = 60.0
 # Between turns that devices' reports ask for there is so many times what the last one took, up to the most:
 # others work, too.
 _LEAST_PAUSE_S, _MOST_PAUSE_S, _REST = 0.05, 2.0, 9
@@ -45,6 +46,7 @@ class Directing:
         self._poked = self._urgent = self._stopping = False
         self._connections = 0
         self._late_at = 0.0
+        self._looked_at = time.monotonic()
         self._late_poked = True
 
     def poke(self, *, urgent: bool = True) -> None:
@@ -110,6 +112,18 @@ class Directing:
                 # One rollout's trouble, whatever it is, must not stop the others, nor what is to be told.
                 _log.exception("rollout %s cannot go on", rollout.plan.id)
 
+        self._looked_at = time.monotonic()
+
+    def _look_again(self) -> None:
+        """Let rollouts decide while others are told: what a slow broker waits for may have to be undone."""
+        if time.monotonic() - self._looked_at < _LOOK_S:
+            return
+        try:
+            self._decide()
+        except Exception:  # noqa: BLE001
+            # As in `turn`; and what was sent is still to be written down.
+            _log.exception("rollouts cannot be looked at now, and will be")
+
     def _due_rollouts(self, now: float) -> list[Rollout]:
         """Return rollouts to look at, the oldest first: what a newer one says of a device counts."""
         store = self._fleet.store.rollouts
@@ -139,6 +153,7 @@ class Directing:
             due = self._fleet.store.orders.due(now, renew_s=renew_s, limit=limit)
             if due:
                 self._work_off(due, now)
+                self._look_again()
             if len(due) < limit:
                 return
 
@@ -163,8 +178,9 @@ class Directing:
         finally:
             # Where something ends it half-way, what has left is not sent again every turn.
             messages = [p for _, _, p in sent]
-            wait_for_all(messages, _QUIET_S, most_s=_LONGEST_S, stopping=lambda: self._stopping)
-            done += [self._ended(*one, now, unkept) for one in sent]
+            wait_for_all(messages, _QUIET_S, stopping=lambda: self._stopping, meanwhile=self._look_again)
+            ended = self._fleet.clock()
+            done += [self._ended(*one, ended, unkept) for one in sent]
             if done:
                 self._fleet.store.orders.told(done, now)
 

@@ -13,7 +13,7 @@ from edgec.fleet.store._audit import add_entry
 from edgec.fleet.store._credentials import Claim, Credential, Issue, Request, digest
 from edgec.fleet.store._database import Database
 from edgec.fleet.store._devices import MOST_AHEAD, add_device, locked
-from edgec.fleet.store._hardware import check_hardware
+from edgec.fleet.store._hardware import check_claimed, check_hardware
 from edgec.fleet.store._labels import checked_labels
 from edgec.fleet.store._schema import assignments, claims, credentials, devices, orders
 
@@ -46,6 +46,7 @@ class Claims:
         if not 1 <= uses <= _MOST_USES or (device is not None and uses != 1):
             most = 1 if device is not None else _MOST_USES
             raise FleetError(f"expected 1 to {most} uses, got {uses}", "invalid")
+        check_claimed(hardware)
         if expires_at is not None and expires_at <= now:
             raise FleetError(f"expected an end after now ({now:.0f}), got {expires_at:.0f}", "invalid")
         secret = _PREFIX + secrets.token_urlsafe(32)

@@ -41,6 +41,16 @@ def check_hardware(
         raise FleetError("; ".join(_problems(unknown, known)), "invalid")
 
 
+def check_claimed(name: str | None) -> None:
+    """Refuse a claim for what no device is: the name of a target is another one's.
+
+    Raises:
+        FleetError: It is an alias (``reason`` ``invalid``).
+    """
+    if name is not None and (meant := meanings(name)):
+        raise FleetError(f"{name!r} is {' or '.join(meant)}: say that", "invalid")
+
+
 def _problems(unknown: Sequence[str], known: Collection[str]) -> Iterator[str]:
     """Say of each name what may be meant; a server does not know which CPU a device has."""
     for name in unknown:

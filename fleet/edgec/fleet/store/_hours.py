@@ -101,13 +101,14 @@ class HourOf:
     def of_row(cls, row: Mapping[str, Any]) -> HourOf:
         """Return what `to_row` gave."""
         sketches = loads(bytes(row["sketches"]))
+        named = sketches.get(5)
         return cls(
             figures={name: row[name] for name in FIGURES},
             latency=QuantileSketch.from_bytes(sketches[1]),
             confidence=Histogram.from_bytes(sketches[2]) if sketches[2] else None,
             classes=sketches[3],
-            # Earlier versions did not keep it: their windows may have named as few as there may be.
-            named=sketches[5] if 5 in sketches else _named(sketches[3], LEAST_CLASSES),
+            # Where it was not kept, windows may have named as few as there may be.
+            named=named if isinstance(named, dict) else _named(sketches[3], LEAST_CLASSES),
             outputs={name: Histogram.from_bytes(data) for name, data in sketches[4].items()},
         )
 
