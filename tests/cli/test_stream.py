@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tests.runtime.streams.parts import WAIT_S, running_sum
+from tests.runtime.streams.parts import WAIT_S, running_sum, with_gain
 
-from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
+from edgec.artifact import Pipeline
 from edgec.artifact.steps import Normalize, TopK
 from edgec.cli import main_group
 from edgec.errors import EdgecError, InputError, OutputError, SourceError
 from edgec.runtime.streams import Video
-from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec, tiny_artifact
+from edgec.runtime.testing import tiny_artifact
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
@@ -95,24 +95,6 @@ def test_sound_with_a_state(tmp_path: Path) -> None:
     last = json.loads(out.read_text().splitlines()[-1])
     assert last["prediction"]["total"] == [[1.25, 1.25]]
     assert "no input 'nope'" in str(edgec(model, *options, "--fixed", "nope=1").exception)
-
-
-def with_gain(path: Path, dtype: str = "float32", pipeline: Pipeline | None = None) -> Path:
-    """Pack a model of x: float32[1, 2] and a gain, which it does not use where it has another type."""
-    inputs = (TensorSpec("x", "float32", (1, 2)), TensorSpec("gain", dtype, (1,)))
-    outputs = (TensorSpec("y", "float32", (1, 2)), TensorSpec("used", dtype, (1,)))
-    times = Node("Mul", ["x", "gain"] if dtype == "float32" else ["x", "x"], ["y"])
-    nodes = [times, Node("Identity", ["gain"], ["used"])]
-    manifest = Manifest(
-        model="gain",
-        model_version="1",
-        target="cpu-x86_64",
-        engine=onnxruntime_spec(weights=False),
-        inputs=inputs,
-        outputs=outputs,
-        pipeline=pipeline,
-    )
-    return pack(path, manifest, onnx_members(nodes, inputs, outputs, {}))
 
 
 def test_an_input_that_never_changes_leaves_the_pipeline_in(tmp_path: Path) -> None:

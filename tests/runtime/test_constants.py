@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.runtime.streams.parts import with_gain
 
-from edgec.artifact import Manifest, TensorSpec, pack
+from edgec.artifact import TensorSpec
 from edgec.errors import InputError, PipelineError
 from edgec.runtime import load_chain
 from edgec.runtime._constants import constant_input
-from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,7 @@ def test_others_fill_the_input(dtype: str, number: float) -> None:
 
 def test_a_chain_refuses_a_constant_that_its_model_does_not_hold(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    inputs = (TensorSpec("x", "float32", (1, 2)), TensorSpec("gain", "float16", (1,)))
-    outputs = (TensorSpec("y", "float32", (1, 2)), TensorSpec("used", "float16", (1,)))
-    nodes = [Node("Identity", ["x"], ["y"]), Node("Identity", ["gain"], ["used"])]
-    manifest = Manifest(
-        model="gain",
-        model_version="1",
-        target="cpu-x86_64",
-        engine=onnxruntime_spec(weights=False),
-        inputs=inputs,
-        outputs=outputs,
-    )
-    pack(tmp_path / "gain.edgec", manifest, onnx_members(nodes, inputs, outputs, {}))
+    with_gain(tmp_path / "gain.edgec", "float16")
     chain = tmp_path / "one.chain.toml"
     chain.write_text(
         'name = "one"\ninputs.x = { shape = [1, 2] }\noutputs = { y = "run.y" }\n[[stages]]\nname = "run"\n'

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgec.artifact import Manifest, TensorSpec, pack
+from edgec.artifact import Manifest, Pipeline, TensorSpec, pack
 from edgec.runtime.streams import StreamStatistics
 from edgec.runtime.testing import Node, onnx_members, onnxruntime_spec
 
@@ -67,6 +67,24 @@ def running_sum(path: Path, size: int = 2) -> Path:
         engine=onnxruntime_spec(weights=False),
         inputs=inputs,
         outputs=outputs,
+    )
+    return pack(path, manifest, onnx_members(nodes, inputs, outputs, {}))
+
+
+def with_gain(path: Path, dtype: str = "float32", pipeline: Pipeline | None = None) -> Path:
+    """Pack a model of x: float32[1, 2] and a gain, which it does not use where it has another type."""
+    inputs = (TensorSpec("x", "float32", (1, 2)), TensorSpec("gain", dtype, (1,)))
+    outputs = (TensorSpec("y", "float32", (1, 2)), TensorSpec("used", dtype, (1,)))
+    times = Node("Mul", ["x", "gain"] if dtype == "float32" else ["x", "x"], ["y"])
+    nodes = [times, Node("Identity", ["gain"], ["used"])]
+    manifest = Manifest(
+        model="gain",
+        model_version="1",
+        target="cpu-x86_64",
+        engine=onnxruntime_spec(weights=False),
+        inputs=inputs,
+        outputs=outputs,
+        pipeline=pipeline,
     )
     return pack(path, manifest, onnx_members(nodes, inputs, outputs, {}))
 
