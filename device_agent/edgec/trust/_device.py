@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from edgec.trust._metadata import (
     seconds,
     verified_root_chain,
 )
-from edgec.trust._refresh import Refreshed, check_owner, refresh, verified_roots
-from edgec.trust._source import MetadataSource, Source, open_source
+from edgec.trust._refresh import Refreshed, check_owner, is_unchanged, refresh, verified_roots
+from edgec.trust._source import AskedOnce, KnownSource, MetadataSource, Source, open_source
 from edgec.trust._state import Floor, Floors, TrustState, merged
 
 _WORK = "work-"
@@ -52,6 +51,19 @@ class _Verified:
     files: Mapping[str, bytes]
     assignment: Assignment
     issued: int
+
+
+@dataclass(frozen=True)
+class _Image:
+    """The image repository as it was verified last, in this process: orders come without news of it.
+
+    Attributes:
+        files: That were verified, by the names that tuf's client gives them.
+        repository: What they say.
+    """
+
+    files: Mapping[str, bytes]
+    repository: Refreshed
 
 
 class DeviceTrust:
@@ -112,6 +124,7 @@ class DeviceTrust:
         # Another one, so that no command waits for a slow server.
         self._command_lock = threading.Lock()
         self._verified: _Verified | None = None
+        self._image: _Image | None = None
         self._heard: float | None = None  # when the director last said something new, by `monotonic`
         for left in self._scratch.glob(f"{_WORK}{self.device_id}-{'?' * 8}"):
             shutil.rmtree(left, ignore_errors=True)
@@ -183,7 +196,7 @@ class DeviceTrust:
             TrustError: As `update`; ``not_found`` where there never was an assignment.
         """
         verified = self._current()
-        return self.update(_Known(self._state)) if verified is None else verified.assignment
+        return self.update(KnownSource(self._state.files)) if verified is None else verified.assignment
 
     def is_fresh(self, seconds: float) -> bool:
         """Return whether what was verified last is news of the director's, signed and heard within `seconds`.
@@ -248,8 +261,12 @@ class DeviceTrust:
 
     def _update(self, source: MetadataSource) -> Assignment:
         before, asked = self._state.files.get(_DIRECTORS_WORD), self._monotonic()
+        source = AskedOnce(source)
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix=f"{_WORK}{self.device_id}-") as work:
-            fresh = {kind: self._refresh(kind, source, Path(work, kind)) for kind in (DIRECTOR, IMAGE)}
+            director = self._refresh(DIRECTOR, source, Path(work, DIRECTOR))
+            kept = self._unchanged(source, director)
+            image = self._refresh(IMAGE, source, Path(work, IMAGE)) if kept is None else kept.repository
+            fresh = {DIRECTOR: director, IMAGE: image}
             floors = self._raised(fresh)
             assignment, releases = match(
                 fresh[DIRECTOR],
@@ -259,21 +276,37 @@ class DeviceTrust:
                 floors=floors,
             )
             floors = self._with_epoch(merged(floors, releases=releases), fresh[DIRECTOR], assignment)
-            models = [target.model for target in assignment.targets]
-            for kind, folder, roles in (
-                (DIRECTOR, Path(work, DIRECTOR), []),
-                (IMAGE, Path(work, IMAGE), [PREFIX + model for model in models]),
-            ):
-                names = [f"{role}.json" for role in ("timestamp", "snapshot", "targets", *roles)]
-                self._state.keep(
-                    kind, self._roots(kind) | {name: (folder / name).read_bytes() for name in names}
-                )
+            roles = [PREFIX + target.model for target in assignment.targets]
+            self._keep(DIRECTOR, Path(work, DIRECTOR), [])
+            if kept is None:
+                self._keep(IMAGE, Path(work, IMAGE), roles)
             self._state.save(floors)
+        self._image = kept or _Image(self._state.of(IMAGE), image)
         if self._state.files[_DIRECTORS_WORD] != before:
             self._heard = asked
         issued = Extra(fresh[DIRECTOR].timestamp).issued
         self._verified = _Verified(self._state.files, assignment, issued)
         return assignment
+
+    def _keep(self, kind: str, folder: Path, roles: Sequence[str]) -> None:
+        names = [f"{role}.json" for role in ("timestamp", "snapshot", "targets", *roles)]
+        self._state.keep(kind, self._roots(kind) | {name: (folder / name).read_bytes() for name in names})
+
+    def _unchanged(self, source: MetadataSource, director: Refreshed) -> _Image | None:
+        """Return the image repository as it was verified last, where verifying it again would end the same.
+
+        That is: the same files are known, the source has nothing newer, all that the assignment needs was
+        looked up, and none of it has expired.
+        """
+        image = self._image
+        if image is None or image.files != self._state.of(IMAGE):
+            return None
+        roles = {PREFIX + path.partition("/")[0] for path in director.targets.targets}
+        if not image.repository.is_valid(self.now(), roles):
+            return None
+        timestamp = image.files["timestamp.json"]
+        same = is_unchanged(IMAGE, image.repository, timestamp, source, device_id=self.device_id)
+        return image if same else None
 
     def _current(self) -> _Verified | None:
         """Return what was verified, where that is what is at hand still and has not expired; else None."""
@@ -362,19 +395,6 @@ class DeviceTrust:
                 "epoch",
             )
         return merged(floors, epoch=floors.epoch.raised(assignment.epoch, keys), assignment=digest)
-
-
-class _Known:
-    """What is known already, as a source."""
-
-    def __init__(self, state: TrustState) -> None:
-        self._state = state
-
-    def fetch(self, file: str, max_bytes: int) -> bytes | None:
-        """Return a file that was verified before; newer roots are not among them."""
-        folder, _, name = file.rpartition("/")
-        kind, role = folder.partition("/")[0], re.sub(r"^[0-9]+\.", "", name)
-        return self._state.files.get(f"{kind}/{role}")
 
 
 def _versions(repository: Refreshed) -> list[tuple[str, int, str]]:

@@ -8,7 +8,7 @@ cannot push this device's own metadata into the past.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ class Refreshed:
     def role(self, name: str) -> Any:
         """Return the verified targets metadata of a role that was looked up."""
         return self.updater._trusted_set[name]
+
+    def is_valid(self, now_s: float, roles: Iterable[str]) -> bool:
+        """Return whether some roles were looked up, and neither they nor those above them have expired."""
+        signed = [self.root, self.timestamp, self.snapshot, self.targets]
+        for name in roles:
+            if name not in self.updater._trusted_set:
+                return False
+            signed.append(self.role(name))
+        return not any(one.is_expired(instant(now_s)) for one in signed)
 
 
 class _Fetcher(FetcherInterface):  # type: ignore[misc,unused-ignore]
@@ -128,6 +137,39 @@ def refresh(
         targets=trusted.targets,
         updater=updater,
     )
+
+
+def is_unchanged(
+    kind: str, before: Refreshed, timestamp: bytes, source: MetadataSource, *, device_id: str
+) -> bool:
+    """Return whether a source has no root after the one that was verified, and the very timestamp.
+
+    A repository is then as it was: its timestamp pins the snapshot, and that all else.
+
+    Args:
+        kind: ``image`` or ``director``.
+        before: As it was verified.
+        timestamp: The file, as it was then.
+        source: Is asked for both.
+        device_id: As of `refresh`.
+
+    Raises:
+        TrustError: It cannot be asked.
+    """
+    fetcher = _Fetcher(source, kind, device_id)
+    # In the order in which the client asks, so that nothing can come in between that it would not see.
+    try:
+        fetcher.download_bytes(f"{_BASE}{before.root.version + 1}.root.json", _LIMITS.root_max_length)
+    except exceptions.DownloadHTTPError:
+        pass
+    except exceptions.DownloadError:
+        return False
+    else:
+        return False
+    try:
+        return fetcher.download_bytes(f"{_BASE}timestamp.json", _LIMITS.timestamp_max_length) == timestamp
+    except exceptions.DownloadError:
+        return False
 
 
 def verified_roots(folder: Path, bootstrap: bytes, kind: str) -> dict[str, bytes]:

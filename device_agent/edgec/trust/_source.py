@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -59,10 +60,15 @@ class HttpSource:
         self._headers = dict(headers or {})
         self._timeout_s = timeout_s
         self._monotonic = monotonic
-        self._opener = urllib.request.build_opener(
+        self._context = context
+
+    @cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        # Made when it is needed: most orders bring their metadata with them.
+        return urllib.request.build_opener(
             # Proxies come from the environment otherwise.
             urllib.request.ProxyHandler({}),
-            urllib.request.HTTPSHandler(context=context),
+            urllib.request.HTTPSHandler(context=self._context),
         )
 
     def fetch(self, file: str, max_bytes: int) -> bytes | None:
@@ -128,6 +134,37 @@ class BundleSource:
     def fetch(self, file: str, max_bytes: int) -> bytes | None:
         """Return the bytes of a file; see `MetadataSource`."""
         return self._files.get(file)
+
+
+class KnownSource:
+    """What is known already.
+
+    Args:
+        files: That were verified before, by repository and the name that tuf's client gives them.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+
+    def fetch(self, file: str, max_bytes: int) -> bytes | None:
+        """Return a file that was verified before; newer roots are not among them."""
+        folder, _, name = file.rpartition("/")
+        kind, role = folder.partition("/")[0], re.sub(r"^[0-9]+\.", "", name)
+        return self._files.get(f"{kind}/{role}")
+
+
+class AskedOnce:
+    """A source that is asked for each file once, so that what was looked at is not fetched again."""
+
+    def __init__(self, source: MetadataSource) -> None:
+        self._source = source
+        self._answers: dict[str, bytes | None] = {}
+
+    def fetch(self, file: str, max_bytes: int) -> bytes | None:
+        """Return the bytes of a file; see `MetadataSource`."""
+        if file not in self._answers:
+            self._answers[file] = self._source.fetch(file, max_bytes)
+        return self._answers[file]
 
 
 Source = str | Path | Mapping[str, bytes] | MetadataSource
