@@ -116,6 +116,18 @@ def test_messages_go_both_ways_in_the_best_version_there_is(broker: Broker, link
     assert device.status.last_heard_s is not None
 
 
+def test_who_does_not_wait_is_told_when_something_comes(broker: Broker, link: MakeLink) -> None:
+    fleet, came = link("fleet"), threading.Semaphore(0)
+    with MqttLink(options(broker, "dev1"), came=came.release) as device:
+        device.wait_connected(60)
+        fleet.publish(order(b"down")).wait(60)
+        assert came.acquire(timeout=60)
+        assert take(device, ack=False).payload == b"down"
+        assert device.get(0.0) is None
+        device.nudge()
+        assert came.acquire(timeout=60)
+
+
 @pytest.mark.slow
 def test_an_id_with_a_dot_has_its_topics_everywhere(link: MakeLink) -> None:
     fleet, device = link("fleet"), link("dev.3")

@@ -274,7 +274,7 @@ class Agent:
             timeout_s: How long to wait for something to come; None for as long as there is nothing to do.
         """
         parts = self._parts
-        inbound = self._link.get(self._patience() if timeout_s is None else timeout_s)
+        inbound = self._link.get(self.patience_s if timeout_s is None else timeout_s)
         for _ in range(_MOST_INBOUND):
             if inbound is None:
                 break
@@ -298,7 +298,9 @@ class Agent:
         while not self._stopping.is_set():
             self.turn()
 
-    def _patience(self) -> float:
+    @property
+    def patience_s(self) -> float:
+        """For how long there is nothing to do for `turn`, unless something comes."""
         busy = self._parts.wishes.busy or self._parts.uplink.waiting or self._parts.models.busy
         return _BUSY_S if busy else _IDLE_S
 

@@ -48,6 +48,7 @@ class MqttLink:
         options: LinkOptions,
         *,
         announce: Callable[[int], Announcement] | None = None,
+        came: Callable[[], None] = lambda: None,
         randomness: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +58,8 @@ class MqttLink:
             options: Where to, and as whom.
             announce: Returns birth and will of a connection, given its number from 1 on, which counts
                 attempts too. Called by the link's thread before each of them.
+            came: Called when `get` returns at once, for who does not wait in it: after a message came in, or
+                after `nudge`. From any thread; it must be quick.
             randomness: For the waits between attempts.
             clock: Tells, in seconds, how long a connection lasted: after a stable one the wait is short.
 
@@ -64,7 +67,7 @@ class MqttLink:
             MissingExtraError: The extra ``agent``, which brings paho-mqtt, is not installed.
         """
         import_paho()
-        self._options, self._announce, self._clock = options, announce, clock
+        self._options, self._announce, self._came, self._clock = options, announce, came, clock
         # Many devices made from one image must not share a seed: it is the system's.
         self._random = randomness or random.Random()
         self._lock = threading.Lock()
@@ -167,6 +170,7 @@ class MqttLink:
         with self._changed:
             self._nudged = True
             self._changed.notify_all()
+        self._came()
 
     @property
     def status(self) -> LinkStatus:
@@ -377,6 +381,7 @@ class MqttLink:
                 inbound = replace(inbound, _ack=lambda: self._acknowledge(number, mid))
             self._inbound.append((inbound, number))
             self._changed.notify_all()
+        self._came()
 
     def _acknowledge(self, number: int, mid: int) -> None:
         self._acks.append((number, mid))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from edgec.protocol import Announcement, Inbound, LinkOptions, LinkStatus, MqttL
 from edgec.runtime import ObserveOptions
 from edgec.simulation._calls import DeclaredArtifacts, DeclaredCalls
 from edgec.simulation._drawing import Chance
+from edgec.simulation._rounds import Round, Rounds
 from edgec.simulation._settings import SimulationSettings
 from edgec.simulation._trial import SharedTrial
 
@@ -51,7 +53,9 @@ class SimulatedDevice:
         settings: Of the simulation.
         artifacts: Of the process.
         trial: Of the process.
-        spawn_check: Of the process; see `Agent`.
+        rounds: Of the process.
+        spawn: Of the process; see `Agent`.
+        spawn_check: Likewise.
         news: Told of what happens, from threads of the device: it must be quick.
         drawn: Whether calls are drawn; otherwise somebody makes them, on sessions of the agent.
     """
@@ -63,12 +67,15 @@ class SimulatedDevice:
         artifacts: DeclaredArtifacts,
         trial: SharedTrial,
         *,
+        rounds: Rounds,
+        spawn: Callable[[Callable[[], None]], None] | None = None,
         spawn_check: Callable[[Callable[[], None]], None] | None = None,
         news: Callable[[DeviceNews], None] = lambda news: None,
         drawn: bool = True,
     ) -> None:
         self.config, self._settings = config, settings
-        self._trial, self._spawn_check, self._news = trial, spawn_check, news
+        self._trial, self._news = trial, news
+        self._rounds, self._spawn, self._spawn_check = rounds, spawn, spawn_check
         self._chance = Chance(settings.seed, config.device)
         self.stricken = settings.poison is not None and self._chance.luck("") < settings.poison.share
         self._drawn = drawn
@@ -82,6 +89,7 @@ class SimulatedDevice:
         self._link: _HeardLink | None = None
         self._connections_before = 0
         self._agent: Agent | None = None
+        self._round: Round | None = None
 
     @property
     def agent(self) -> Agent | None:
@@ -123,14 +131,19 @@ class SimulatedDevice:
             observe=None if self._drawn else ObserveOptions(max_share=math.inf),
             limits=Limits(backoff_s=self._settings.backoff_s),
             trial=self._try,
+            spawn=self._spawn,
             spawn_check=self._spawn_check,
         )
-        agent.start()
+        agent.start(thread=False)
+        self._round = self._rounds.add(partial(_turn, agent))
         self._agent = agent
 
     def stop(self) -> None:
         """Switch it off in order; what is under way goes on at the next start."""
         agent, self._agent = self._agent, None
+        taken, self._round = self._round, None
+        if taken is not None:
+            self._rounds.remove(taken)
         if agent is not None:
             agent.stop()
         self._connections_before, self._link = self.connections, None
@@ -170,8 +183,12 @@ class SimulatedDevice:
     def _connect(self, options: LinkOptions, announce: Callable[[int], Announcement]) -> MqttLink:
         settings = self._settings
         options = replace(options, first_retry_s=settings.first_retry_s, last_retry_s=settings.last_retry_s)
-        self._link = _HeardLink(options, announce, self._heard)
+        self._link = _HeardLink(options, announce, self._heard, self._came)
         return self._link
+
+    def _came(self) -> None:
+        if (taken := self._round) is not None:
+            taken.ask()
 
     def _heard(self, inbound: Inbound) -> None:
         self._tell("order", came_at=inbound.at)
@@ -196,9 +213,13 @@ class _HeardLink(MqttLink):
     """An MQTT link that notes when orders are taken."""
 
     def __init__(
-        self, options: LinkOptions, announce: Callable[[int], Announcement], heard: Callable[[Inbound], None]
+        self,
+        options: LinkOptions,
+        announce: Callable[[int], Announcement],
+        heard: Callable[[Inbound], None],
+        came: Callable[[], None],
     ) -> None:
-        super().__init__(options, announce=announce)
+        super().__init__(options, announce=announce, came=came)
         self._heard = heard
 
     def get(self, timeout_s: float | None = None) -> Inbound | None:
@@ -207,3 +228,8 @@ class _HeardLink(MqttLink):
         if inbound is not None and inbound.topic.endswith("/dn/desired"):
             self._heard(inbound)
         return inbound
+
+
+def _turn(agent: Agent) -> float:
+    agent.turn(0.0)
+    return agent.patience_s

@@ -15,9 +15,10 @@ from edgec.device_agent import AgentConfig
 from edgec.errors import EdgecError
 from edgec.simulation._asking import RealCalls
 from edgec.simulation._calls import DeclaredArtifacts
-from edgec.simulation._checks import Checks
+from edgec.simulation._checks import Checks, Works
 from edgec.simulation._device import DeviceNews, SimulatedDevice
 from edgec.simulation._places import allow_files
+from edgec.simulation._rounds import Rounds
 from edgec.simulation._settings import SimulationSettings
 from edgec.simulation._trial import SharedTrial
 
@@ -88,13 +89,16 @@ class Simulation:
         self.settings = settings or SimulationSettings()
         self._news, self._failed = news, failed
         artifacts, self.trial = DeclaredArtifacts(), SharedTrial()
-        self._checks = Checks()
+        configs = list(configs)
+        self._checks, self._works, self._rounds = Checks(), Works(64 + 4 * len(configs)), Rounds()
         self.devices = {
             config.device: SimulatedDevice(
                 config,
                 self.settings,
                 artifacts,
                 self.trial,
+                rounds=self._rounds,
+                spawn=self._works.run,
                 spawn_check=self._checks.run,
                 news=self._hear,
                 drawn=not samples,
@@ -113,6 +117,7 @@ class Simulation:
     def start(self) -> None:
         """Begin to switch devices on; return at once."""
         allow_files()
+        self._rounds.start()
         self._thread = threading.Thread(target=self._run, name="edgec-simulation", daemon=True)
         self._thread.start()
         if self._real is not None:
@@ -134,7 +139,9 @@ class Simulation:
                 thread.start()
             for thread in threads:
                 thread.join()
+        self._rounds.close()
         self._checks.close()
+        self._works.close()
 
     def __enter__(self) -> Simulation:
         self.start()
