@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import metadata
 
 from edgec.device_agent._actions import WorkFailedError
@@ -18,19 +19,24 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 
 def check_engine(engine: Mapping[str, str]) -> None:
     """Refuse an artifact before its download where its engine is not here, or another version of it."""
+    _check(engine["name"], engine["version"])
+
+
+# What is here once stays, as far as this is to save a download; what is not is looked for each time. Where an
+# engine goes while the agent runs, the trial of the artifact says so.
+@lru_cache(maxsize=64)
+def _check(name: str, wanted: str) -> None:
     from edgec.runtime.backends._versions import is_in_line
 
-    packages = _PACKAGES.get(engine["name"])
+    packages = _PACKAGES.get(name)
     if packages is None:
         return
-    versions = {name: version for name in packages if (version := _version(name)) is not None}
+    versions = {package: version for package in packages if (version := _version(package)) is not None}
     if not versions:
-        raise WorkFailedError(
-            "engine", f"it needs {engine['name']}: run  pip install 'edgec[{engine['name']}]'"
-        )
-    if not any(is_in_line(version, engine["version"]) for version in versions.values()):
-        here = ", ".join(f"{name} {version}" for name, version in versions.items())
-        raise WorkFailedError("engine", f"it needs {engine['name']} {engine['version']}, and here is {here}")
+        raise WorkFailedError("engine", f"it needs {name}: run  pip install 'edgec[{name}]'")
+    if not any(is_in_line(version, wanted) for version in versions.values()):
+        here = ", ".join(f"{package} {version}" for package, version in versions.items())
+        raise WorkFailedError("engine", f"it needs {name} {wanted}, and here is {here}")
 
 
 def _version(package: str) -> str | None:

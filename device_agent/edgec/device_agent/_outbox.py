@@ -261,7 +261,7 @@ class Outbox:
         if self._books.reports_losses:
             return
         try:
-            if self._books.unsaved or self._guarded(lambda: self._books.file.meta("unreported")) == "1":
+            if self._books.unsaved or self._books.unreported:
                 self._guarded(self._books.save_losses)
                 report = encode_losses(self._books.counters, counted(self._books.totals))
                 self._commit([_Request([(LOSS_KIND, Priority.EVENT, report)], is_report=True)])

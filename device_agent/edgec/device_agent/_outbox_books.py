@@ -15,6 +15,7 @@ from edgec.protocol._losses import LOSS_KIND
 
 ROW_BYTES = 128  # what a record takes beside its payload, indexes included
 _LANES = {Priority.EVENT: "e", Priority.METRIC: "m", Priority.SAMPLE: "s"}
+_UNREPORTED = "unreported"
 Items = Sequence[tuple[str, Priority, bytes]]
 
 
@@ -28,11 +29,13 @@ class OutboxBooks:
         counters: Names the loss counters of the file.
         totals: What was lost, as far as that is written.
         unsaved: What was lost and is not written yet.
+        unreported: Whether the file holds losses that no record tells of.
         dropped: Damaged records that `following` met.
     """
 
     file: OutboxFile
     counters: str
+    unreported: bool
 
     def __init__(self, boot_id: str, max_bytes: int, clock: Callable[[], float]) -> None:
         """Know nothing until `read`."""
@@ -70,6 +73,7 @@ class OutboxBooks:
             self._seqs = {boot: max(file.next_seq(boot), self._seqs.get(boot, 0)) for boot in boots}
             self.totals = {(k, p, r): (n, size, times) for k, p, r, n, size, times in file.losses()}
             self.counters = file.meta("counters") or os.urandom(8).hex()
+            self.unreported = file.meta(_UNREPORTED) == "1"
             with file.transaction():
                 file.set_meta("counters", self.counters)
         except BaseException:
@@ -131,7 +135,7 @@ class OutboxBooks:
                     answers[-1].append((boot, seq))
             self._write_losses(lost, reported=reported)
         self._seqs, self._held, self._sizes = seqs, held, sizes
-        self._saved(lost)
+        self._saved(lost, reported=reported)
         return answers
 
     def acknowledge(self, boot: str, up_to: int) -> int:
@@ -173,11 +177,13 @@ class OutboxBooks:
     def _write_losses(self, lost: Tally, *, reported: bool = False) -> None:
         self.file.add_losses((*loss, *numbers) for loss, numbers in lost.items())
         if lost or reported:
-            self.file.set_meta("unreported", "1" if lost else "0")
+            self.file.set_meta(_UNREPORTED, "1" if lost else "0")
 
-    def _saved(self, lost: Tally) -> None:
+    def _saved(self, lost: Tally, *, reported: bool = False) -> None:
         self.totals = merged(self.totals, lost)
         self.unsaved = {}
+        if lost or reported:
+            self.unreported = bool(lost)
 
     def _make_room(
         self,

@@ -40,11 +40,9 @@ def atomic_write(
         OutputError: The disk is full, the directory is missing or not writable, or `path` is a
             directory, a device or a pipe.
     """
-    # Renaming onto a link would replace the link, and onto /dev/null would replace that for everyone.
-    final = os.path.realpath(path)
-    directory = os.path.dirname(final)
     try:
-        _refuse_special(final)
+        final = _destination(path)
+        directory = os.path.dirname(final)
         if aside is None:
             aside = os.path.join(directory, f".edgec-{os.getpid()}-{os.urandom(4).hex()}.partial")
         else:
@@ -54,6 +52,7 @@ def atomic_write(
         descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as e:
         raise _cannot_write(path, e) from e
+    is_there = False
     try:
         with open(descriptor, "w+b") as file:
             yield file
@@ -61,6 +60,7 @@ def atomic_write(
             if durable:
                 os.fsync(file.fileno())
         os.replace(aside, final)
+        is_there = True
         if durable:
             sync_directory(directory)
     except OSError as e:
@@ -69,15 +69,28 @@ def atomic_write(
             raise _cannot_write(path, e) from e
         raise
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(aside)
+        if not is_there:
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
 
 
-def _refuse_special(path: str) -> None:
+def _destination(path: str | Path) -> str:
+    """Return where a file goes, as an absolute path; refuse what is there and is no file."""
+    # Not `realpath`, which looks at each directory on the way, unless renaming would replace a link.
+    final = os.path.abspath(path) if os.pardir not in os.fspath(path) else os.path.realpath(path)
     try:
-        mode = os.stat(path).st_mode
+        mode = os.lstat(final).st_mode
+        if stat.S_ISLNK(mode):
+            final = os.path.realpath(final)
+            mode = os.stat(final).st_mode
     except FileNotFoundError:
-        return
+        return final
+    # Renaming onto /dev/null would replace that for everyone.
+    _refuse_special(final, mode)
+    return final
+
+
+def _refuse_special(path: str, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise OutputError(f"cannot write {path}: it is a directory; give the path of a file")
     if not stat.S_ISREG(mode):
