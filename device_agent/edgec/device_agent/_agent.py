@@ -274,12 +274,16 @@ class Agent:
             timeout_s: How long to wait for something to come; None for as long as there is nothing to do.
         """
         parts = self._parts
-        inbound = self._link.get(self.patience_s if timeout_s is None else timeout_s)
+        wait_s = self.patience_s if timeout_s is None else timeout_s
         for _ in range(_MOST_INBOUND):
+            inbound = self._link.get(wait_s)
             if inbound is None:
                 break
             parts.inbox.take(inbound)
-            inbound = self._link.get(0.0)
+            wait_s = 0.0
+        else:
+            # There may be more, which nobody tells of again.
+            self._link.nudge()
         for outcome in parts.wishes.turn():
             if outcome.assignment is not None:
                 parts.models.want(outcome.assignment)
