@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.trust.simulator import DAY, DEVICE, Publisher, artifact, path_of, refused, versions
@@ -23,6 +29,19 @@ class _Watched:
         # tuf's client works in a folder.
         self.verified |= any(self._scratch.glob("work-*/image"))
         return self._files.get(file)
+
+
+class _Held(_Watched):
+    """Answers when it is told to."""
+
+    def __init__(self, publisher: Publisher, scratch: Path) -> None:
+        super().__init__(publisher, scratch)
+        self.asked_for, self.go_on = threading.Event(), threading.Event()
+
+    def fetch(self, file: str, max_bytes: int) -> bytes | None:
+        self.asked_for.set()
+        assert self.go_on.wait(60)
+        return super().fetch(file, max_bytes)
 
 
 def _device(publisher: Publisher, tmp_path: Path) -> tuple[DeviceTrust, Path]:
@@ -85,11 +104,41 @@ def test_another_model_is_looked_up(publisher: Publisher, tmp_path: Path) -> Non
     assignment, source = _updated(device, publisher, scratch)
     assert [target.model for target in assignment.targets] == ["other", "tiny"]
     assert source.verified
-    # Both are known now, and one of them alone is enough of the same.
+    # What nobody needs any more is not kept: when it expires is nobody's concern.
     publisher.director.assign(DEVICE, {"other": "other/other-1-cpu-x86_64.edgec"})
-    assignment, source = _updated(device, publisher, scratch)
+    assignment, _ = _updated(device, publisher, scratch)
     assert [target.model for target in assignment.targets] == ["other"]
-    assert not source.verified
+    kept = json.loads((tmp_path / "device/metadata.json").read_bytes())["content"]
+    assert [name for name in kept if "other" in name or "tiny" in name] == ["image/model.other.json"]
+
+
+def test_what_a_source_answered_is_not_kept(publisher: Publisher, tmp_path: Path) -> None:
+    device, scratch = _device(publisher, tmp_path)
+    path = publisher.publish("3")
+    publisher.director.assign(DEVICE, {"tiny": path})
+    source = _Watched(publisher, scratch)
+    device.update(source)
+    gone = weakref.ref(source)
+    del source
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_another_thread_learned_meanwhile_is_known(publisher: Publisher, tmp_path: Path) -> None:
+    _device(publisher, tmp_path)
+    again = publisher.device(tmp_path / "device")
+    publisher.director.assign(DEVICE, {"tiny": path_of("2")})
+    publisher.publish("3")
+    held = _Held(publisher, tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        updated = pool.submit(again.update, held)
+        assert held.asked_for.wait(60)
+        known = pool.submit(again.known)
+        # It waits for the other, as far as one can see.
+        time.sleep(0.2)
+        held.go_on.set()
+        assert versions(updated.result(60)) == ["2"]
+        assert versions(known.result(60)) == ["2"]
 
 
 def test_it_expires_though_nothing_has_changed(publisher: Publisher, tmp_path: Path) -> None:

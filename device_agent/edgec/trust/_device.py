@@ -179,12 +179,7 @@ class DeviceTrust:
                 ``storage``.
         """
         with self._lock:
-            try:
-                return self._update(open_source(source))
-            except TrustError as e:
-                raise (self._expired(e) if e.reason == "expired" else e) from e.__cause__
-            except (OutputError, OSError) as e:
-                raise TrustError(f"what was fetched cannot be kept: {e}", "storage") from e
+            return self._taken_over(open_source(source))
 
     def known(self) -> Assignment:
         """Return what is to run by the metadata at hand; as after a restart without a link.
@@ -196,7 +191,11 @@ class DeviceTrust:
             TrustError: As `update`; ``not_found`` where there never was an assignment.
         """
         verified = self._current()
-        return self.update(KnownSource(self._state.files)) if verified is None else verified.assignment
+        if verified is not None:
+            return verified.assignment
+        with self._lock:
+            # What is known now: another thread may have learned more until the lock was free.
+            return self._taken_over(KnownSource(self._state.files))
 
     def is_fresh(self, seconds: float) -> bool:
         """Return whether what was verified last is news of the director's, signed and heard within `seconds`.
@@ -259,9 +258,20 @@ class DeviceTrust:
         if command.group and command.group not in self._groups:
             raise TrustError(f"the command is for group {command.group}; this device is not in it", "device")
 
+    def _taken_over(self, source: MetadataSource) -> Assignment:
+        once = AskedOnce(source)
+        try:
+            return self._update(once)
+        except TrustError as e:
+            raise (self._expired(e) if e.reason == "expired" else e) from e.__cause__
+        except (OutputError, OSError) as e:
+            raise TrustError(f"what was fetched cannot be kept: {e}", "storage") from e
+        finally:
+            # What was verified is kept with its client, and that with its source.
+            once.close()
+
     def _update(self, source: MetadataSource) -> Assignment:
         before, asked = self._state.files.get(_DIRECTORS_WORD), self._monotonic()
-        source = AskedOnce(source)
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix=f"{_WORK}{self.device_id}-") as work:
             director = self._refresh(DIRECTOR, source, Path(work, DIRECTOR))
             kept = self._unchanged(source, director)
@@ -295,14 +305,14 @@ class DeviceTrust:
     def _unchanged(self, source: MetadataSource, director: Refreshed) -> _Image | None:
         """Return the image repository as it was verified last, where verifying it again would end the same.
 
-        That is: the same files are known, the source has nothing newer, all that the assignment needs was
-        looked up, and none of it has expired.
+        That is: the same files are known and needed, the source has nothing newer, and nothing has expired.
         """
         image = self._image
         if image is None or image.files != self._state.of(IMAGE):
             return None
         roles = {PREFIX + path.partition("/")[0] for path in director.targets.targets}
-        if not image.repository.is_valid(self.now(), roles):
+        kept = {name.removesuffix(".json") for name in image.files if name.startswith(PREFIX)}
+        if roles != kept or not image.repository.is_valid(self.now(), roles):
             return None
         timestamp = image.files["timestamp.json"]
         same = is_unchanged(IMAGE, image.repository, timestamp, source, device_id=self.device_id)

@@ -157,14 +157,21 @@ class AskedOnce:
     """A source that is asked for each file once, so that what was looked at is not fetched again."""
 
     def __init__(self, source: MetadataSource) -> None:
-        self._source = source
+        self._source: MetadataSource | None = source
         self._answers: dict[str, bytes | None] = {}
 
     def fetch(self, file: str, max_bytes: int) -> bytes | None:
         """Return the bytes of a file; see `MetadataSource`."""
+        if self._source is None:
+            raise TrustError(f"{file} cannot be fetched: its source is not asked any more", "unreachable")
         if file not in self._answers:
             self._answers[file] = self._source.fetch(file, max_bytes)
         return self._answers[file]
+
+    def close(self) -> None:
+        """Ask no more, and forget what was answered."""
+        self._source = None
+        self._answers.clear()
 
 
 Source = str | Path | Mapping[str, bytes] | MetadataSource
