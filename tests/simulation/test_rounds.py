@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sqlalchemy", reason="simulated devices need the extra 'fleet'")
 
+from edgec.device_agent import AgentConfig
+from edgec.simulation import Simulation
 from edgec.simulation._rounds import Rounds
 
 _NEVER_S = 1e6
@@ -92,3 +95,14 @@ def test_an_error_ends_one_and_is_told(rounds: Rounds, caplog: pytest.LogCapture
         other.ask()
     assert len(tried) == 1
     assert "a bug" in caplog.text
+
+
+def test_what_was_never_begun_ends(tmp_path: Path) -> None:
+    Rounds().close()
+    root = tmp_path / "root.json"
+    config = AgentConfig(
+        device="dev1", hardware=("cpu-x86_64",), state_dir=tmp_path, image_root=root, director_root=root
+    )
+    simulation = Simulation([config])
+    simulation.close()
+    simulation.close()

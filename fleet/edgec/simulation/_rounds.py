@@ -68,9 +68,10 @@ class Rounds:
         self._thread.start()
 
     def close(self) -> None:
-        """End; rounds that were asked for before are done."""
-        self._asked.put(None)
-        self._thread.join()
+        """End; rounds that were asked for before are done. Nothing is to be ended before `start`."""
+        if self._thread.ident is not None:
+            self._asked.put(None)
+            self._thread.join()
 
     def add(self, turn: Callable[[], float]) -> Round:
         """Do something again and again.
