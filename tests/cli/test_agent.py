@@ -8,12 +8,13 @@ import socket
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 pytest.importorskip("paho", reason="the agent needs the extra 'agent'")
 
-from edgec.cli._agent_settings import read_settings
+from edgec.cli._agent_settings import known_hardware, read_settings
 from edgec.cli._agent_unit import Notifier, unit_text
 from edgec.cli.agent import command
 from edgec.errors import AgentError
@@ -95,6 +96,22 @@ def test_hardware_is_said_where_it_is_an_alias_or_nothing_that_edgec_knows(tmp_p
     assert "'jetson' is jetson-orin-nano-jp6" in done.stderr
     assert "WARNING 'rpi55' is no target of edgec's" in done.stderr
     assert read_settings(tmp_path / "etc/agent.toml", ()).hardware == ("jetson-orin-nano-jp6", "rpi55")
+
+
+def test_hardware_may_be_unknown_because_its_package_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "acme_unread-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: acme-unread\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[edgec.targets]\nacme = acme_unread\n")
+    (tmp_path / "acme_unread.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    option = click.Option(["--hardware"])
+    assert known_hardware(click.Context(command), option, "acme-gone") == "acme-gone"
+    said = capsys.readouterr().err
+    assert "WARNING 'acme-gone' is no target of edgec's" in said
+    assert "no licence" in said
 
 
 def test_status_of_a_device_on_which_no_agent_ran_yet(tmp_path: Path) -> None:

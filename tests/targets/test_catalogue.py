@@ -248,6 +248,37 @@ def test_a_package_with_a_wrong_entry_point_is_named(
     assert load_target("rpi5").name == "rpi5"
 
 
+def test_a_package_that_cannot_be_read_takes_no_target_from_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = 'def hub() -> str:\n    return \'name = "acme-sound"\\nextends = "rpi5"\\n\'\n'
+    write(tmp_path / "acme_sound.py", hub + "twice = hub\n")
+    write(tmp_path / "acme_unsound.py", "raise RuntimeError('no licence')\n")
+    points = ("acme-sound = acme_sound:hub", "acme-broken = acme_unsound", "rpi5 = acme_sound:hub")
+    install(monkeypatch, tmp_path, "\n".join(points))
+    for _ in range(2):
+        assert resolve_target("acme-sound").target.name == "acme-sound"
+        with pytest.raises(UnknownTargetError, match="no licence") as caught:
+            load_target("acme-broken")
+        assert caught.value.known == sorted([*NAMES, "acme-sound"])
+        assert len(caught.value.unread) == 2
+    told = [record.getMessage() for record in caplog.records]
+    assert [sum(said in line for line in told) for said in ("no licence", "'rpi5' is taken")] == [1, 1]
+
+
+def test_a_name_that_two_packages_offer_is_of_neither(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = 'name = "acme-twice"\nextends = "rpi5"\n'
+    for name in ("acme_one", "acme_two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "__init__.py", "")
+        write(tmp_path / name / "acme-twice.toml", text)
+    install(monkeypatch, tmp_path, "one = acme_one\ntwo = acme_two")
+    with pytest.raises(UnknownTargetError, match="'acme-twice' is taken"):
+        load_target("acme-twice")
+
+
 def test_a_target_that_another_package_brings_has_the_name_it_is_offered_as(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -54,9 +54,11 @@ def known_hardware(_: click.Context, __: click.Parameter, name: str | None) -> s
         return None
     try:
         resolution = resolve_target(name)
-    except UnknownTargetError:
+    except UnknownTargetError as e:
         note = f"{name!r} is no target of edgec's; artifacts reach such a device if they were built for it"
         click.echo(f"WARNING {printable(note)} (edgec targets)", err=True)
+        for problem in e.unread:
+            click.echo(f"WARNING targets of a package could not be read: {printable(problem)}", err=True)
         return name
     if resolution.note is not None:
         click.echo(printable(resolution.note), err=True)

@@ -101,15 +101,23 @@ class UnknownTargetError(TargetError):
     Attributes:
         name: The name asked for.
         known: The names there are, sorted.
+        unread: What is wrong with installed packages whose targets cannot be read: it may be one of those.
     """
 
-    def __init__(self, name: str, known: list[str]) -> None:
+    def __init__(self, name: str, known: list[str], unread: tuple[str, ...] = ()) -> None:
         super().__init__(
-            f"unknown target {name!r}; known targets: {', '.join(known)}; "
-            "or the path of a .toml file of your own"
+            "; ".join(
+                (
+                    f"unknown target {name!r}",
+                    f"known targets: {', '.join(known)}",
+                    "or the path of a .toml file of your own",
+                    *(f"targets of a package could not be read: {problem}" for problem in unread),
+                )
+            )
         )
         self.name = name
         self.known = known
+        self.unread = unread
 
 
 class ArtifactError(EdgecError):

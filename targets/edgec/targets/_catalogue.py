@@ -12,6 +12,7 @@ Built-in names come first and are read without looking at entry points.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from edgec.targets._target import Target
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+_log = logging.getLogger(__name__)
 ENTRY_POINTS = "edgec.targets"
 _DATA = Path(__file__).parent / "data"
 _MAX_BYTES = 1 << 20
@@ -58,6 +60,10 @@ _ALIASES = {
 }
 # These mean the CPU of the machine that asks.
 _HOST_ALIASES = ("cpu", "onnxruntime")
+
+
+# Problems of packages that were told of.
+_told: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,10 @@ def target_names() -> list[str]:
     Raises:
         TargetError: An installed package offers a target that cannot be read or whose name is taken.
     """
-    return sorted({*_builtin_names(), *_installed()})
+    found, problems = _installed()
+    if problems:
+        raise TargetError("; ".join(problems))
+    return sorted({*_builtin_names(), *found})
 
 
 def alias_names() -> dict[str, str]:
@@ -172,9 +181,13 @@ def _tables_of(name: str, seen: tuple[str, ...]) -> tuple[Mapping[str, Any], str
     if name in _builtin_names():
         path = _DATA / f"{name}.toml"
         return _extended(parse_toml(_read(path), path.name), path, path.name, seen), path.name
-    installed = _installed()
+    installed, problems = _installed()
     if name not in installed:
-        raise UnknownTargetError(name, target_names())
+        raise UnknownTargetError(name, sorted({*_builtin_names(), *installed}), tuple(problems))
+    for problem in problems:
+        if problem not in _told:
+            _told.add(problem)
+            _log.warning("targets of another package cannot be used: %s", problem)
     text, where = installed[name]
     return _extended(parse_toml(text, where), None, where, seen), where
 
@@ -225,18 +238,31 @@ def _read(path: Path) -> str:
         raise TargetError(f"{path}: not valid TOML: not UTF-8 at byte {e.start}") from e
 
 
-def _installed() -> Mapping[str, tuple[str, str]]:
-    """Return text and origin of the targets that installed packages offer, by name."""
+def _installed() -> tuple[Mapping[str, tuple[str, str]], list[str]]:
+    """Return text and origin of the targets that installed packages offer, by name, and what is wrong.
+
+    A package that cannot be read takes nothing from the others; a name that two offer is nobody's.
+    """
     # Costs 10 ms to import, which a built-in name need not pay.
     from importlib.metadata import entry_points
 
     found: dict[str, tuple[str, str]] = {}
+    problems: list[str] = []
+    taken = {*_builtin_names(), *alias_names()}
     for point in entry_points(group=ENTRY_POINTS):
-        for name, (text, where) in _offered(point).items():
-            if name in _builtin_names() or name in alias_names() or name in found:
-                raise TargetError(f"{where}: name: {name!r} is taken; its package must choose another name")
-            found[name] = text, where
-    return found
+        try:
+            offered = _offered(point)
+        except TargetError as e:
+            problems.append(str(e))
+            continue
+        for name, (text, where) in offered.items():
+            if name in taken:
+                problems.append(f"{where}: name: {name!r} is taken; its package must choose another name")
+                found.pop(name, None)
+            else:
+                found[name] = text, where
+            taken.add(name)
+    return found, problems
 
 
 def _offered(point: EntryPoint) -> dict[str, tuple[str, str]]:
