@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -155,6 +157,40 @@ def test_devices_that_name_others_in_each_window_are_no_different() -> None:
     for candidate, control in ((in_windows(mine, 12, 5), theirs), (mine, in_windows(theirs, 12, 5))):
         found = finding(judge(replace(evidence, candidate=candidate, control=control)), "classes")
         assert found.outcome == "pass", found.detail
+
+
+def test_classes_that_find_no_place_in_an_hour_are_no_difference() -> None:
+    """Of 10,000 classes, a device names those of its first windows; who told less has room for all."""
+    evidence = World(9).evidence(HEALTHY, candidates=8, controls=8)
+    windows = [np.random.default_rng(n).integers(0, 10_000, 1000).tolist() for n in range(8 * 15)]
+    long = tuple(told(d, map(Counter, windows[n::8]), 4000) for n, d in enumerate(evidence.candidate))
+    short = tuple(told(d, map(Counter, windows[n:24:8]), 4000) for n, d in enumerate(evidence.control))
+    assert all(len(d.classes) <= 4097 and sum(d.classes.values()) == 15_000 for d in long)
+    for one, other in ((long, short), (short, long)):
+        found = finding(judge(replace(evidence, candidate=one, control=other)), "classes")
+        assert found.outcome != "fail", found.detail
+    # Of what nobody ever named, there is no more than before.
+    strange = tuple(replace(d, classes={**d.classes, -1: d.classes[-1] + 8000}) for d in long)
+    found = finding(judge(replace(evidence, candidate=strange, control=short)), "classes")
+    assert found.outcome == "fail", found.detail
+
+
+def test_classes_of_many_names_are_compared_in_bounded_memory() -> None:
+    evidence = World(9).evidence(HEALTHY, candidates=30, controls=30)
+    arms = (evidence.candidate, evidence.control)
+    mine, theirs = (
+        tuple(replace(d, classes={0: 4000, **dict.fromkeys(range(n * 4000 + 1, n * 4000 + 2001), 1)})
+              for n, d in enumerate(arm))
+        for arm in arms
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        found = finding(judge(replace(evidence, candidate=mine, control=theirs)), "classes")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.outcome == "pass", found.detail
+    assert most < 30e6
 
 
 def test_a_short_window_hides_nothing_in_the_longer_ones() -> None:

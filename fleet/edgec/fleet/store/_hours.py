@@ -35,8 +35,9 @@ class HourOf:
         figures: By name: seconds, calls, errors, sampled, non_finite, crashes, compared, disagreed.
         latency: In milliseconds.
         confidence: None where there is none.
-        classes: Calls by class.
-        named: Calls of windows that may have left classes out, by how many classes those windows name.
+        classes: Calls by class, of at most 4096; -1 is all others.
+        named: Calls of windows that may have left classes out, by how many classes those windows name; under
+            0 calls whose classes were named, and found no place here.
         outputs: By name.
     """
 
@@ -76,15 +77,19 @@ class HourOf:
         if other.confidence is not None:
             self.confidence = _joined(self.confidence, other.confidence)
         for number, count in other.classes.items():
-            known = number in self.classes or len(self.classes) < _MOST_CLASSES
-            self.classes[number if known else _OTHERS] = (
-                self.classes.get(number if known else _OTHERS, 0) + count
-            )
+            self._add_class(number, count)
         for number, count in other.named.items():
             self.named[number] = self.named.get(number, 0) + count
         for name, histogram in other.outputs.items():
             if name in self.outputs or len(self.outputs) < _MOST_NAMES:
                 self.outputs[name] = _joined(self.outputs.get(name), histogram)
+
+    def _add_class(self, number: int, count: int) -> None:
+        if number not in self.classes and number != _OTHERS and len(self.classes) >= _MOST_CLASSES:
+            # It had a name, and has none here: that is as if a window had named none of these calls.
+            self.named[0] = self.named.get(0, 0) + count
+            number = _OTHERS
+        self.classes[number] = self.classes.get(number, 0) + count
 
     def to_row(self) -> dict[str, Any]:
         """Return the columns that both tables of hours have."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from heapq import nsmallest
 from operator import attrgetter
 
 import numpy as np
@@ -16,6 +18,8 @@ from edgec.sketch import Histogram, population_stability
 # Of fewer values, the index is mostly noise: of 1000 and 20 bins, its 99th percentile is 0.037.
 LEAST_VALUES = 1000
 _OTHER_CLASSES = -1
+# There is a table with a row for each device, and there may be tens of thousands of classes.
+_MOST_CLASSES = 4096
 References = Mapping[str, Mapping[str, tuple[float, ...]]]
 Arm = Sequence[DeviceEvidence]
 
@@ -140,15 +144,17 @@ def _moved(
 def _classes(
     candidate: Arm, control: Arm, limits: Limits, alpha: float, by_device: bool, template: Finding
 ) -> Iterable[Finding]:
-    """Compare the share of every class that either side names.
+    """Compare the share of every class that either side names, of the most frequent where there are many.
 
     Windows that have to be small name the most frequent classes only, so that a class may be missing on one
     side and not on the other. What a window leaves out is at most as frequent as the rarest class that it
     names, and at least `LEAST_CLASSES` are named: a difference counts beyond what can be hidden like that,
     and others beyond what the other side would have if it named as few.
     """
-    pair = [[d.classes for d in arm if d.classes] for arm in (candidate, control)]
-    names = sorted({k for arm in pair for classes in arm for k in classes} - {_OTHER_CLASSES})
+    names = _most_frequent(d.classes for arm in (candidate, control) for d in arm)
+    known = frozenset(names)
+    candidate, control = ([_cut(d, known) for d in arm if d.classes] for arm in (candidate, control))
+    pair = [[d.classes for d in arm] for arm in (candidate, control)]
     if not all(pair) or not names:
         return
     told = replace(template, metric="classes")
@@ -180,6 +186,25 @@ def _classes(
     yield replace(_judged(told, beyond, limits.shift * 2, limits, one, other), detail=detail)
 
 
+def _most_frequent(told: Iterable[Mapping[int, int]]) -> list[int]:
+    """Return the classes that have names, at most so many, in order."""
+    calls: Counter[int] = Counter()
+    for classes in told:
+        calls.update(classes)
+    del calls[_OTHER_CLASSES]
+    return sorted(nsmallest(_MOST_CLASSES, calls, key=lambda name: (-calls[name], name)))
+
+
+def _cut(device: DeviceEvidence, names: Collection[int]) -> DeviceEvidence:
+    """Return what a device told without other names, as where the fleet has no place for them."""
+    calls = sum(n for name, n in device.classes.items() if name != _OTHER_CLASSES and name not in names)
+    if not calls:
+        return device
+    classes = {name: count for name, count in device.classes.items() if name in names}
+    classes[_OTHER_CLASSES] = device.classes.get(_OTHER_CLASSES, 0) + calls
+    return replace(device, classes=classes, named={**device.named, 0: device.named.get(0, 0) + calls})
+
+
 def _unknown(one: Shares, other: Shares, arm: Arm, alpha: float) -> Estimate:
     """Return by how much one side has more of classes without a name than naming few of them explains.
 
@@ -191,9 +216,9 @@ def _unknown(one: Shares, other: Shares, arm: Arm, alpha: float) -> Estimate:
         arm: Devices of that side.
         alpha: Of each bound.
     """
-    frequent = np.cumsum(np.sort(other.values[:-1])[::-1])
+    frequent = np.concatenate([[0.0], np.cumsum(np.sort(other.values[:-1])[::-1])])
     calls = sum(sum(d.classes.values()) for d in arm)
-    left_out = sum((1 - frequent[min(n, len(frequent)) - 1]) * k for d in arm for n, k in d.named.items())
+    left_out = sum((1 - frequent[min(n, len(frequent) - 1)]) * k for d in arm for n, k in d.named.items())
     explained = float(left_out) / calls
     share = distance(replace(one, values=one.values[-1:], errors=one.errors[-1:]), None, np.zeros(1), alpha)
     return Estimate(figure=share.figure - explained, low=share.low - explained, high=share.high - explained)

@@ -28,8 +28,8 @@ class DeviceEvidence:
         latency: In milliseconds; None where there is none.
         confidence: Highest scores; None where the model has none.
         classes: Calls by class; -1 is all others.
-        named: Calls of windows that left classes out, by how many classes these name; what has no name in
-            other windows is of a class that nobody knows.
+        named: Calls of windows that left classes out, by how many classes these name, and under 0 those whose
+            classes the fleet had no place for; what else has no name is of a class that nobody knows.
         outputs: Values by output.
         compared: Calls that the model before answered, too, in its shadow.
         disagreed: Of these, those with another answer.
