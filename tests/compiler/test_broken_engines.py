@@ -28,6 +28,7 @@ FAILURES = pytest.mark.parametrize(
         ("ImportError('libtbb.so.12: cannot open shared object file')", "libtbb.so.12"),
         ("OSError('libtbb.so.12: cannot open shared object file')", "library libtbb.so.12"),
         ("MemoryError", "MemoryError.* too little memory"),
+        ("ModuleNotFoundError('no C extension')", "no C extension"),
     ],
     indirect=["broken_openvino"],
 )

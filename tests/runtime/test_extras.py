@@ -37,6 +37,7 @@ def test_a_package_that_is_not_there_is_missing() -> None:
         (ImportError("cv2.abi3.so: failed to map segment from shared object"), "too little memory"),
         (ImportError("libx.so: cannot allocate memory in static TLS block"), "too little memory"),
         (MemoryError(), "MemoryError; the process has too little memory"),
+        (ModuleNotFoundError("no C extension"), "a package of 'edgec.vision.'.* --force-reinstall"),
         (OSError("sndfile library not found"), "a package of 'edgec.vision.'.* --force-reinstall"),
         (
             ImportError("numpy.core.multiarray failed to import", name="cv2"),
@@ -118,3 +119,27 @@ def test_a_command_says_it_in_one_line(
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(status, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("error", ["ImportError('numpy is too old')", "OSError('not a library')"])
+def test_the_compiler_says_so_of_errors_without_a_name_too(tmp_path: Path, error: str) -> None:
+    folder = broken(tmp_path, "onnxruntime", error)
+    code = (
+        "from edgec.errors import BrokenExtraError\n"
+        "import edgec.compiler\n"
+        "try:\n"
+        "    edgec.compiler.compile_model\n"
+        "except BrokenExtraError as e:\n"
+        "    print(e)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "edgec.compiler needs a package of 'edgec[compiler]', which is installed" in done.stdout, (
+        done.stderr
+    )

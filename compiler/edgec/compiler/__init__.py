@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgec.errors.extras import import_failed
+from edgec.errors import ExtraError
+from edgec.errors.extras import failed_package, import_failed
 
 if TYPE_CHECKING:
     from edgec.compiler._compile import BuildResult, compile_model
@@ -51,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
     try:
         return getattr(import_module(f"edgec.compiler.{_HOMES[name]}"), name)
-    except ImportError as e:
-        if (e.name or "").split(".")[0] in _EXTRA_MODULES:
-            raise import_failed("edgec.compiler", e, "compiler") from e
-        raise
+    except (ImportError, OSError, MemoryError) as e:
+        if isinstance(e, ExtraError) or failed_package(e, _EXTRA_MODULES) is None:
+            raise
+        raise import_failed("edgec.compiler", e, "compiler") from e

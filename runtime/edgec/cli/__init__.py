@@ -12,7 +12,7 @@ import click
 
 from edgec.cli._lazy import LazyGroup
 from edgec.errors import EdgecError
-from edgec.errors.extras import import_failed
+from edgec.errors.extras import failed_package, import_failed
 
 COMMANDS = {
     "agent": "Keep this device's models as the fleet wants them, and say how that goes.",
@@ -97,21 +97,10 @@ def main() -> None:
     except EdgecError as e:
         _fail(e)
     except ImportError as e:
-        extra = _extra_of(e)
-        if extra is None:
+        package = failed_package(e, _EXTRAS)
+        if package is None:
             raise
-        _fail(import_failed("this command", e, extra))
-
-
-def _extra_of(error: ImportError) -> str | None:
-    """Return the extra of the package that was not imported; by the traceback where the error has no name."""
-    if error.name is not None:
-        return _EXTRAS.get(error.name.split(".")[0])
-    extra, trace = None, error.__traceback__
-    while trace is not None:  # the innermost counts
-        package = str(trace.tb_frame.f_globals.get("__name__")).split(".")[0]
-        extra, trace = _EXTRAS.get(package, extra), trace.tb_next
-    return extra
+        _fail(import_failed("this command", e, _EXTRAS[package]))
 
 
 def _fail(error: EdgecError) -> None:

@@ -7,6 +7,7 @@ with needs_extra("image preprocessing", "vision"):
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from types import TracebackType
 
 from edgec.errors import BrokenExtraError, ExtraError, MissingExtraError
@@ -51,10 +52,28 @@ def import_failed(what: str, error: ImportError | OSError | MemoryError, extra: 
     """Return the error for an import that failed; see `needs_extra`."""
     if isinstance(error, ExtraError):
         return error
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
         return MissingExtraError(what, error.name, extra)
     advice = import_advice(error, f"reinstall it:  pip install --force-reinstall 'edgec[{extra}]'")
     return BrokenExtraError(what, getattr(error, "name", None), extra, f"{import_cause(error)}; {advice}")
+
+
+def failed_package(error: BaseException, packages: Collection[str]) -> str | None:
+    """Return which of some packages was not imported; by the traceback where the error has no name.
+
+    Args:
+        error: What the import said.
+        packages: That may be meant: ``{"onnx", "onnxruntime"}``.
+    """
+    name = getattr(error, "name", None)
+    if name is not None:
+        package = str(name).split(".")[0]
+        return package if package in packages else None
+    found, trace = None, error.__traceback__
+    while trace is not None:  # the innermost counts
+        package = str(trace.tb_frame.f_globals.get("__name__")).split(".")[0]
+        found, trace = package if package in packages else found, trace.tb_next
+    return found
 
 
 def import_advice(error: BaseException, otherwise: str) -> str:

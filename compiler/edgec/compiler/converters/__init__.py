@@ -194,13 +194,14 @@ def get_converter(name: str) -> Converter:
     module, _, attribute = reference.partition(":")
     try:
         converter: Converter = getattr(import_module(module), attribute)()
-    except ModuleNotFoundError as e:
-        if (e.name or "").startswith("edgec."):
-            raise
-        raise ConversionError(
-            f"compiling for {name} needs {e.name!r}, which is not installed: run  pip install 'edgec[{name}]'"
-        ) from e
     except (ImportError, OSError, MemoryError) as e:  # a library that it needs is missing, or memory is short
+        if isinstance(e, ModuleNotFoundError) and e.name is not None:
+            if e.name.startswith("edgec."):
+                raise
+            raise ConversionError(
+                f"compiling for {name} needs {e.name!r}, which is not installed: "
+                f"run  pip install 'edgec[{name}]'"
+            ) from e
         advice = import_advice(e, f"run  pip install --force-reinstall 'edgec[{name}]'")
         raise ConversionError(
             f"compiling for {name} cannot import its engine ({import_cause(e)}): {advice}"

@@ -52,10 +52,10 @@ def find_judge(engine: str) -> Judge | None:
     module, _, attribute = reference.partition(":")
     try:
         judge: Judge = getattr(import_module(module), attribute)()
-    except ModuleNotFoundError as e:
-        if (e.name or "").startswith("edgec."):
-            raise
-        return None
     except (ImportError, OSError, MemoryError) as e:
+        if isinstance(e, ModuleNotFoundError) and e.name is not None:
+            if e.name.startswith("edgec."):
+                raise
+            return None
         raise import_failed(f"the verdict of {engine}", e, engine) from e
     return judge

@@ -237,11 +237,11 @@ def get_backend(name: str) -> Backend:
     module, _, attribute = reference.partition(":")
     try:
         backend: Backend = getattr(import_module(module), attribute)()
-    except ModuleNotFoundError as e:
-        raise BackendUnavailableError(
-            f"backend {name!r} needs {e.name!r}, which is not installed: {remedy}"
-        ) from e
     except (ImportError, OSError, MemoryError) as e:  # a library that it needs is missing, or memory is short
+        if isinstance(e, ModuleNotFoundError) and e.name is not None:
+            raise BackendUnavailableError(
+                f"backend {name!r} needs {e.name!r}, which is not installed: {remedy}"
+            ) from e
         advice, cause = import_advice(e, remedy), import_cause(e)
         raise BackendUnavailableError(f"backend {name!r} cannot be imported ({cause}): {advice}") from e
     return backend
