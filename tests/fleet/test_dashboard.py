@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -251,6 +252,31 @@ def test_an_alert_that_is_over_waits_for_nobody(place: Place) -> None:
             assert "disk is almost full" in listed
             assert ("over since" in listed) != waits
     alerts.compare([], place.fleet.clock(), rules=["disk"], quiet_s=0)
+
+
+def test_the_overview_asks_for_open_alerts_once(place: Place) -> None:
+    from sqlalchemy import event
+
+    engine, asked = place.fleet.store.database.engine, list[str]()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM alerts" in statement:
+            asked.append(statement)
+
+    with place.client() as admin:
+        seal = csrf(admin.get("/access").text)
+        for _ in range(20):
+            claim = place.fleet.claims.create(now=place.fleet.clock(), actor="test")[0]
+            # Then nothing is known that may be a few seconds old.
+            assert admin.post(f"/access/claims/{claim.id}/withdraw", data={"csrf": seal}).status_code == 303
+            asked.clear()
+            began = time.monotonic()
+            assert admin.get("/").status_code == 200
+            if time.monotonic() - began < 1.0:  # it may be asked again where that took longer
+                break
+    event.remove(engine, "before_cursor_execute", note)
+    assert len(asked) == 1
 
 
 def test_what_a_form_says_wrong_is_told_and_nothing_is_made(place: Place) -> None:

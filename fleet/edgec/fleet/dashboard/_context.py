@@ -114,7 +114,8 @@ class Dashboard:
 
     def alerts(self) -> list[AlertRecord]:
         """Return alerts that wait for a person: not those of incidents, nor what is over."""
-        found = self.fleet.store.alerts.find()
+        # Asked for by a page and by what stands on each.
+        found = self.recent.get("alerts", 2, self.fleet.store.alerts.find)
         return [alert for alert in found if alert.rule != "incident" and alert.quiet_since is None]
 
     def _waiting(self) -> dict[str, int]:
