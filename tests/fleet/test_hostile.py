@@ -273,6 +273,23 @@ def test_directing_goes_on_after_any_error(error: Exception, monkeypatch: pytest
     thread.join()
 
 
+def test_a_look_that_fails_while_a_broker_is_waited_for_is_counted_and_not_repeated_at_once() -> None:
+    looks: list[int] = []
+
+    def find(**_: Any) -> Any:
+        looks.append(1)
+        raise OSError("the database is gone")
+
+    fleet = SimpleNamespace(store=SimpleNamespace(rollouts=SimpleNamespace(find=find)), clock=lambda: NOW)
+    counters = Counters()
+    directing = Directing(cast("Any", fleet), cast("Any", None), TOPICS, counters, MqttSettings())
+    directing._looked_at -= 3600
+    for _ in range(3):
+        directing._look_again()
+    assert looks == [1]
+    assert counters.get("orders", "interrupted") == 1
+
+
 def test_a_rollout_that_cannot_go_on_stops_no_other() -> None:
     ticked: list[str] = []
 

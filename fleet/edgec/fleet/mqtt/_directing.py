@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from edgec.errors import FleetError, LinkError, OutputError, ProtocolError, TrustError
@@ -75,9 +75,13 @@ class Directing:
 
     def turn(self) -> bool:
         """Let rollouts decide, and tell devices what they have not been told; return whether it worked."""
+        return self._work(self._decide, self._tell)
+
+    def _work(self, *steps: Callable[[], None]) -> bool:
+        """Take steps, one after the other; return whether all of them worked."""
         try:
-            self._decide()
-            self._tell()
+            for step in steps:
+                step()
         except Exception:  # noqa: BLE001
             # Whatever it is, database, disk or a row: a thread that ends directs nobody until a restart.
             # Nothing is lost: the books say what is still to be done.
@@ -116,13 +120,10 @@ class Directing:
 
     def _look_again(self) -> None:
         """Let rollouts decide while others are told: what a slow broker waits for may have to be undone."""
-        if time.monotonic() - self._looked_at < _LOOK_S:
-            return
-        try:
-            self._decide()
-        except Exception:  # noqa: BLE001
-            # As in `turn`; and what was sent is still to be written down.
-            _log.exception("rollouts cannot be looked at now, and will be")
+        if time.monotonic() - self._looked_at >= _LOOK_S:
+            # Where that fails, what was sent is still to be written down; and a broker is waited for in seconds.
+            self._looked_at = time.monotonic()
+            self._work(self._decide)
 
     def _due_rollouts(self, now: float) -> list[Rollout]:
         """Return rollouts to look at, the oldest first: what a newer one says of a device counts."""
