@@ -121,7 +121,7 @@ class Directing:
     def _look_again(self) -> None:
         """Let rollouts decide while others are told: what a slow broker waits for may have to be undone."""
         if time.monotonic() - self._looked_at >= _LOOK_S:
-            # Where that fails, what was sent is still to be written down; and a broker is waited for in seconds.
+            # Where that fails, it is not tried each second; and what was sent is still to be written down.
             self._looked_at = time.monotonic()
             self._work(self._decide)
 
