@@ -43,15 +43,7 @@ class ApplicationServer:
 
     Who they are and what they said changes under `_changed`, which is notified of it.
 
-    Args:
-        path: Of the socket.
-        models: Directory of all models.
-        users: Ids of users that may connect beside root and this one; None for all whom `mode` lets in.
-        mode: Of the socket, as of a file.
-        group: Id of the group that the socket belongs to; None for this process's.
-        observe_s: How often they tell what they observed.
-        watch_s: The same in the first time after a switch.
-        clock: Monotonic, in seconds.
+    Its arguments are those of `SocketApplications`.
     """
 
     def __init__(
