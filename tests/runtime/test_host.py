@@ -93,7 +93,7 @@ def grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each load take 10 MiB, and calls nothing, whatever the system says."""
     monkeypatch.setattr("edgec.runtime._hosted._FIRST_CALLS", 0)
     taken = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("edgec.runtime._host.resident_bytes", lambda: next(taken) * 2**20)
+    monkeypatch.setattr("edgec.runtime._host_memory.resident_bytes", lambda: next(taken) * 2**20)
 
 
 @pytest.mark.usefixtures("grows")
@@ -136,7 +136,7 @@ def test_a_model_larger_than_the_budget_is_refused(tmp_path: Path) -> None:
 def resident(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the process have these MiB, from one look to the next."""
     left: list[int] = []
-    monkeypatch.setattr("edgec.runtime._host.resident_bytes", lambda: left.pop(0) * 2**20)
+    monkeypatch.setattr("edgec.runtime._host_memory.resident_bytes", lambda: left.pop(0) * 2**20)
     return left
 
 
@@ -195,7 +195,7 @@ def test_a_load_beside_a_first_call_is_not_counted_to_it(
             assert go_on.wait(60)
         return load(path, threads=1)
 
-    monkeypatch.setattr("edgec.runtime._host.resident_bytes", look)
+    monkeypatch.setattr("edgec.runtime._host_memory.resident_bytes", look)
     with Host(loader, memory_budget_mib=100) as host, ThreadPoolExecutor(1) as other:
         for name, path in zip("ab", paths, strict=True):
             host.add(name, path)
@@ -225,7 +225,7 @@ def test_first_calls_that_begin_together_end_the_measuring(
         looks += 1
         return 0
 
-    monkeypatch.setattr("edgec.runtime._host.resident_bytes", look)
+    monkeypatch.setattr("edgec.runtime._host_memory.resident_bytes", look)
     together = Barrier(4)
 
     def wants(_: Shadow) -> bool:  # asked after the host found that the call is among the first

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from edgec.artifact import Artifact
-from edgec.errors import DeviceMemoryError, InferenceError, OverloadedError, UnknownModelError
-from edgec.runtime._hosted import Entry, HostedModel, Loaded, end, observed, retire
-from edgec.runtime._memory import resident_bytes
+from edgec.errors import UnknownModelError
+from edgec.runtime._host_memory import Arrays, HostMemory, Outputs
+from edgec.runtime._hosted import Entry, HostedModel, Loaded, end, retire
 from edgec.runtime._routes import Split
 
 if TYPE_CHECKING:
@@ -24,10 +21,6 @@ if TYPE_CHECKING:
     from edgec.runtime._observer import ObserveOptions, Observer
     from edgec.runtime._session import Session
     from edgec.runtime._shadow import Shadow
-
-Arrays = Mapping[str, NDArray[Any]]
-Outputs = dict[str, NDArray[Any]]
-_LOOKS = 2  # measurements that have to agree that a model is too large: one may have counted others' memory
 
 
 class Host:
@@ -55,17 +48,12 @@ class Host:
             from edgec.runtime._session import load
 
             loader = load
-        self._loader = loader
-        self._budget = None if memory_budget_mib is None else int(memory_budget_mib * 2**20)
-        self._lock = Lock()
-        self._loading = Lock()
-        self._entries: dict[tuple[str, str], Entry] = {}
+        budget = None if memory_budget_mib is None else int(memory_budget_mib * 2**20)
+        self._memory = HostMemory(loader, budget)
+        self._lock, self._entries = self._memory.lock, self._memory.entries
         self._defaults: dict[str, str] = {}
         self._splits: dict[str, Split] = {}
         self._shadows: dict[str, Shadow] = {}
-        self._observing: ObserveOptions | None = None
-        self._clock = 0
-        self._closed = False
 
     def add(self, name: str, path: str | Path, version: str | None = None, *, default: bool = False) -> str:
         """Make a model known; it is loaded when it is first called, or by `load`.
@@ -89,7 +77,7 @@ class Host:
             version = artifact.manifest.model_version if version is None else version
             size = artifact.size_bytes
         with self._lock:
-            self._check_open()
+            self._memory.check_open()
             if (name, version) in self._entries:
                 raise ValueError(
                     f"there is a version {version} of {name} already: remove it, or name another"
@@ -222,7 +210,7 @@ class Host:
 
         options = options or ObserveOptions()
         with self._lock:
-            self._observing = options
+            self._memory.observing = options
             for entry in self._entries.values():
                 if entry.loaded is not None:
                     entry.observer = entry.loaded.session.observe(options)
@@ -251,11 +239,10 @@ class Host:
         """
         shadow = self._shadows.get(name)
         with self._leased(name, version, key) as (entry, loaded):
-            run = partial(self._run_first, entry, loaded) if loaded.first_calls > 0 else loaded.session.run
             if shadow is None or entry.version == shadow.candidate or not shadow.wants():
-                return run(inputs)
+                return self._memory.run(entry, loaded, inputs)
             start = perf_counter()
-            outputs = run(inputs)
+            outputs = self._memory.run(entry, loaded, inputs)
             shadow.offer(inputs, outputs, perf_counter() - start)
             return outputs
 
@@ -297,8 +284,7 @@ class Host:
             UnknownModelError: There is none.
         """
         with self._lock:
-            ended = retire(self._entry(name, version))
-            self._clock += 1  # as in `_load`: what ends beside a first call gives memory back
+            ended = self._memory.take_out(self._entry(name, version))
         end(ended)
 
     def remove(self, name: str, version: str) -> None:
@@ -319,14 +305,13 @@ class Host:
             if not others:
                 del self._defaults[name]
             entry.removed = True
-            ended = retire(entry)
-            self._clock += 1
+            ended = self._memory.take_out(entry)
         end(ended)
 
     def close(self) -> None:
         """Unload everything; calls that run end as they would have, later ones are refused."""
         with self._lock:
-            self._closed = True
+            self._memory.closed = True
             shadows, self._shadows = list(self._shadows.values()), {}
             sessions = [retire(entry) for entry in self._entries.values()]
         for shadow in shadows:
@@ -340,120 +325,10 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _leased(self, name: str, version: str | None, key: str | None) -> Iterator[tuple[Entry, Loaded]]:
-        entry, loaded = self._take(name, version, key)
-        try:
-            yield entry, loaded
-        finally:
-            with self._lock:
-                loaded.calls -= 1
-                over = loaded.retired and not loaded.calls
-            if over:
-                end(loaded.session)
-
-    def _take(self, name: str, version: str | None, key: str | None) -> tuple[Entry, Loaded]:
-        """Return a model in memory, and count it as in use."""
-        with self._lock:
-            entry = self._route(name, version, key)
-            if entry.loaded is not None:
-                return entry, self._count(entry, entry.loaded)
-        with self._loading:  # one at a time, so that what each takes can be told
-            with self._lock:
-                self._check_open()
-                if entry.loaded is not None:  # another thread was faster
-                    return entry, self._count(entry, entry.loaded)
-                self._clock += 1  # for first calls, which see by it that something began beside them
-            return entry, self._load(entry)
-
-    def _load(self, entry: Entry) -> Loaded:
-        if self._budget is not None:
-            if entry.size > self._budget or entry.too_large >= _LOOKS:
-                raise self._too_large(entry)
-            self._make_room(entry, min(entry.memory, self._budget))
-        before = resident_bytes()
-        session = self._loader(entry.path)
-        try:
-            entry.memory = max(resident_bytes() - before, session.size_bytes)
-            if self._budget is not None and entry.memory > self._budget:
-                entry.too_large += 1
-                raise self._too_large(entry)
-            entry.too_large = 0
-            self._make_room(entry, entry.memory)
-            with self._lock:
-                self._check_open()
-                if entry.removed:
-                    raise UnknownModelError(f"{entry.name} {entry.version} was removed while it was loaded")
-                if self._observing is not None:
-                    entry.observer = observed(session, entry.observer, self._observing)
-                entry.loaded = Loaded(session)
-                return self._count(entry, entry.loaded)
-        except BaseException:
-            end(session)
-            raise
-
-    def _too_large(self, entry: Entry) -> DeviceMemoryError:
-        return DeviceMemoryError(
-            f"{entry.name} {entry.version} needs {entry.memory / 2**20:.1f} MiB, and all models together may "
-            f"take {(self._budget or 0) / 2**20:.1f}: allow more memory"
-        )
-
-    def _run_first(self, entry: Entry, loaded: Loaded, inputs: Arrays) -> Outputs:
-        """Run a model that was loaded just now, and note what it grows by where nothing runs beside it."""
-        with self._lock:
-            first = loaded.first_calls > 0  # others that were let in together may have been faster
-            loaded.first_calls -= first
-            started = self._clock
-            calls = sum(e.loaded.calls for e in self._entries.values() if e.loaded is not None)
-            alone = first and calls == 1 and not self._loading.locked()
-        before = resident_bytes() if alone else 0
-        outputs = loaded.session.run(inputs)
-        if alone:
-            grown = resident_bytes() - before - sum(array.nbytes for array in outputs.values())
-            self._grow(entry, loaded, grown, started)
-        return outputs
-
-    def _grow(self, entry: Entry, loaded: Loaded, grown: int, started: int) -> None:
-        """Count memory to a model, and unload what was called longest ago where it is too much together."""
-        ended: list[Session | None] = []
-        with self._lock:
-            if grown <= 0 or self._clock != started or entry.loaded is not loaded:
-                return
-            entry.memory += grown
-            there = [e for e in self._entries.values() if e.loaded is not None]
-            over = 0 if self._budget is None else sum(e.memory for e in there) - self._budget
-            for other in sorted(there, key=lambda e: e.used):
-                if over > 0 and other.loaded is not None and not other.loaded.calls:
-                    over -= other.memory
-                    ended.append(retire(other))
-        for session in ended:
-            end(session)
-
-    def _make_room(self, entry: Entry, needed: int) -> None:
-        """Unload what was called longest ago, until a model fits; nothing where that would not be enough."""
-        if self._budget is None:
-            return
-        while True:
-            with self._lock:
-                there = [(e, e.loaded) for e in self._entries.values() if e.loaded is not None]
-                if sum(e.memory for e, _ in there) + needed <= self._budget:
-                    return
-                idle = [e for e, loaded in there if not loaded.calls]
-                taken = sum(e.memory for e, loaded in there if loaded.calls)
-                if taken + needed > self._budget:
-                    raise OverloadedError(
-                        f"{entry.name} {entry.version} needs {needed / 2**20:.1f} MiB, models in use take "
-                        f"{taken / 2**20:.1f} of {self._budget / 2**20:.1f} MiB: call again later, or allow "
-                        "more memory"
-                    )
-                ended = retire(min(idle, key=lambda e: e.used))
-            end(ended)
-
-    def _count(self, entry: Entry, loaded: Loaded) -> Loaded:
-        self._clock += 1
-        entry.used = self._clock
-        loaded.calls += 1
-        return loaded
+    def _leased(
+        self, name: str, version: str | None, key: str | None
+    ) -> AbstractContextManager[tuple[Entry, Loaded]]:
+        return self._memory.lease(partial(self._route, name, version, key))
 
     def _route(self, name: str, version: str | None, key: str | None) -> Entry:
         if version is None and key is not None and name in self._splits:
@@ -461,7 +336,7 @@ class Host:
         return self._entry(name, version)
 
     def _entry(self, name: str, version: str | None) -> Entry:
-        self._check_open()
+        self._memory.check_open()
         wanted = self._defaults.get(name) if version is None else version
         entry = self._entries.get((name, wanted or ""))
         if entry is None:
@@ -470,7 +345,3 @@ class Host:
                 f"no model {name}{'' if version is None else f' {version}'}; there are: {there}"
             )
         return entry
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise InferenceError("the host is closed: make another")
