@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 import threading
@@ -16,6 +14,7 @@ from typing import Any
 from edgec.errors import OutputError, TrustError
 from edgec.trust._assignment import AssignedTarget, Assignment
 from edgec.trust._commands import CommandLog, SignedCommand, open_command
+from edgec.trust._floors import raised, with_epoch
 from edgec.trust._match import match
 from edgec.trust._metadata import (
     DAY_S,
@@ -25,14 +24,13 @@ from edgec.trust._metadata import (
     Extra,
     checked_name,
     instant,
-    key_digest,
     parse,
     seconds,
     verified_root_chain,
 )
 from edgec.trust._refresh import Refreshed, check_owner, is_unchanged, refresh, verified_roots
 from edgec.trust._source import AskedOnce, KnownSource, MetadataSource, Source, open_source
-from edgec.trust._state import Floor, Floors, TrustState, merged
+from edgec.trust._state import TrustState, merged
 
 _WORK = "work-"
 _DIRECTORS_WORD = f"{DIRECTOR}/timestamp.json"
@@ -277,7 +275,7 @@ class DeviceTrust:
             kept = self._unchanged(source, director)
             image = self._refresh(IMAGE, source, Path(work, IMAGE)) if kept is None else kept.repository
             fresh = {DIRECTOR: director, IMAGE: image}
-            floors = self._raised(fresh)
+            floors = raised(self._state.floors, fresh, self._learned)
             assignment, releases = match(
                 fresh[DIRECTOR],
                 fresh[IMAGE],
@@ -285,7 +283,7 @@ class DeviceTrust:
                 hardware=self._hardware,
                 floors=floors,
             )
-            floors = self._with_epoch(merged(floors, releases=releases), fresh[DIRECTOR], assignment)
+            floors = with_epoch(merged(floors, releases=releases), fresh[DIRECTOR], assignment)
             roles = [PREFIX + target.model for target in assignment.targets]
             self._keep(DIRECTOR, Path(work, DIRECTOR), [])
             if kept is None:
@@ -360,27 +358,6 @@ class DeviceTrust:
         stale = f"stale since {instant(since).isoformat()}, " if since is not None else ""
         return TrustError(f"{error} ({stale}and it is {instant(self.now()).isoformat()} here)", "expired")
 
-    def _raised(self, fresh: Mapping[str, Refreshed]) -> Floors:
-        """Return the floors after verified metadata was seen; refuse what is below those before."""
-        floors = self._state.floors
-        versions, issued = dict(floors.versions), dict(floors.issued)
-        for kind, repository in fresh.items():
-            for role, version, keys in _versions(repository):
-                name = f"{kind}/{role}"
-                floor = versions.get(name, Floor())
-                if floor.below(version, keys):
-                    raise TrustError(
-                        f"{kind} repository: {role} {version} is older than {floor.value}, seen here before; "
-                        "older metadata than before is refused",
-                        "rollback",
-                    )
-                versions[name] = floor.raised(version, keys)
-            keys = key_digest(repository.root.roles["timestamp"].keyids)
-            issued[kind] = issued.get(kind, Floor()).raised(
-                self._learned(Extra(repository.timestamp).issued), keys
-            )
-        return merged(floors, versions=versions, issued=issued)
-
     def _learned(self, issued: int) -> int:
         """Return what is believed of the time that metadata says it was signed at.
 
@@ -388,33 +365,3 @@ class DeviceTrust:
         """
         clock = self._clock()
         return min(issued, int(seconds(instant(clock))) + DAY_S) if clock >= self.time_floor else issued
-
-    def _with_epoch(self, floors: Floors, director: Refreshed, assignment: Assignment) -> Floors:
-        keys = key_digest(director.root.roles["targets"].keyids)
-        content = [(t.model, t.path, t.length, t.sha256) for t in assignment.targets]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        if floors.epoch.below(assignment.epoch, keys):
-            raise TrustError(
-                f"the assignment has epoch {assignment.epoch}, and {floors.epoch.value} was seen already",
-                "epoch",
-            )
-        same = floors.epoch == Floor(keys=keys, value=assignment.epoch)
-        if same and floors.assignment != digest:
-            raise TrustError(
-                f"the assignment of epoch {assignment.epoch} changed without a new epoch; it is refused",
-                "epoch",
-            )
-        return merged(floors, epoch=floors.epoch.raised(assignment.epoch, keys), assignment=digest)
-
-
-def _versions(repository: Refreshed) -> list[tuple[str, int, str]]:
-    """Return name, version and digest of the keys of each role that may not sink."""
-    roles = repository.root.roles
-    snapshot = roles["snapshot"].keyids
-    return [
-        ("root", repository.root.version, ""),
-        ("timestamp", repository.timestamp.version, key_digest(roles["timestamp"].keyids)),
-        ("snapshot", repository.snapshot.version, key_digest(snapshot)),
-        # A snapshot says which version of the targets there is, so both sign for it.
-        ("targets", repository.targets.version, key_digest(roles["targets"].keyids, snapshot)),
-    ]
