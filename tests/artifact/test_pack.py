@@ -336,3 +336,17 @@ def test_files_get_the_rights_that_the_user_asked_for(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_atomic_write_says_that_a_link_leads_nowhere_or_elsewhere(tmp_path: Path) -> None:
+    said = "a link leads to a directory that does not exist, or .* taken away"
+    (tmp_path / "nowhere").symlink_to("gone/a")
+    with pytest.raises(OutputError, match=said), atomic_write(tmp_path / "nowhere"):
+        pass
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "now").symlink_to("one")
+    (tmp_path / "next").symlink_to("two")
+    with pytest.raises(OutputError, match=said), atomic_write(tmp_path / "now/a"):
+        (tmp_path / "next").rename(tmp_path / "now")
+    assert not (tmp_path / "two/a").exists()

@@ -118,6 +118,11 @@ def _cannot_write(path: str | Path, e: OSError) -> OutputError:
         return OutputError(
             f"cannot write {path}: the file would be larger than this system allows (ulimit -f)"
         )
+    if isinstance(e, FileNotFoundError) and os.path.isdir(directory):
+        return OutputError(
+            f"cannot write {path}: a link leads to a directory that does not exist, or the unfinished file "
+            "was taken away meanwhile; mend the link, or run again"
+        )
     if isinstance(e, FileNotFoundError):
         return OutputError(f"cannot write {path}: the directory {directory} does not exist; make it first")
     if isinstance(e, PermissionError) or e.errno == errno.EROFS:
