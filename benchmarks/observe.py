@@ -65,6 +65,9 @@ def write(model: Model, folder: Path) -> Path:
         inputs=model.inputs,
         outputs=model.outputs,
         reference={output.name: REFERENCE},
+        input_reference={
+            spec.name: dict.fromkeys(("mean", "std", "min", "max"), REFERENCE) for spec in model.inputs
+        },
         observe=Observation(
             inputs={spec.name: ("mean", "std", "min", "max") for spec in model.inputs},
             scores=Scores(output=output.name, activation="softmax") if scored else None,

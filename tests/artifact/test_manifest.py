@@ -55,6 +55,7 @@ FULL = Manifest(
     recipe={"workspace_mib": 512, "flags": ["fp16", True, None], "nested": {"a": {"b": [1.5]}}},
     budgets=Budgets(max_drop=0.01, latency_ms=2.5, memory_mib=100.25, size_bytes=2**33),
     reference={"scores": {"0": -1.5, "0.01": -1.25e-7, "0.5": 0.25, "1": 1e21}},
+    input_reference={"image": {"mean": {"0.25": 0.5, "0.75": 1.5}}},
     golden={"scores": {"max_abs_error": 1e-5}},
     observe=Observation(
         inputs={"image": ("mean", "std"), "q": ()}, scores=Scores(output="scores", activation="softmax")
@@ -265,6 +266,14 @@ _INPUT = ("inputs", 0)
             {"scores": {"median": 1}},
             r"a key of manifest.reference\['scores'\] must be a fraction",
         ),
+        (
+            ("input_reference",),
+            {"x": {"mean": {"0.5": 1}}},
+            "manifest.input_reference speaks of 'x', which is no input",
+        ),
+        (("input_reference",), {"image": {"mean": {"0.5": "a"}}}, r"\['mean'\]\['0.5'\] must be a number"),
+        (("input_reference",), {"image": {"mean": {"most": 1}}}, r"\['mean'\] must be a fraction"),
+        (("input_reference",), {"image": [1]}, r"manifest.input_reference\['image'\] must be an object"),
         (("golden",), {"scores": {"max_abs_error": -1}}, "must be 0 or more"),
         (("golden",), {"scores": 1}, r"manifest.golden\['scores'\] must be an object"),
         (

@@ -92,11 +92,16 @@ def test_it_reads_what_is_worth_watching(tiny: Tiny, tmp_path: Path) -> None:
     plain, _ = read(tiny.pack(tmp_path / "a.edgec").read_bytes())
     assert "observe" not in plain
     manifest, _ = read(
-        pack(tmp_path / "b.edgec", replace(tiny.manifest, observe=observe), tiny.members).read_bytes()
+        pack(
+            tmp_path / "b.edgec",
+            replace(tiny.manifest, observe=observe, input_reference={"image": {"mean": {"0.5": 7.0}}}),
+            tiny.members,
+        ).read_bytes()
     )
     assert manifest["observe"] == {
         "inputs": {"image": ["mean", "std"]}, "scores": {"activation": "none", "output": "scores"}
     }  # fmt: skip
+    assert manifest["input_reference"] == {"image": {"mean": {"0.5": 7}}}
     with Artifact.open(tmp_path / "b.edgec") as artifact:
         assert artifact.manifest.observe == observe
         assert artifact.content_digest == manifest["content_digest"] != plain["content_digest"]

@@ -6,6 +6,7 @@ import json
 import math
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edgec.cli.fleet import SUBCOMMANDS
 from edgec.errors import FleetError
 from edgec.fleet.api import ApiLimits, create_app
 from edgec.fleet.service import Fleet
+from edgec.fleet.store import DriftRow
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., Result]
@@ -206,6 +208,18 @@ def test_tokens_claims_audit_and_commands(run: Run, fleet: Fleet) -> None:
     assert "nothing was said" in run("telemetry", "kws").output
     assert answer(run("alerts", "--all", "--json")) == []
     assert "1,000 values" in run("drift").output
+
+
+def test_drift_tells_inputs_from_outputs(run: Run, fleet: Fleet) -> None:
+    row = DriftRow(
+        model="elsewhere", digest="a" * 16, hardware="cpu", output="scores", hour=int(fleet.clock() // 3600),
+        hours=1, n=1000, psi=0.01, ks=0.02,
+    )  # fmt: skip
+    fleet.store.drift.write([row, replace(row, kind="input", output="image/mean", psi=0.7)])
+    lines = [line.split() for line in run("drift", "elsewhere").output.splitlines()]
+    assert [(line[3], line[4], line[-2]) for line in lines[-2:]] == [
+        ("input", "image/mean", "0.700"), ("output", "scores", "0.010")
+    ]  # fmt: skip
 
 
 def test_hardware_of_a_claim_may_be_an_alias(run: Run) -> None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import weakref
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -32,6 +33,7 @@ from edgec.runtime._link_messages import (
     Lines,
 )
 from edgec.runtime._model_directory import ModelDirectory
+from edgec.sketch import Histogram
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 SHORT = {"poll_s": 0.02, "drain_s": 5.0}
@@ -352,10 +354,17 @@ def test_windows_survive_the_way_and_damaged_ones_do_not(here: Device) -> None:
     assert back == message
     plain = dict(message.window)
     assert window_from_plain(plain) == window
+    seen = Histogram([0.0, 1.0])
+    seen.add_many([0.5, 2.0])
+    described = dict(observed("0" * 64, replace(window, input_bins={"x": {"mean": seen}})).window)
+    assert window_from_plain(described).input_bins["x"]["mean"].to_bytes() == seen.to_bytes()
+    del described["input_bins"]  # as of an application with an older edgec
+    assert window_from_plain(described).input_bins == {}
     wrong: list[tuple[str, object]] = [
         ("calls", -1), ("calls", 2**53), ("calls", True), ("since", 1e13), ("since", 10**400),
         ("latency_ms", "!"), ("latency_ms", "AAAA"), ("classes", {"x": 1}), ("artifact", "sha256:0"),
         ("classes", {str(i): 1 for i in range(4300)}), ("outputs", {"y": "AAAA"}), ("errors", {"e": "1"}),
+        ("input_bins", {"x": {"mean": "AAAA"}}), ("input_bins", {"x": 1}),
         ("confidence", 1), ("model", None), ("errors", {str(i): 1 for i in range(200)}),
     ]  # fmt: skip
     for field, value in wrong:

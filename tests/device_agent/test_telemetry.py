@@ -44,13 +44,15 @@ def window(calls: int = 100_000, *, outputs: int = 3, classes: int = 1000, sprea
         histogram.add_many(random.standard_normal(calls))
     mean = QuantileSketch()
     mean.add_many(random.random(1000))
+    seen = Histogram(np.linspace(0, 1, 7))
+    seen.add_many(random.random(1000))
     counts = np.bincount(random.geometric(0.02, calls) % classes, minlength=classes)
     return Window(
         model="a model", model_version="2026.11.1", artifact=DIGEST, engine="onnxruntime",
         engine_version="1.23.2", since=1.79e9, seconds=3600.0, calls=calls, errors={"InputError": 12},
         drops={"overloaded": 3}, fallbacks={}, latency_ms=latency, sampled=calls, non_finite=2,
         confidence=confidence, classes={i: int(n) for i, n in enumerate(counts) if n}, outputs=histograms,
-        inputs={"image": {"mean": mean, "std": mean}},
+        inputs={"image": {"mean": mean, "std": mean}}, input_bins={"image": {"mean": seen, "std": seen}},
     )  # fmt: skip
 
 
@@ -61,6 +63,8 @@ def test_an_hour_of_a_hundred_thousand_calls_fits_in_1500_bytes_with_all_it_has(
     assert (got.calls, got.errors, got.non_finite, got.sampled) == (100_000, 12, 2, 100_000)
     assert (got.model, got.digest, got.model_version) == ("camera", b"\x5e" * 8, "2026.11.1")
     assert set(got.outputs) == {"output_0"}
+    assert got.input_histograms()["image/std"].count == 1000
+    assert got.input_histograms().keys() == {"image/mean", "image/std"}
     assert got.confidence_histogram() is not None
     assert sum(got.classes.values()) == 100_000
     assert len(got.classes) <= 21
@@ -111,9 +115,46 @@ def test_no_window_is_larger_than_it_may_be_and_what_is_left_out_is_said(limit: 
     assert len(data) <= limit
     got = ModelWindow.from_bytes(data)
     assert (got.calls, got.errors) == (20_000, full.error_count)
-    assert len(got.outputs) + len(got.inputs) + got.left_out >= min(outputs, 1)
+    confident = bool(got.confidence)
+    assert len(got.outputs) + len(got.inputs) + len(got.input_bins) + confident + got.left_out == outputs + 5
     if got.latency_ms:
         assert got.latency_sketch().count == 20_000
+
+
+def test_what_inputs_are_against_their_reference_goes_after_their_sketches_and_further_outputs() -> None:
+    full = window(20_000, outputs=12, spread=2.5)
+    kept = []
+    for limit in (5000, 1500, 1000, 900, 700, 500, 300):
+        got = ModelWindow.from_bytes(encode_window("camera", full, system=SYSTEM, limit=limit))
+        kept.append((len(got.inputs), len(got.outputs), len(got.input_bins)))
+    assert kept[0] == (2, 12, 2)
+    assert (0, 1, 2) in kept
+    assert kept[-1][2] == 0
+    assert all(not inputs or bins == 2 for inputs, _, bins in kept)
+    assert all(outputs <= 1 or bins == 2 for _, outputs, bins in kept)
+
+
+def test_of_very_many_outputs_and_inputs_as_many_are_told_as_a_message_holds() -> None:
+    full = window(10, outputs=70)
+    full = replace(
+        full,
+        inputs={f"past_{i}": full.inputs["image"] for i in range(40)},
+        input_bins={f"past_{i}": full.input_bins["image"] for i in range(40)},
+    )
+    got = ModelWindow.from_bytes(encode_window("m", full, limit=65536))
+    assert (len(got.outputs), len(got.inputs), len(got.input_bins)) == (64, 64, 64)
+    assert got.left_out == 6 + 16 + 16
+
+
+def test_windows_of_other_versions_are_read() -> None:
+    import cbor2
+
+    plain = cbor2.loads(encode_window("camera", window(100, outputs=1), limit=5000))
+    of_before = {key: value for key, value in plain.items() if key != 21}
+    of_later = {**plain, 22: {"unheard": b"of"}}
+    before, later = (ModelWindow.from_bytes(cbor2.dumps(made)) for made in (of_before, of_later))
+    assert (before.input_histograms(), before.calls) == ({}, 100)
+    assert later.input_histograms().keys() == {"image/mean", "image/std"}
 
 
 SOME = window(500)

@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -314,9 +314,14 @@ def test_rollouts_incidents_drift_and_what_expires(fleet: Fleet) -> None:
         model="m", digest="b" * 16, hardware="cpu", output="y", hour=int(fleet.clock() // 3600), hours=1,
         n=5000, psi=0.4, ks=0.2,
     )  # fmt: skip
-    fleet.store.drift.write([row])
+    fleet.store.drift.write([row, replace(row, kind="input", output="x/mean")])
     fleet.store.rollouts.quarantine("b" * 64, now=NOW, actor="ann", reason="bad")
-    assert look(fleet) == [f"raised drift m/{'b' * 16}/cpu/y", "raised rollout r1"]
+    subject = f"m/{'b' * 16}/cpu"
+    assert sorted(look(fleet)) == [
+        f"raised drift {subject}/x/mean (input)", f"raised drift {subject}/y", "raised rollout r1"
+    ]  # fmt: skip
+    said = [a.summary for a in fleet.store.alerts.find(limit=9) if a.rule == "drift"]
+    assert sorted(text.partition(" of ")[0] for text in said) == ["input x/mean", "y"]
     fleet.store.rollouts.tick("r1", fleet.clock())
     at(fleet, fleet.clock() + 20 * 86400)
     found = look(fleet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -428,5 +429,10 @@ def test_alerts_and_drift_are_listed(api: TestClient, fleet: Fleet) -> None:
     fleet.store.drift.write(rows)
     (newest,) = api.get("/api/v1/drift").json()
     assert (newest["version"], newest["hour"], newest["psi"]) == ("1", hour * 3600.0, 0.3)
-    assert len(api.get("/api/v1/drift", params={"model": "kws"}).json()) == 2
+    assert (newest["kind"], newest["output"]) == ("output", "y")
+    fleet.store.drift.write([replace(rows[1], kind="input", output="x/mean")])
+    assert [(d["kind"], d["output"]) for d in api.get("/api/v1/drift").json()] == [
+        ("input", "x/mean"), ("output", "y")
+    ]  # fmt: skip
+    assert len(api.get("/api/v1/drift", params={"model": "kws"}).json()) == 3
     assert api.get("/metrics").headers["content-type"].startswith("text/plain")

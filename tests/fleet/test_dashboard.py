@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -26,7 +26,7 @@ from edgec.fleet._dates import date, iso
 from edgec.fleet.api import create_app
 from edgec.fleet.dashboard import mount
 from edgec.fleet.service import Fleet
-from edgec.fleet.store import Condition
+from edgec.fleet.store import Condition, DriftRow
 
 pytestmark = pytest.mark.slow
 PAGES = (
@@ -277,6 +277,17 @@ def test_the_overview_asks_for_open_alerts_once(place: Place) -> None:
                 break
     event.remove(engine, "before_cursor_execute", note)
     assert len(asked) == 1
+
+
+def test_drift_of_inputs_is_shown_beside_that_of_outputs(place: Place) -> None:
+    row = DriftRow(
+        model="seen", digest="e" * 16, hardware="cpu", output="scores", hour=int(place.fleet.clock() // 3600),
+        hours=1, n=1000, psi=0.01, ks=0.02,
+    )  # fmt: skip
+    place.fleet.store.drift.write([row, replace(row, kind="input", output="image/mean", psi=0.7)])
+    with place.client() as admin:
+        page = admin.get("/alerts").text
+    assert page.index(">input image/mean<") < page.index(">output scores<")
 
 
 def test_what_a_form_says_wrong_is_told_and_nothing_is_made(place: Place) -> None:

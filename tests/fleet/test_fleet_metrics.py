@@ -67,7 +67,10 @@ def test_figures_are_those_of_the_store(store: Store) -> None:
         "hours": 1,
         "n": 9,
     }
-    store.drift.write([DriftRow(**row, hour=int(NOW // 3600), psi=0.5, ks=0.25)])
+    of_input = {**row, "kind": "input", "output": "a/b/mean", "psi": 0.75, "ks": 0.125}
+    store.drift.write(
+        [DriftRow(**{"psi": 0.5, "ks": 0.25, **one}, hour=int(NOW // 3600)) for one in (row, of_input)]
+    )
     counted = Counters()
     counted.count("messages", "tele", by=5)
     counted.spend("lag_seconds", 0.25)
@@ -78,6 +81,8 @@ def test_figures_are_those_of_the_store(store: Store) -> None:
         ("rollouts", "draft"): 1, ("alerts", "offline"): 1, ("undelivered_alerts", "hook"): 1,
         ("quarantined",): 1, ("model_calls", "", "a" * 16, "m"): 500, ("model_errors", "", "a" * 16, "m"): 10,
         ("drift_psi", "a" * 16, "m", "npu", "y"): 0.5, ("drift_ks", "a" * 16, "m", "npu", "y"): 0.25,
+        ("input_drift_psi", "a" * 16, "m", "npu", "a/b", "mean"): 0.75,
+        ("input_drift_ks", "a" * 16, "m", "npu", "a/b", "mean"): 0.125,
         ("messages_total", "tele"): 5, ("ingest_lag_seconds_total",): 0.25,
     }  # fmt: skip
     assert {key: found.get((key[0], *sorted(key[1:]))) for key in expected} == expected

@@ -127,6 +127,7 @@ def calls(store: Store) -> float:
     [
         {"outputs": {"y": histogram(2**65)}},
         {"outputs": {"y": histogram(2**41)}},
+        {"input_bins": {"x/mean": histogram(2**41)}},
         {"confidence": histogram(2**65)},
         {"latency_ms": sketch(2**66)},
         {"latency_ms": sketch(2**41)},

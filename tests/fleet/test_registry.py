@@ -12,6 +12,7 @@ pytest.importorskip("sqlalchemy", reason="the registry needs the extra 'fleet'")
 pytest.importorskip("scipy", reason="the registry needs the extra 'fleet'")
 pytest.importorskip("tuf", reason="the registry needs the extra 'fleet'")
 
+from sqlalchemy import select
 from tests.trust.simulator import KEYS
 
 from edgec.artifact import Budgets, Manifest, TensorSpec, pack
@@ -19,6 +20,7 @@ from edgec.errors import ArtifactError, FleetError
 from edgec.fleet.registry import Registry
 from edgec.fleet.rollouts import Plan, Stage
 from edgec.fleet.store import Store
+from edgec.fleet.store._schema import artifacts
 from edgec.fleet.why import why
 from edgec.protocol import ModelReport, Presence, Reported
 from edgec.runtime.testing import onnxruntime_spec
@@ -63,6 +65,7 @@ def artifact(
         inputs=(TensorSpec("x", "float32", (1, 4)),),
         outputs=(TensorSpec("y", "float32", (1, 3)),),
         reference={"y": {"0.5": 0.0}},
+        input_reference={"x": {"mean": {"0.5": 0.25}}},
         **more,
     )
     path = folder / "made.edgec"
@@ -98,6 +101,9 @@ def test_a_release_has_artifacts_for_several_targets(
     assert registry.image.targets()[second.path].sha256 == second.sha256
     assert upload(registry, artifact(tmp_path, "2")) == second
     assert [e.action for e in store.audit.entries()] == ["artifact.upload"] * 3
+    with store.database.read() as connection:
+        kept = connection.execute(select(artifacts.c.reference, artifacts.c.input_reference)).all()
+    assert [tuple(row) for row in kept] == [({"y": {"0.5": 0.0}}, {"x": {"mean": {"0.5": 0.25}}})] * 3
     assert list((registry.image.directory / "incoming").iterdir()) == []
 
 

@@ -23,7 +23,9 @@ from sqlalchemy.exc import DBAPIError
 from edgec.errors import FleetError
 from edgec.fleet.rollouts import Hold, Order, Plan, Stage, Undo
 from edgec.fleet.store import HourOf, Store, matches, parse_query
-from edgec.fleet.store._schema import audit, decisions
+from edgec.fleet.store._database import alembic_config
+from edgec.fleet.store._drift import DriftRow
+from edgec.fleet.store._schema import audit, decisions, drift
 from edgec.protocol import (
     DeviceEvent,
     DeviceView,
@@ -342,6 +344,25 @@ def test_hours_survive_the_database() -> None:
     assert list(again.outputs["y"].edges) == [0.0]
 
 
+def test_hours_of_before_inputs_were_counted_add_up_with_those_of_now() -> None:
+    seen = Histogram([0.0])
+    seen.add_many([-1.0, 1.0, 2.0])
+    part = HourOf.of_window(window([1.0], input_bins={"x/mean": seen.to_bytes()}))
+    row = part.to_row()
+    assert HourOf.of_row(row).inputs["x/mean"].counts.tolist() == [1, 2]
+    sketches = cbor2.loads(row["sketches"])
+    sketches.pop(6)
+    old = HourOf.of_row({**row, "sketches": cbor2.dumps(sketches)})
+    assert old.inputs == {}
+    for _ in range(2):
+        old.merge(part)
+    assert old.inputs["x/mean"].counts.tolist() == [2, 4]
+    # However many names a device makes up.
+    for number in range(100):
+        old.merge(HourOf(inputs={f"{number}/mean": Histogram([0.0])}))
+    assert len(old.inputs) == 64
+
+
 # Rollouts
 
 
@@ -530,3 +551,23 @@ def test_the_migrations_make_the_tables_that_the_code_has(store: Store) -> None:
     with store.database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
+
+
+@pytest.mark.slow
+def test_figures_of_drift_stay_when_those_of_inputs_are_kept_too(store: Store) -> None:
+    from alembic import command
+
+    row = DriftRow(
+        model="m", digest="a" * 16, hardware="cpu", output="y", hour=7, hours=1, n=1000, psi=0.5, ks=0.25
+    )
+    store.drift.write([row, replace(row, kind="input", psi=0.7)])
+    with store.database.engine.connect() as connection:
+        config = alembic_config(connection)
+        command.downgrade(config, "0005")
+        assert len(connection.exec_driver_sql("SELECT * FROM drift").all()) == 1
+        command.upgrade(config, "head")
+    assert store.drift.history("m", since=0, until=NOW) == [row]
+    with pytest.raises(DBAPIError), store.database.write() as again:
+        again.execute(drift.insert(), dict(vars(row)))
+    store.drift.write([replace(row, kind="input")])
+    assert len(store.drift.history("m", since=0, until=NOW)) == 2

@@ -115,6 +115,7 @@ MESSAGES: list[Message] = [
         system=SystemState(
             cpu_decidegrees=-21, memory_free_mib=512, disk_free_mib=4000, throttled=0, load_percent=130
         ),
+        input_bins={"image/mean": b"\x05"},
     ),
     ModelSample(model="kws", digest=bytes(8), tensors=b"\x01"),
     Note(source="agent", text="started", cut=2),

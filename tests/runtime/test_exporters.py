@@ -31,7 +31,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
     path = doubling(
         tmp_path / "a.edgec", factor=1, reference={"y": REFERENCE},
         pipeline=Pipeline(postprocess=(Softmax(), TopK(k=1))),
-        observe=Observation(inputs={"x": ("mean",)}),
+        observe=Observation(inputs={"x": ("mean",)}), input_reference={"x": {"mean": {"0.5": 100.0}}},
     )  # fmt: skip
     with load(path, cache=ResultCache(max_bytes=2**20)) as session:
         yield session
@@ -77,6 +77,7 @@ def check(values: Values) -> None:
     assert values["edgec_output_value_bucket", (("le", "0.0"), ("output", "y"))] == 0
     assert values["edgec_output_value_bucket", (("le", "0.5"), ("output", "y"))] == 3
     assert values["edgec_output_drift", (("output", "y"),)] > 0.25
+    assert values["edgec_input_drift", (("input", "x"), ("statistic", "mean"))] > 0.25
     assert values["edgec_inference_duration_seconds_bucket", (("le", "+Inf"),)] == 2
     statistic = (("input", "x"), ("quantile", "0.95"), ("statistic", "mean"))
     assert values["edgec_input_statistic", statistic] == pytest.approx(1.0, rel=0.02)

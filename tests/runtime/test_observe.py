@@ -286,6 +286,57 @@ def test_outputs_are_compared_with_the_reference(tmp_path: Path) -> None:
     assert population_stability(moved.outputs["y"], shares) > 0.25
 
 
+INPUTS = {
+    "x": {"mean": {"0.25": -0.02, "0.5": 0.0, "0.75": 0.02}, "std": {"0.5": 1.0}, "unheard": {"0.5": 0.0}}
+}
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_inputs_are_compared_with_their_reference(tmp_path: Path, batch: int | str) -> None:
+    # Means of 1000 values have a deviation of 0.03, of batches of 16 a quarter of that.
+    path = doubling(
+        tmp_path / "a.edgec", batch=batch, size=1000, input_reference=INPUTS,
+        observe=Observation(inputs={"x": ("mean", "std")}),
+    )  # fmt: skip
+    random, rows = np.random.default_rng(0), 1 if batch == 1 else 16
+    with load(path) as session:
+        observer = session.observe(ALL)
+        windows = []
+        for moved in (0.0, 0.1):
+            for _ in range(200):
+                session.run({"x": (random.standard_normal((rows, 1000)) + moved).astype(np.float32)})
+            windows.append(observer.take())
+        assert observer.input_reference == session.manifest.input_reference == INPUTS
+    usual, moved_ones = windows
+    assert {name: h.count for name, h in usual.input_bins["x"].items()} == {"mean": 200, "std": 200}
+    assert usual.inputs["x"]["mean"].count == 200
+    found, other = (window.input_drift(INPUTS)["x"] for window in windows)
+    assert found.keys() == {"mean", "std"}
+    assert found["mean"] < 0.1
+    assert other["mean"] > 0.25 > other["std"]
+    both = usual.merge(moved_ones).input_bins["x"]["mean"]
+    assert both.counts.tolist() == [
+        a + b for a, b in zip(*(w.input_bins["x"]["mean"].counts.tolist() for w in windows), strict=True)
+    ]
+    # Of another artifact's quantiles nothing is said.
+    assert usual.input_drift({"x": {"mean": {"0.5": 3.0}}}) == {}
+
+
+def test_without_reference_or_statistic_inputs_are_compared_with_nothing(tmp_path: Path) -> None:
+    old = doubling(tmp_path / "old.edgec", observe=Observation(inputs={"x": ("mean",)}))
+    new = doubling(tmp_path / "new.edgec", input_reference=INPUTS)
+    for path, options in (
+        (old, ALL),
+        (new, ALL),
+        (new, replace(ALL, inputs={"x": ("max",), "z": ("mean",)})),
+    ):
+        with load(path) as session:
+            observer = session.observe(options)
+            session.run(X)
+            window = observer.take()
+        assert (window.sampled, window.input_bins, window.input_drift(INPUTS)) == (1, {}, {})
+
+
 def test_quantized_outputs_are_compared_as_what_they_stand_for(tmp_path: Path) -> None:
     inputs = (TensorSpec("x", "uint8", (1, 4)),)
     outputs = (TensorSpec("y", "uint8", (1, 4), quantization=Quantization((0.5,), (100,))),)

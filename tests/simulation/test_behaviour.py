@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_the_same_chance_draws_the_same_window(tmp_path: Path) -> None:
     assert (windows[0].artifact, windows[0].model_version) == (declared.digest, "1")
     # All devices of a model have the same edges, or their windows would not add up.
     assert windows[0].merge(other).calls == windows[0].calls + other.calls
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_inputs_are_drawn_where_the_artifact_says_what_they_usually_are(tmp_path: Path, shift: float) -> None:
+    path = make_release(tmp_path / "1.edgec", "1", target="cpu-x86_64")
+    usual = {"image": {"mean": {"0.25": -1.0, "0.5": 0.0, "0.75": 1.0}}}
+    assert read_declared(path).input_reference == {}
+    declared = replace(
+        read_declared(path), input_reference=usual, behaviour=replace(HEALTHY, input_shift=shift)
+    )
+    drawn = draw_window(declared, Chance(1, "d"), since=0, seconds=100, calls_per_s=20)
+    assert 0 < drawn.input_bins["image"]["mean"].count <= drawn.sampled
+    assert (drawn.input_drift(usual)["image"]["mean"] > 0.25) is bool(shift)
 
 
 def test_poisons_show_in_what_is_drawn(tmp_path: Path) -> None:

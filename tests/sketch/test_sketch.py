@@ -106,6 +106,16 @@ def test_a_value_on_an_edge_belongs_above_it() -> None:
     assert histogram.counts.tolist() == [1, 2, 2]
 
 
+def test_values_one_by_one_count_as_all_together() -> None:
+    values = [-1.0, 0.0, 0.5, 1.0, 2.0, math.nan, math.inf]
+    together, single = Histogram([0.0, 1.0]), Histogram([0.0, 1.0])
+    together.add_many(values)
+    for value in values:
+        single.add(value)
+    assert single.to_bytes() == together.to_bytes()
+    assert (single.count, single.invalid) == (6, 1)
+
+
 def test_other_edges_are_refused() -> None:
     with pytest.raises(ValueError, match="do not add up"):
         Histogram([0.0]).merge(Histogram([1.0]))

@@ -142,6 +142,11 @@ class Samples:
             raise DataError("the data holds no samples: give at least one")
         return found
 
+    def given_inputs(self, processor: Processor, n: int) -> Iterator[Arrays]:
+        """Yield up to `n` inputs of the best data there is, spread evenly over all of it; none made up."""
+        for sample in self.data.select(n) if self.data is not None else ():
+            yield processor.preprocess(sample.data)[0]
+
     def judged_inputs(self, processor: Processor, specs: Sequence[TensorSpec], n: int) -> Iterator[Arrays]:
         """Yield up to `n` inputs to judge candidates on, spread evenly over the data, one at a time.
 

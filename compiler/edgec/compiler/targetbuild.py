@@ -26,7 +26,14 @@ from edgec.compiler.candidates import (
 from edgec.compiler.check import check_model
 from edgec.compiler.coarse import rounded_away
 from edgec.compiler.converters import Converter, get_converter
-from edgec.compiler.evidence import golden_bytes, golden_tolerances, observation, reference_quantiles
+from edgec.compiler.evidence import (
+    REFERENCE_SAMPLES,
+    golden_bytes,
+    golden_tolerances,
+    input_quantiles,
+    observation,
+    reference_quantiles,
+)
 from edgec.compiler.figures import candidate_info, latency_info, parity_info, provenance, tensor_infos
 from edgec.compiler.lock import lock_facts
 from edgec.compiler.options import CompileOptions
@@ -742,6 +749,8 @@ def _final_manifest(
     bench: Bench, target: Target, made: Made, variant: Variant, manifest: Manifest
 ) -> Manifest:
     engine, model = made.candidate.engine.name, bench.build["model"]
+    manifest = replace(manifest, observe=observation(manifest.inputs))
+    given = variant.samples.given_inputs(variant.processor, REFERENCE_SAMPLES)
     return replace(
         manifest,
         members={},
@@ -754,8 +763,8 @@ def _final_manifest(
             size_bytes=bench.options.budget_size_bytes,
         ),
         reference=reference_quantiles(variant),
+        input_reference=input_quantiles(given, manifest),
         golden=golden_tolerances(made.reference),
-        observe=observation(manifest.inputs),
         privacy=Privacy(inputs_stay=bench.options.inputs_stay),
         provenance=provenance(
             bench.build,

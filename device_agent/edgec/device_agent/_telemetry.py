@@ -7,9 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from edgec.protocol._window import (
 )
 from edgec.runtime._thermal import thermal_state
 from edgec.runtime._window import Window
+from edgec.sketch import Histogram, QuantileSketch
 
 WINDOW_BYTES = 1500
 # The first windows after a start are short, so that news are soon known; together with the next they have
@@ -40,8 +42,11 @@ _LEAST_BYTES = 250  # counters and a name always fit
 _TOP_CLASSES = 20
 _MOST_MODELS = 64
 _MOST_TEXT = 64
+# Of outputs and of inputs each, as the protocol has it.
+_MOST_SKETCHES = 64
 _DIGEST_BYTES = 8
 Arrays = Mapping[str, NDArray[Any]]
+_Sketch = TypeVar("_Sketch", Histogram, QuantileSketch)
 
 
 class Source(Protocol):
@@ -58,8 +63,9 @@ def encode_window(
     """Return a window as a record of at most `limit` bytes.
 
     What does not fit goes in this order, and the record says so: statistics of inputs; classes beyond the
-    most frequent; accuracy of latencies, halved until 64 bins are one; histograms of outputs, the last
-    first; confidence; the rest of what has names.
+    most frequent; accuracy of latencies, halved until 64 bins are one; histograms of inputs and of outputs,
+    the last first; confidence; the rest of what has names. One histogram of outputs and two of inputs go
+    only after most of the accuracy of latencies.
 
     Args:
         name: Of the model on this device.
@@ -76,7 +82,7 @@ def encode_window(
 
 
 def _whole(name: str, window: Window, system: SystemState | None) -> ModelWindow:
-    inputs = {f"{n}/{s}": sketch.to_bytes() for n, of in window.inputs.items() for s, sketch in of.items()}
+    inputs, bins = _flat(window.inputs), _flat(window.input_bins)
     return ModelWindow(
         model=name,
         digest=bytes.fromhex(window.artifact.partition(":")[2][: 2 * _DIGEST_BYTES]),
@@ -88,20 +94,23 @@ def _whole(name: str, window: Window, system: SystemState | None) -> ModelWindow
         latency_ms=window.latency_ms.to_bytes() if window.latency_ms.count else b"",
         confidence=window.confidence.to_bytes() if window.confidence is not None else b"",
         classes=_top(window.classes, _TOP_CLASSES),
-        outputs={n[:_MOST_TEXT]: h.to_bytes() for n, h in window.outputs.items()},
-        inputs={n[:_MOST_TEXT]: data for n, data in inputs.items()},
+        outputs=_bytes_of(window.outputs),
+        inputs=_bytes_of(inputs),
         model_version=window.model_version[:_MOST_TEXT],
         sampled=window.sampled,
         error_types=_named(window.errors),
         drops=_named(window.drops),
         fallbacks=_named(window.fallbacks),
         system=system,
+        # The fleet knows them by these names, which are longer than those of inputs by that of the statistic.
+        input_bins=_bytes_of(bins, 2 * _MOST_TEXT),
+        left_out=sum(max(len(of) - _MOST_SKETCHES, 0) for of in (window.outputs, inputs, bins)),
     )
 
 
 def _smaller_and_smaller(made: ModelWindow, window: Window) -> Iterator[ModelWindow]:
     yield made
-    made = replace(made, inputs={}, left_out=len(made.inputs))
+    made = replace(made, inputs={}, left_out=made.left_out + len(made.inputs))
     yield made
     for top in (10, LEAST_CLASSES):
         made = replace(made, classes=_top(window.classes, top))
@@ -112,20 +121,32 @@ def _smaller_and_smaller(made: ModelWindow, window: Window) -> Iterator[ModelWin
         made = replace(made, latency_ms=window.latency_ms.coarsened(joined).to_bytes(), joined_bins=joined)
         yield made
         if joined == 4:  # beyond this, drift is worth more
-            while len(made.outputs) > 1:
-                made = _without_last_output(made)
-                yield made
-    while made.outputs:
-        made = _without_last_output(made)
-        yield made
+            for name, least in (("outputs", 1), ("input_bins", 2)):
+                while len(getattr(made, name)) > least:
+                    made = _without_last(made, name)
+                    yield made
+    for name in ("input_bins", "outputs"):
+        while getattr(made, name):
+            made = _without_last(made, name)
+            yield made
     yield (made := replace(made, confidence=b"", left_out=made.left_out + bool(made.confidence)))
     yield replace(made, error_types={}, drops={}, fallbacks={}, classes={}, latency_ms=b"", system=None)
 
 
-def _without_last_output(made: ModelWindow) -> ModelWindow:
-    outputs = dict(made.outputs)
-    outputs.popitem()
-    return replace(made, outputs=outputs, left_out=made.left_out + 1)
+def _without_last(made: ModelWindow, name: str) -> ModelWindow:
+    """Return a window with one less of its histograms."""
+    kept = dict(getattr(made, name))
+    kept.popitem()
+    changed: dict[str, Any] = {name: kept, "left_out": made.left_out + 1}
+    return replace(made, **changed)
+
+
+def _flat(of: Mapping[str, Mapping[str, _Sketch]]) -> dict[str, _Sketch]:
+    return {f"{name}/{statistic}": one for name, by_name in of.items() for statistic, one in by_name.items()}
+
+
+def _bytes_of(of: Mapping[str, _Sketch], most_text: int = _MOST_TEXT) -> dict[str, bytes]:
+    return {name[:most_text]: one.to_bytes() for name, one in islice(of.items(), _MOST_SKETCHES)}
 
 
 def _top(classes: Mapping[int, int], most: int) -> dict[int, int]:

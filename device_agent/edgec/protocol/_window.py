@@ -79,12 +79,18 @@ class ModelWindow(CompactMessage):
     )
     left_out: int = wire(COUNT, key=19, default=0, doc="Histograms and sketches that there was no room for.")
     system: SystemState | None = wire(Maybe(Record(SystemState)), key=20, default=None)
+    input_bins: Mapping[str, bytes] = wire(
+        _SKETCHES,
+        key=21,
+        default={},
+        doc="Histograms by input and statistic, at the artifact's quantiles: image/mean.",
+    )
 
     def latency_sketch(self) -> QuantileSketch:
         """Return the latencies, in milliseconds.
 
         Raises:
-            ProtocolError: They are damaged; as of the next three.
+            ProtocolError: They are damaged; as of the next four.
         """
         if not self.latency_ms:
             return QuantileSketch()
@@ -96,7 +102,11 @@ class ModelWindow(CompactMessage):
 
     def output_histograms(self) -> dict[str, Histogram]:
         """Return the values of each output."""
-        return {n: _read(Histogram.from_bytes, data, f"outputs[{n!r}]") for n, data in self.outputs.items()}
+        return _histograms(self.outputs, "outputs")
+
+    def input_histograms(self) -> dict[str, Histogram]:
+        """Return the same between the quantiles of their reference: ``{"image/mean": ...}``."""
+        return _histograms(self.input_bins, "input_bins")
 
     def input_sketches(self) -> dict[str, QuantileSketch]:
         """Return the statistics of each input: ``{"image/mean": ...}``."""
@@ -165,6 +175,10 @@ def clean_text(raw: str | bytes) -> str:
     text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return "".join(c if (c >= " " and c != "\x7f") or c in "\t\n" else "\ufffd" for c in text)
+
+
+def _histograms(of: Mapping[str, bytes], where: str) -> dict[str, Histogram]:
+    return {n: _read(Histogram.from_bytes, data, f"{where}[{n!r}]") for n, data in of.items()}
 
 
 def _read(read: Callable[[bytes], _T], data: bytes, where: str) -> _T:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgec.fleet.store import DriftRow, Observed, Store
+from edgec.fleet.store._drift import INPUT
 from edgec.fleet.verdicts import LEAST_VALUES
 from edgec.sketch import Histogram, kolmogorov_smirnov, population_stability, reference_bins
 
@@ -20,10 +21,10 @@ _MOST_HOURS = 24
 def measure_drift(store: Store, now: float) -> list[DriftRow]:
     """Measure the last hours and write it down; return it.
 
-    For each artifact, class of hardware and output: the population stability index less its bias,
-    ``(B - 1) / n`` for B bins, and the binned Kolmogorov-Smirnov distance, of all devices' values together.
-    Nothing is said of fewer than 1,000 values (`LEAST_VALUES`): the index is mostly noise then. An hour with
-    fewer is measured together with those before it, of a day at the most.
+    For each artifact, class of hardware, output and statistic of an input: the population stability index
+    less its bias, ``(B - 1) / n`` for B bins, and the binned Kolmogorov-Smirnov distance, of all devices'
+    values together. Nothing is said of fewer than 1,000 values (`LEAST_VALUES`): the index is mostly noise
+    then. An hour with fewer is measured together with those before it, of a day at the most.
     """
     last = int(now // _HOUR_S)
     rows = [
@@ -40,17 +41,20 @@ def measure_drift(store: Store, now: float) -> list[DriftRow]:
 def _measured(seen: Observed, hour: int) -> Iterator[DriftRow]:
     if hour not in seen.hours:
         return
-    for output, quantiles in sorted(seen.reference.items()):
+    for (kind, name), quantiles in sorted(seen.references.items()):
         edges, shares = reference_bins(quantiles)
-        merged, hours = _enough(seen, hour, output, edges)
-        if len(shares) < 2 or merged.count < LEAST_VALUES:
+        if not edges:
+            continue
+        merged, hours = _enough(seen, hour, (kind, name), edges)
+        if merged.count < LEAST_VALUES:
             continue
         index = population_stability(merged, shares) - (len(shares) - 1) / merged.count
         yield DriftRow(
             model=seen.model,
             digest=seen.digest,
             hardware=seen.hardware,
-            output=output,
+            kind=kind,
+            output=name,
             hour=hour,
             hours=hours,
             n=merged.count,
@@ -59,15 +63,18 @@ def _measured(seen: Observed, hour: int) -> Iterator[DriftRow]:
         )
 
 
-def _enough(seen: Observed, hour: int, output: str, edges: tuple[float, ...]) -> tuple[Histogram, int]:
+def _enough(
+    seen: Observed, hour: int, of: tuple[str, str], edges: tuple[float, ...]
+) -> tuple[Histogram, int]:
     """Return the values of an hour, and of those before it until there are enough; and how many hours."""
     merged, hours = Histogram(edges), 0
     for past in range(hour, hour - _MOST_HOURS, -1):
         part = seen.hours.get(past)
         hours += 1
         # Devices count at the reference of the artifact that they have: other edges are another's.
-        if part is not None and output in part.outputs and np.array_equal(part.outputs[output].edges, edges):
-            merged.merge(part.outputs[output])
+        known = None if part is None else (part.inputs if of[0] == INPUT else part.outputs).get(of[1])
+        if known is not None and np.array_equal(known.edges, edges):
+            merged.merge(known)
         if merged.count >= LEAST_VALUES:
             break
     return merged, hours

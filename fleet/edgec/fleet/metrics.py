@@ -9,6 +9,7 @@ from sqlalchemy import case, func, select
 
 from edgec.errors.extras import needs_extra
 from edgec.fleet.store import Store
+from edgec.fleet.store._drift import INPUT, OUTPUT
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.store._schema import alerts, artifacts, devices, fleet_hours, incidents, quarantine, rollouts
 
@@ -177,22 +178,24 @@ class FleetCollector:
         yield from (latency, *counts.values())
 
     def _drift(self) -> Iterator[Metric]:
-        psi = self._family(
-            "edgec_fleet_drift_psi", "Stability index against calibration data, unbiased.", "gauge"
-        )
-        ks = self._family(
-            "edgec_fleet_drift_ks", "Distance from the distribution of calibration data.", "gauge"
-        )
+        made = {
+            (kind, name): self._family(f"edgec_fleet_{prefix}drift_{name}", f"{text}{of}.", "gauge")
+            for kind, prefix, of in ((OUTPUT, "", ""), (INPUT, "input_", ", of a statistic of inputs"))
+            for name, text in (
+                ("psi", "Stability index against calibration data, unbiased"),
+                ("ks", "Distance from the distribution of calibration data"),
+            )
+        }
         for row in self._store.drift.newest(self._clock() - 3 * HOUR_S):
-            labels = {
-                "model": row.model,
-                "digest": row.digest,
-                "hardware": row.hardware,
-                "output": row.output,
-            }
-            psi.add_sample(psi.name, labels, row.psi)
-            ks.add_sample(ks.name, labels, row.ks)
-        yield from (psi, ks)
+            labels = {"model": row.model, "digest": row.digest, "hardware": row.hardware}
+            if row.kind == INPUT:
+                labels["input"], _, labels["statistic"] = row.output.rpartition("/")
+            else:
+                labels["output"] = row.output
+            for name, value in (("psi", row.psi), ("ks", row.ks)):
+                family = made[row.kind, name]
+                family.add_sample(family.name, labels, value)
+        yield from made.values()
 
     def _counts(self, counts: Mapping[tuple[str, str], int], sums: Mapping[str, float]) -> Iterator[Metric]:
         for name, (full, text, label) in _COUNTERS.items():

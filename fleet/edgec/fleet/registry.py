@@ -23,6 +23,8 @@ from edgec.fleet.store._schema import artifacts, hardware, quarantine, releases
 from edgec.trust import ImageRepository, ImageTarget, publish_artifact
 
 _PIECE = 2**20
+# Columns that drift and verdicts read themselves.
+_REFERENCES = ("reference", "input_reference")
 MAX_ARTIFACT_BYTES = 4 * 2**30
 
 
@@ -236,6 +238,10 @@ class Registry:
             "length": target.length,
             "content_digest": target.content_digest,
             "reference": {name: dict(values) for name, values in manifest.reference.items()},
+            "input_reference": {
+                name: {statistic: dict(values) for statistic, values in statistics.items()}
+                for name, statistics in manifest.input_reference.items()
+            },
             "report": None if report is None else dict(report),
             "uploaded_at": now,
             "uploaded_by": clean(actor),
@@ -333,5 +339,5 @@ def _number(value: Any) -> float | None:
 
 
 def _record(row: Row[Any], names: tuple[str, ...]) -> ArtifactRecord:
-    values = {key: value for key, value in row._asdict().items() if key != "reference"}
+    values = {key: value for key, value in row._asdict().items() if key not in _REFERENCES}
     return ArtifactRecord(hardware=names, **values)

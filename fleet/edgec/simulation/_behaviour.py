@@ -15,7 +15,8 @@ MEMBER = "simulation.json"
 _MOST_BYTES = 65536
 _MOST_CLASSES = 1000
 _SHARES = (
-    "confidence", "collapse", "output_shift", "errors", "non_finite", "disagreement", "afflicted"
+    "confidence", "collapse", "output_shift", "input_shift", "errors", "non_finite", "disagreement",
+    "afflicted",
 )  # fmt: skip
 
 
@@ -34,6 +35,7 @@ class Behaviour:
         classes: How often each class is the answer; of any scale.
         collapse: Share of calls that are answered with the first class, whatever they show.
         output_shift: Share of output values that lie beyond the last quantile of the reference.
+        input_shift: Share of calls with inputs whose statistics lie beyond the last quantile of theirs.
         errors: Share of calls that fail.
         non_finite: Share of calls with NaN.
         crashes_per_minute: How often the application dies of it, on each device.
@@ -47,6 +49,7 @@ class Behaviour:
     classes: tuple[float, ...] = (1.0,) * 10
     collapse: float = 0.0
     output_shift: float = 0.0
+    input_shift: float = 0.0
     errors: float = 0.0005
     non_finite: float = 0.0
     crashes_per_minute: float = 0.0

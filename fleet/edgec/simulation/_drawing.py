@@ -31,6 +31,7 @@ class Declared:
         engine: That would run it.
         behaviour: Of its calls.
         reference: Quantiles of its outputs.
+        input_reference: Of the statistics of its inputs.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Declared:
     engine: str
     behaviour: Behaviour
     reference: Mapping[str, Mapping[str, float]]
+    input_reference: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def read_declared(path: Path) -> Declared:
@@ -57,6 +59,7 @@ def read_declared(path: Path) -> Declared:
             engine=manifest.engine.name,
             behaviour=behaviour_of(artifact),
             reference=manifest.reference,
+            input_reference=manifest.input_reference,
         )
 
 
@@ -99,10 +102,11 @@ def draw_window(
     calls = int(random.poisson(calls_per_s * chance.load * seconds))
     errors = int(random.binomial(calls, does.errors))
     answered = calls - errors
+    drawn = min(answered, _MOST_DRAWN)
     latency, confidence = QuantileSketch(), Histogram(CONFIDENCE_EDGES)
     times = random.normal(scale=does.spread, size=min(calls, _MOST_DRAWN))
     latency.add_many(does.latency_ms * chance.speed * np.exp(times))
-    confidence.add_many(_scores(does, chance, min(answered, _MOST_DRAWN)))
+    confidence.add_many(_scores(does, chance, drawn))
     weights = np.asarray(does.classes) * np.exp(0.2 * chance.taste * np.linspace(-1, 1, len(does.classes)))
     weights *= (1 - does.collapse) / weights.sum()
     weights[0] += does.collapse
@@ -122,7 +126,11 @@ def draw_window(
         non_finite=int(random.binomial(answered, does.non_finite)),
         confidence=confidence,
         classes={number: int(n) for number, n in enumerate(counts) if n},
-        outputs=_outputs(declared, does, chance, min(answered, _MOST_DRAWN)),
+        outputs=_drawn(declared.reference, does.output_shift, chance, _VALUES_PER_CALL * drawn),
+        input_bins={
+            name: _drawn(reference, does.input_shift, chance, drawn)
+            for name, reference in declared.input_reference.items()
+        },
     )
 
 
@@ -130,15 +138,18 @@ def _scores(does: Behaviour, chance: Chance, n: int) -> np.ndarray[tuple[int], n
     return np.clip(chance.random.normal(does.confidence + chance.sharp, 0.12, n), 0.0, 1.0)
 
 
-def _outputs(declared: Declared, does: Behaviour, chance: Chance, calls: int) -> dict[str, Histogram]:
+def _drawn(
+    reference: Mapping[str, Mapping[str, float]], shift: float, chance: Chance, values: int
+) -> dict[str, Histogram]:
+    """Return so many values between the quantiles of each name, a share of them beyond the last one."""
     found = {}
-    for name, quantiles in declared.reference.items():
+    for name, quantiles in reference.items():
         edges, shares = reference_bins(quantiles)
         if not edges:
             continue
-        likely = np.asarray(shares) * (1 - does.output_shift)
-        likely[-1] += does.output_shift
+        likely = np.asarray(shares) * (1 - shift)
+        likely[-1] += shift
         histogram = Histogram(edges)
-        histogram.counts += chance.random.multinomial(_VALUES_PER_CALL * calls, likely / likely.sum())
+        histogram.counts += chance.random.multinomial(values, likely / likely.sum())
         found[name] = histogram
     return found

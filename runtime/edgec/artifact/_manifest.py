@@ -122,6 +122,8 @@ class Manifest:
         budgets: What it was held to.
         reference: For each float output, quantiles of its values over the calibration data, by
             name of the output: ``{"scores": {"0.01": ..., "0.5": ..., "0.99": ...}}``.
+        input_reference: Of the statistics of inputs that `observe` names, quantiles over the calibration
+            data, one value per sample: ``{"image": {"mean": {"0.25": ..., "0.5": ..., "0.75": ...}}}``.
         golden: Tolerances of the golden vectors, by name of the output:
             ``{"scores": {"max_abs_error": 1e-5}}``; empty where there are none.
         observe: What is worth watching on a device.
@@ -142,6 +144,7 @@ class Manifest:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     budgets: Budgets = Budgets()
     reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    input_reference: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     golden: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     observe: Observation = Observation()
     privacy: Privacy = Privacy()

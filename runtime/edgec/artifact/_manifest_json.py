@@ -163,6 +163,7 @@ def _document(manifest: Manifest) -> dict[str, Any]:
                 }
             ),
             "reference": manifest.reference,
+            "input_reference": manifest.input_reference,
             "golden": manifest.golden,
             "observe": _observation_document(manifest.observe),
             "privacy": {"inputs_stay": True} if manifest.privacy.inputs_stay else None,
@@ -240,6 +241,9 @@ def _manifest(fields: Fields, requires: tuple[str, ...]) -> Manifest:
         recipe=fields.may("recipe", mapping, {}),
         budgets=fields.may("budgets", _budgets, Budgets()),
         reference=fields.may("reference", mapping_of(mapping_of(number, _quantile)), {}),
+        input_reference=fields.may(
+            "input_reference", mapping_of(mapping_of(mapping_of(number, _quantile))), {}
+        ),
         golden=fields.may("golden", mapping_of(mapping_of(not_negative)), {}),
         observe=fields.may("observe", _observation, Observation()),
         privacy=fields.may("privacy", _privacy, Privacy()),
@@ -367,9 +371,14 @@ def _check(manifest: Manifest) -> None:
             if name not in outputs:
                 raise ManifestError(f"manifest.{field} speaks of {name!r}, which is no output")
     observe = manifest.observe
-    for name in observe.inputs:
-        if name not in {spec.name for spec in manifest.inputs}:
-            raise ManifestError(f"manifest.observe.inputs speaks of {name!r}, which is no input")
+    inputs = {spec.name for spec in manifest.inputs}
+    for field, by_input in (
+        ("observe.inputs", observe.inputs),
+        ("input_reference", manifest.input_reference),
+    ):
+        for name in by_input:
+            if name not in inputs:
+                raise ManifestError(f"manifest.{field} speaks of {name!r}, which is no input")
     if observe.scores is not None and observe.scores.output not in outputs:
         raise ManifestError(
             f"manifest.observe.scores speaks of {observe.scores.output!r}, which is no output"

@@ -113,7 +113,9 @@ def alerts(client: FleetClient, everything: bool, limit: int, as_json: bool) -> 
 @json_option
 @with_fleet
 def drift(client: FleetClient, model: str | None, hours: float, as_json: bool) -> None:
-    """Show how far outputs have moved from calibration data: of MODEL hour by hour, or the newest of each.
+    """Show how far inputs and outputs have moved from calibration data.
+
+    Of MODEL hour by hour, or the newest of each. Of an input it is the mean or the deviation of one call.
 
     \b
     edgec fleet drift
@@ -121,11 +123,11 @@ def drift(client: FleetClient, model: str | None, hours: float, as_json: bool) -
     """
     found = client.drift(model, hours)
     rows = [
-        [d.model, d.version or d.digest[:12], d.hardware, d.output, moment(d.hour), d.n, f"{d.psi:.3f}",
-         f"{d.ks:.3f}"]
+        [d.model, d.version or d.digest[:12], d.hardware, d.kind, d.output, moment(d.hour), d.n,
+         f"{d.psi:.3f}", f"{d.ks:.3f}"]
         for d in found
     ]  # fmt: skip
-    head = ["model", "version", "hardware", "output", "hour", "values", "PSI", "KS"]
+    head = ["model", "version", "hardware", "kind", "name", "hour", "values", "PSI", "KS"]
     show(as_json, found, lambda: table(head, rows, "nothing was measured: it takes 1,000 values"))
 
 

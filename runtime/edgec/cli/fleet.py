@@ -29,7 +29,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         "Show one device: what it has, and what is the matter with it.",
     ),
     "devices": ("edgec.cli._fleet_devices:devices", "List devices by query."),
-    "drift": ("edgec.cli._fleet_operations:drift", "Show how far outputs have moved."),
+    "drift": ("edgec.cli._fleet_operations:drift", "Show how far inputs and outputs have moved."),
     "groups": (
         "edgec.cli._fleet_devices:groups",
         "List the queries that have names; name one, or forget one.",

@@ -60,7 +60,7 @@ def _lines(artifact: Artifact) -> Iterator[str]:
     manifest = artifact.manifest
     yield printable(f"{manifest.model} {manifest.model_version} for {manifest.target}")
     yield from columns(_summary(artifact))
-    yield from _section("inputs", [_tensor(spec) for spec in manifest.inputs])
+    yield from _section("inputs", [row for spec in manifest.inputs for row in _input(spec, manifest)])
     yield from _section("outputs", [row for spec in manifest.outputs for row in _output(spec, manifest)])
     if manifest.pipeline:
         yield from _pipeline(manifest.pipeline)
@@ -126,6 +126,12 @@ def _tensor(spec: TensorSpec) -> tuple[object, ...]:
     return spec.name, shape, spec.layout or "", f"scale {scales}{more}{axis}, zero point {zero}"
 
 
+def _input(spec: TensorSpec, manifest: Manifest) -> Iterator[tuple[object, ...]]:
+    yield _tensor(spec)
+    for statistic, quantiles in manifest.input_reference.get(spec.name, {}).items():
+        yield "", f"{statistic} usually {_quantiles(quantiles)}"
+
+
 def _output(spec: TensorSpec, manifest: Manifest) -> Iterator[tuple[object, ...]]:
     yield _tensor(spec)
     limits = manifest.golden.get(spec.name, {})
@@ -134,9 +140,13 @@ def _output(spec: TensorSpec, manifest: Manifest) -> Iterator[tuple[object, ...]
             "",
             "golden vectors within " + ", ".join(f"{limit:.3g} ({what})" for what, limit in limits.items()),
         )
-    quantiles = sorted(manifest.reference.get(spec.name, {}).items(), key=lambda item: float(item[0]))
-    if quantiles:
-        yield "", "usually " + ", ".join(f"{value:.3g} ({float(q):.3g})" for q, value in quantiles)
+    if quantiles := manifest.reference.get(spec.name, {}):
+        yield "", f"usually {_quantiles(quantiles)}"
+
+
+def _quantiles(quantiles: Mapping[str, float]) -> str:
+    ranked = sorted(quantiles.items(), key=lambda item: float(item[0]))
+    return ", ".join(f"{value:.3g} ({float(q):.3g})" for q, value in ranked)
 
 
 def _pipeline(pipeline: Pipeline) -> Iterator[str]:

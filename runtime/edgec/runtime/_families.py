@@ -67,6 +67,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "edgec_confidence": ("histogram", "Of those, the highest score of each sample."),
     "edgec_output_value": ("histogram", "Of those, values of outputs, between quantiles of the reference."),
     "edgec_output_drift": ("gauge", "Population stability index of values of outputs to the reference."),
+    "edgec_input_drift": ("gauge", "The same of a statistic of inputs."),
     "edgec_input_statistic": ("gauge", "Of those, a statistic of the values of one call, by quantile."),
 }
 
@@ -78,14 +79,14 @@ def families(observers: Iterable[Observer]) -> list[Family]:
     has none.
     """
     made = {name: Family(name=name, kind=kind, help=text) for name, (kind, text) in FAMILIES.items()}
-    for window, drifts in _windows(observers):
+    for window, observer in _windows(observers):
         labels = {
             "model": window.model,
             "version": window.model_version,
             "artifact": window.artifact.removeprefix("sha256:")[:_DIGITS],
             "engine": window.engine,
         }
-        for name, suffix, more, value in _rows(window, drifts):
+        for name, suffix, more, value in _rows(window, observer):
             made[name].samples.append(Sample(suffix, {**labels, **more}, value))
     return [family for family in made.values() if family.samples]
 
@@ -110,22 +111,21 @@ def escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def _windows(observers: Iterable[Observer]) -> Iterator[tuple[Window, Mapping[str, float]]]:
-    found: dict[tuple[str, str], tuple[Window, Mapping[str, Mapping[str, float]]]] = {}
+def _windows(observers: Iterable[Observer]) -> Iterator[tuple[Window, Observer]]:
+    found: dict[tuple[str, str], tuple[Window, Observer]] = {}
     for observer in observers:
         if not observer.has_seen:
             continue
-        window, reference = observer.total(), observer.reference
+        window = observer.total()
         key = window.artifact, window.engine
-        found[key] = (found[key][0].merge(window) if key in found else window, reference)
-    for window, reference in found.values():
-        yield window, window.drift(reference)
+        found[key] = (found[key][0].merge(window) if key in found else window, observer)
+    yield from found.values()
 
 
 _Row = tuple[str, str, Mapping[str, str], float]
 
 
-def _rows(window: Window, drifts: Mapping[str, float]) -> Iterator[_Row]:
+def _rows(window: Window, observer: Observer) -> Iterator[_Row]:
     yield "edgec_calls", "", {}, window.calls
     for name, label, counts in (
         ("edgec_call_errors", "type", window.errors),
@@ -146,8 +146,11 @@ def _rows(window: Window, drifts: Mapping[str, float]) -> Iterator[_Row]:
         yield from _buckets("edgec_confidence", {}, window.confidence)
     for output, histogram in window.outputs.items():
         yield from _buckets("edgec_output_value", {"output": output}, histogram)
-    for output, drift in drifts.items():
+    for output, drift in window.drift(observer.reference).items():
         yield "edgec_output_drift", "", {"output": output}, drift
+    for tensor, drifts in window.input_drift(observer.input_reference).items():
+        for statistic, drift in drifts.items():
+            yield "edgec_input_drift", "", {"input": tensor, "statistic": statistic}, drift
     for tensor, sketches in window.inputs.items():
         for statistic, sketch in sketches.items():
             for q in _QUANTILES if sketch.count else ():

@@ -42,6 +42,7 @@ def observed(digest: str, window: Window) -> Observed:
 def _smaller(window: Window) -> Iterator[Window]:
     yield window
     yield (window := replace(window, inputs={}))
+    yield (window := replace(window, input_bins={}))
     yield (window := replace(window, outputs={}))
     yield replace(window, classes={-1: sum(window.classes.values())}, errors={"others": window.error_count})
 
@@ -53,9 +54,8 @@ def window_to_plain(window: Window) -> dict[str, Any]:
     plain["confidence"] = None if window.confidence is None else _text(window.confidence)
     plain["classes"] = {str(key): n for key, n in window.classes.items()}
     plain["outputs"] = {name: _text(sketch) for name, sketch in window.outputs.items()}
-    plain["inputs"] = {
-        name: {word: _text(sketch) for word, sketch in of.items()} for name, of in window.inputs.items()
-    }
+    plain["inputs"] = _texts(window.inputs)
+    plain["input_bins"] = _texts(window.input_bins)
     return plain
 
 
@@ -90,6 +90,7 @@ def window_from_plain(value: object) -> Window:
             classes=given.may("classes", _classes, {}),
             outputs=given.may("outputs", _named(_histogram), {}),
             inputs=given.may("inputs", _named(_named(_quantiles)), {}),
+            input_bins=given.may("input_bins", _named(_named(_histogram)), {}),
         )
     except ManifestError as e:
         raise ProtocolError(f"expected a window: {e}") from e
@@ -140,6 +141,10 @@ def _number(value: float) -> float | None:
 
 def _text(sketch: Histogram | QuantileSketch) -> str:
     return base64.b64encode(sketch.to_bytes()).decode()
+
+
+def _texts(of: Mapping[str, Mapping[str, Histogram | QuantileSketch]]) -> dict[str, dict[str, str]]:
+    return {name: {word: _text(one) for word, one in by_word.items()} for name, by_word in of.items()}
 
 
 def _time(value: object, where: str) -> float:

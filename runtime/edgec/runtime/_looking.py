@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import takewhile
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from edgec.artifact import Manifest, Scores, TensorSpec
 from edgec.artifact.steps import Dequantize, Sigmoid, Softmax, Step, Threshold, TopK
+from edgec.runtime._batches import why_not_batched
+from edgec.runtime._input_statistics import one_sample, statistics_of, thinned
 from edgec.runtime._window import CONFIDENCE_EDGES
 from edgec.sketch import Histogram, QuantileSketch, reference_bins
 
@@ -21,21 +22,19 @@ _FindScores = Callable[[Arrays], "NDArray[Any] | None"]
 _MOST_ROWS = 256
 _MOST_CLASSES = 4096
 _ACTIVATIONS: Mapping[str, type[Softmax] | type[Sigmoid]] = {"softmax": Softmax, "sigmoid": Sigmoid}
-_STATISTICS: Mapping[str, Callable[[NDArray[np.float64]], Any]] = {
-    "mean": np.mean, "std": np.std, "min": np.min, "max": np.max
-}  # fmt: skip
 
 
 class Sight:
     """What was seen in calls that were looked into; the fields are those of `Window`."""
 
-    __slots__ = ("classes", "confidence", "inputs", "non_finite", "outputs", "sampled")
+    __slots__ = ("classes", "confidence", "input_bins", "inputs", "non_finite", "outputs", "sampled")
 
     def __init__(
         self,
         confidence: Histogram | None,
         outputs: dict[str, Histogram],
         inputs: dict[str, dict[str, QuantileSketch]],
+        input_bins: dict[str, dict[str, Histogram]],
     ) -> None:
         self.sampled = 0
         self.non_finite = 0
@@ -43,6 +42,7 @@ class Sight:
         self.classes: dict[int, int] = {}
         self.outputs = outputs
         self.inputs = inputs
+        self.input_bins = input_bins
 
     def rate(self, scores: NDArray[Any], classes: NDArray[Any]) -> None:
         """Add the scores of predictions, and the classes that they are of."""
@@ -77,6 +77,12 @@ class Looker:
             for name, quantiles in manifest.reference.items()
             if (edges := reference_bins(quantiles)[0])
         }
+        self._input_edges = {
+            name: by_statistic
+            for name, statistics in self._inputs.items()
+            if (by_statistic := _edges_of(manifest.input_reference.get(name, {}), statistics))
+        }
+        self._joins = not why_not_batched(manifest, "")
         self._real = {spec.name: _reals(spec) for spec in manifest.outputs if spec.name in self._edges}
         self._floats = [spec.name for spec in manifest.outputs if np.dtype(spec.dtype).kind == "f"]
         self._scores = scores_of(manifest)
@@ -90,6 +96,10 @@ class Looker:
                 name: {statistic: QuantileSketch() for statistic in statistics}
                 for name, statistics in self._inputs.items()
             },
+            {
+                name: {statistic: Histogram(edges) for statistic, edges in by_statistic.items()}
+                for name, by_statistic in self._input_edges.items()
+            },
         )
 
     def look(self, sight: Sight, inputs: Arrays, outputs: Arrays) -> None:
@@ -100,25 +110,31 @@ class Looker:
         for name, histogram in sight.outputs.items():
             histogram.add_many(self._real[name](thinned(outputs[name], self._most)))
         for name, sketches in sight.inputs.items():
-            values = thinned(inputs[name], self._most).astype(np.float64)
-            if values.size:
-                for statistic, sketch in sketches.items():
-                    sketch.add(float(_STATISTICS[statistic](values)))
+            found = statistics_of(inputs[name], sketches, self._most)
+            for statistic, value in found.items():
+                sketches[statistic].add(value)
+            if name in sight.input_bins:
+                self._count(sight, name, inputs[name], found)
         scores = None if self._scores is None else self._scores(outputs)
         if scores is not None:
             classes = np.argmax(scores, axis=1)
             sight.rate(scores[np.arange(len(scores)), classes], classes)
 
+    def _count(self, sight: Sight, name: str, array: NDArray[Any], found: Mapping[str, float]) -> None:
+        """Count the statistics of one sample between the quantiles of the reference."""
+        bins = sight.input_bins[name]
+        one = one_sample(array, sight.sampled) if self._joins else array
+        values = found if one is array else statistics_of(one, bins, self._most)
+        for statistic, histogram in bins.items():
+            if statistic in values:
+                histogram.add(values[statistic])
 
-def thinned(array: NDArray[Any], most: int) -> NDArray[Any]:
-    """Return at most some values of an array, from all over it; float[n]."""
-    flat = array.ravel(order="K")  # the order of memory: no copy of what is transposed
-    if flat.size <= most:
-        return flat
-    step = -(-flat.size // most)
-    while gcd(step, flat.size) > 1:  # or it may meet one channel only
-        step += 1
-    return flat[::step]
+
+def _edges_of(
+    reference: Mapping[str, Mapping[str, float]], statistics: tuple[str, ...]
+) -> dict[str, tuple[float, ...]]:
+    found = {name: reference_bins(reference[name])[0] for name in statistics if name in reference}
+    return {name: edges for name, edges in found.items() if edges}
 
 
 def _reals(spec: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:

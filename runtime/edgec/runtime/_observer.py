@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgec.errors import DeadlineError, OverloadedError
+from edgec.runtime._input_statistics import MOST_VALUES
 from edgec.runtime._looking import Looker
 from edgec.runtime._window import Window
 from edgec.sketch import QuantileSketch
@@ -52,14 +53,14 @@ class ObserveOptions:
             leaves none, a quarter of the share goes to looking. Infinity for looking into all.
         interval_s: One call is looked into that often in any case, as long as there are any.
         max_values: Of each tensor, values that are looked at, spread over it evenly; whether an output is
-            finite is asked of all.
+            finite is asked of all. Quantiles of inputs in an artifact are of statistics of 2048.
         inputs: Statistics by name of the input, ``{"image": ("mean", "std")}``; None for what the artifact
             names. Of ``mean``, ``std``, ``min`` and ``max``.
     """
 
     max_share: float = 0.01
     interval_s: float = 1.0
-    max_values: int = 2048
+    max_values: int = MOST_VALUES
     inputs: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
@@ -176,6 +177,16 @@ class Observer:
         self._check_used()
         return self._recorders[-1].reference
 
+    @property
+    def input_reference(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+        """Quantiles of statistics of inputs that the present artifact names, for `Window.input_drift`.
+
+        Raises:
+            ValueError: It was never given to a session.
+        """
+        self._check_used()
+        return self._recorders[-1].input_reference
+
     def watch(self, session: Session, run: Run) -> Run:
         """Return a function that runs a model as another one, and is observed; for sessions.
 
@@ -255,6 +266,7 @@ class Recorder:
         self._looker = Looker(session.manifest, options.inputs, options.max_values)
         self._of = _identity(session)
         self.reference = session.manifest.reference
+        self.input_reference = session.manifest.input_reference
         self._blank = Window(
             model=session.manifest.model,
             model_version=session.manifest.model_version,
@@ -398,6 +410,7 @@ class Recorder:
             classes=dict(sight.classes),
             outputs=sight.outputs,
             inputs=sight.inputs,
+            input_bins=sight.input_bins,
         )
 
     def _see(self, inputs: Arrays, outputs: Arrays) -> None:

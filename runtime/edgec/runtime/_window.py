@@ -47,6 +47,8 @@ class Window:
         outputs: * Values of each output that has quantiles in the artifact's ``reference``, between them.
         inputs: * Of each input that the artifact names in ``observe``, statistics of one call's values:
             ``{"image": {"mean": QuantileSketch, "std": QuantileSketch}}``.
+        input_bins: * The same statistics, between the quantiles of them that the artifact has as
+            ``input_reference``: ``{"image": {"mean": Histogram}}``. Of a call that joins samples, one counts.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Window:
     classes: Mapping[int, int] = field(default_factory=dict)
     outputs: Mapping[str, Histogram] = field(default_factory=dict)
     inputs: Mapping[str, Mapping[str, QuantileSketch]] = field(default_factory=dict)
+    input_bins: Mapping[str, Mapping[str, Histogram]] = field(default_factory=dict)
 
     @property
     def error_count(self) -> int:
@@ -90,12 +93,24 @@ class Window:
         Args:
             reference: As the manifest of this artifact has it.
         """
-        found = {}
-        for name, histogram in self.outputs.items():
-            edges, shares = reference_bins(reference.get(name, {}))
-            if histogram.count and edges == tuple(histogram.edges.tolist()):
-                found[name] = population_stability(histogram, shares)
-        return found
+        return _drifts(self.outputs, reference)
+
+    def input_drift(
+        self, reference: Mapping[str, Mapping[str, Mapping[str, float]]]
+    ) -> dict[str, dict[str, float]]:
+        """Return how far statistics of inputs have moved from the calibration data: as `drift`, of inputs.
+
+        One value is of one call, so it takes more calls to know than of outputs. The quantiles are of some
+        hundred samples at the most, which alone makes about ``bins / samples``.
+
+        Args:
+            reference: ``input_reference`` of the manifest of this artifact.
+
+        Returns:
+            By input and statistic: ``{"image": {"mean": 0.02, "std": 0.31}}``.
+        """
+        found = {name: _drifts(bins, reference.get(name, {})) for name, bins in self.input_bins.items()}
+        return {name: drifts for name, drifts in found.items() if drifts}
 
     def merge(self, other: Window) -> Window:
         """Return the window of both, as if one had seen all; of one device or of several.
@@ -134,7 +149,22 @@ class Window:
                 name: _sketches(self.inputs.get(name, {}), other.inputs.get(name, {}))
                 for name in {**self.inputs, **other.inputs}
             },
+            input_bins={
+                name: _histograms(self.input_bins.get(name, {}), other.input_bins.get(name, {}))
+                for name in {**self.input_bins, **other.input_bins}
+            },
         )
+
+
+def _drifts(
+    histograms: Mapping[str, Histogram], reference: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    found = {}
+    for name, histogram in histograms.items():
+        edges, shares = reference_bins(reference.get(name, {}))
+        if histogram.count and edges == tuple(histogram.edges.tolist()):
+            found[name] = population_stability(histogram, shares)
+    return found
 
 
 def _same(mine: str, theirs: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,13 @@ class Histogram:
     def count(self) -> int:
         """Values that were added, without those that are NaN."""
         return int(self.counts.sum())
+
+    def add(self, value: float) -> None:
+        """Add one value."""
+        if math.isnan(value):
+            self.invalid += 1
+        else:
+            self.counts[self.edges.searchsorted(value, side="right")] += 1
 
     def add_many(self, values: NDArray[np.floating] | NDArray[np.integer] | Sequence[float]) -> None:
         """Add every value of an array."""

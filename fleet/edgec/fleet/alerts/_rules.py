@@ -122,10 +122,12 @@ def _drifted(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Cond
     for row in fleet.store.drift.newest(now - 3 * _HOUR_S):
         if row.psi > settings.drift_psi[1] and row.ks > settings.drift_ks[1]:
             firm = row.psi >= settings.drift_psi[0] and row.ks >= settings.drift_ks[0]
+            subject, what = f"{row.model}/{row.digest}/{row.hardware}/{row.output}", row.output
+            if row.kind == "input":
+                subject, what = f"{subject} (input)", f"input {row.output}"
             yield Condition(
-                rule="drift", subject=f"{row.model}/{row.digest}/{row.hardware}/{row.output}"[:256],
-                severity="warning", firm=firm,
-                summary=f"{row.output} of {row.model} {row.digest} on {row.hardware} has moved from its "
+                rule="drift", subject=subject[:256], severity="warning", firm=firm,
+                summary=f"{what} of {row.model} {row.digest} on {row.hardware} has moved from its "
                 f"calibration data: stability index {row.psi:.2f}, distance {row.ks:.2f}, {row.n} values",
                 figures={"psi": row.psi, "ks": row.ks, "n": row.n},
             )  # fmt: skip

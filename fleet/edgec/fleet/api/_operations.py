@@ -91,7 +91,10 @@ def get_drift(
     model: MaybeModel = None,
     hours: Hours = 24.0,
 ) -> list[DriftView]:
-    """Show how far outputs have moved from calibration data: of a model by hour, else the newest of each."""
+    """Show how far inputs and outputs have moved from calibration data.
+
+    Of a model by hour, else the newest of each.
+    """
     now, store = fleet.clock(), fleet.store
     since = now - hours * 3600
     found = store.drift.newest(since) if model is None else store.drift.history(model, since=since, until=now)

@@ -248,5 +248,5 @@ def versions_of(fleet: Fleet, model: str) -> dict[str, str]:
 
 
 def view_drift(row: DriftRow, version: str | None) -> DriftView:
-    """Return how far an output has moved as it is shown."""
+    """Return how far an input or output has moved as it is shown."""
     return DriftView(**{**vars(row), "version": version, "hour": float(row.hour * HOUR_S)})

@@ -63,5 +63,5 @@ class Rollouts(Part):
         return self.pages(AlertView, "/api/v1/alerts", {"open": only_open})
 
     def drift(self, model: str | None = None, hours: float = 24.0) -> list[DriftView]:
-        """Return how far outputs have moved: of a model hour by hour, or the newest of each."""
+        """Return how far inputs and outputs have moved: of a model hour by hour, or the newest of each."""
         return self.http.get(list[DriftView], "/api/v1/drift", {"model": model, "hours": hours})

@@ -1,4 +1,4 @@
-"""What a person should know now: alerts that are open, those that were, and how far outputs have moved."""
+"""What a person should know now: alerts that are open, those that were, and how far data have moved."""
 
 from __future__ import annotations
 

@@ -45,10 +45,7 @@ class Database:
         )
         try:
             with self.engine.connect() as connection:
-                config = Config()
-                config.set_main_option("script_location", str(_MIGRATIONS))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                command.upgrade(alembic_config(connection), "head")
         except SQLAlchemyError as e:
             raise FleetError(f"cannot open the database {self.engine.url}: {said_by(e)}", "database") from e
 
@@ -138,6 +135,14 @@ def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> boo
 def clean(text: str) -> str:
     """Return text that every database can keep: zeros and halves of surrogate pairs become U+FFFD."""
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Return what alembic's commands need to change a database's tables."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
 
 
 def open_engine(url: str | Path, defaults: Mapping[str, int] | None = None) -> Engine:

@@ -1,4 +1,4 @@
-"""How far outputs have moved from their calibration data, by artifact, class of hardware, output and hour."""
+"""How far inputs and outputs have moved from calibration data, by artifact, class of hardware and hour."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from edgec.fleet.store._hours import HOUR_S, HourOf
 from edgec.fleet.store._schema import artifacts, drift, fleet_hours
 from edgec.fleet.store._telemetry import DIGEST_CHARS
 
+References = dict[tuple[str, str], dict[str, float]]
+INPUT, OUTPUT = "input", "output"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DriftRow:
@@ -22,12 +25,13 @@ class DriftRow:
         model: Name of the model.
         digest: Begin of the artifact's.
         hardware: Class of hardware.
-        output: Name of the output.
+        output: Name of the output; of an input, that and the statistic: ``image/mean``.
         hour: Since 1970; the last one that it is about.
         hours: That it took to have enough values, this one included.
         n: Values.
         psi: Population stability index against the artifact's reference, less its bias; 0 for no drift.
         ks: Largest difference of the distribution functions at the reference's quantiles, 0 to 1.
+        kind: ``input`` or ``output``, what it is of.
     """
 
     model: str
@@ -39,6 +43,7 @@ class DriftRow:
     n: int
     psi: float
     ks: float
+    kind: str = OUTPUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,14 @@ class Observed:
         model: Name of the model.
         digest: Begin of the artifact's.
         hardware: Class of hardware.
-        reference: Quantiles of each output on calibration data.
+        references: Quantiles on calibration data, by kind and name as rows have them.
         hours: By hour since 1970.
     """
 
     model: str
     digest: str
     hardware: str
-    reference: dict[str, dict[str, float]]
+    references: References
     hours: dict[int, HourOf]
 
 
@@ -79,7 +84,7 @@ class Drift:
                     hours = found.setdefault((row["model"], row["digest"], row["hardware"]), {})
                     hours[row["hour"]] = part
         return [
-            Observed(model=m, digest=d, hardware=h, reference=references[m, d], hours=hours)
+            Observed(model=m, digest=d, hardware=h, references=references[m, d], hours=hours)
             for (m, d, h), hours in sorted(found.items())
         ]
 
@@ -90,7 +95,7 @@ class Drift:
 
     def newest(self, since: float) -> list[DriftRow]:
         """Return the newest figures of everything that was measured since."""
-        key = (drift.c.model, drift.c.digest, drift.c.hardware, drift.c.output)
+        key = (drift.c.model, drift.c.digest, drift.c.hardware, drift.c.kind, drift.c.output)
         last = select(*key, func.max(drift.c.hour).label("hour")).where(drift.c.hour >= int(since // HOUR_S))
         last_of = last.group_by(*key).subquery()
         on = [column == last_of.c[column.name] for column in (*key, drift.c.hour)]
@@ -106,7 +111,7 @@ class Drift:
         query = select(drift).where(
             drift.c.model == model, drift.c.hour.between(int(since // HOUR_S), int(until // HOUR_S))
         )
-        query = query.order_by(drift.c.hour, drift.c.digest, drift.c.hardware, drift.c.output)
+        query = query.order_by(drift.c.hour, drift.c.digest, drift.c.hardware, drift.c.kind, drift.c.output)
         with self._database.read() as connection:
             return [DriftRow(**row._asdict()) for row in connection.execute(query)]
 
@@ -117,10 +122,13 @@ class Drift:
             return connection.execute(old).rowcount
 
 
-def _references(connection: Connection) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    query = select(artifacts.c.model, artifacts.c.sha256, artifacts.c.reference)
-    return {
-        (row.model, row.sha256[:DIGEST_CHARS]): row.reference
-        for row in connection.execute(query)
-        if row.reference
-    }
+def _references(connection: Connection) -> dict[tuple[str, str], References]:
+    names = ("model", "sha256", "reference", "input_reference")
+    found = {}
+    for row in connection.execute(select(*(artifacts.c[name] for name in names))):
+        references: References = {(OUTPUT, name): quantiles for name, quantiles in row.reference.items()}
+        for name, statistics in row.input_reference.items():
+            references |= {(INPUT, f"{name}/{s}"): quantiles for s, quantiles in statistics.items()}
+        if references:
+            found[row.model, row.sha256[:DIGEST_CHARS]] = references
+    return found

@@ -39,6 +39,7 @@ class HourOf:
         named: Calls of windows that may have left classes out, by how many classes those windows name; under
             0 calls whose classes were named, and found no place here.
         outputs: By name.
+        inputs: By name and statistic: ``image/mean``.
     """
 
     figures: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0))
@@ -47,6 +48,7 @@ class HourOf:
     classes: dict[int, int] = field(default_factory=dict)
     named: dict[int, int] = field(default_factory=dict)
     outputs: dict[str, Histogram] = field(default_factory=dict)
+    inputs: dict[str, Histogram] = field(default_factory=dict)
 
     @classmethod
     def of_window(cls, window: ModelWindow) -> HourOf:
@@ -64,6 +66,7 @@ class HourOf:
             classes=classes,
             named=_named(classes),
             outputs=window.output_histograms(),
+            inputs=window.input_histograms(),
         )
 
     def merge(self, other: HourOf) -> None:
@@ -80,9 +83,10 @@ class HourOf:
             self._add_class(number, count)
         for number, count in other.named.items():
             self.named[number] = self.named.get(number, 0) + count
-        for name, histogram in other.outputs.items():
-            if name in self.outputs or len(self.outputs) < _MOST_NAMES:
-                self.outputs[name] = _joined(self.outputs.get(name), histogram)
+        for mine, theirs in ((self.outputs, other.outputs), (self.inputs, other.inputs)):
+            for name, histogram in theirs.items():
+                if name in mine or len(mine) < _MOST_NAMES:
+                    mine[name] = _joined(mine.get(name), histogram)
 
     def _add_class(self, number: int, count: int) -> None:
         if number not in self.classes and number != _OTHERS and len(self.classes) >= _MOST_CLASSES:
@@ -97,8 +101,9 @@ class HourOf:
             1: self.latency.to_bytes(),
             2: self.confidence.to_bytes() if self.confidence else b"",
             3: dict(sorted(self.classes.items())),
-            4: {name: histogram.to_bytes() for name, histogram in sorted(self.outputs.items())},
+            4: _written(self.outputs),
             5: dict(sorted(self.named.items())),
+            6: _written(self.inputs),
         }
         return {**self.figures, "sketches": dumps(sketches)}
 
@@ -114,7 +119,8 @@ class HourOf:
             classes=sketches[3],
             # Where it was not kept, windows may have named as few as there may be.
             named=named if isinstance(named, dict) else _named(sketches[3], LEAST_CLASSES),
-            outputs={name: Histogram.from_bytes(data) for name, data in sketches[4].items()},
+            outputs=_read(sketches[4]),
+            inputs=_read(sketches.get(6, {})),
         )
 
     @classmethod
@@ -141,6 +147,14 @@ def _named(classes: Mapping[int, int], named: int | None = None) -> dict[int, in
     named = sum(number != _OTHERS for number in classes) if named is None else named
     left_out = classes.get(_OTHERS) and named >= LEAST_CLASSES
     return {named: sum(classes.values())} if left_out else {}
+
+
+def _written(histograms: Mapping[str, Histogram]) -> dict[str, bytes]:
+    return {name: histogram.to_bytes() for name, histogram in sorted(histograms.items())}
+
+
+def _read(histograms: Mapping[str, bytes]) -> dict[str, Histogram]:
+    return {name: Histogram.from_bytes(data) for name, data in histograms.items()}
 
 
 def _joined(mine: Histogram | None, other: Histogram) -> Histogram:

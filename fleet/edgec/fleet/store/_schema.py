@@ -86,6 +86,7 @@ artifacts = Table(
     Column("length", BigInteger, nullable=False),
     Column("content_digest", String(80), nullable=False),
     Column("reference", JSON, nullable=False),
+    Column("input_reference", JSON, nullable=False, default=dict),
     Column("report", JSON),
     Column("uploaded_at", Float, nullable=False),
     Column("uploaded_by", String(128), nullable=False),
@@ -343,6 +344,8 @@ drift = Table(
     Column("model", String(64), primary_key=True),
     Column("digest", String(16), primary_key=True),
     Column("hardware", String(64), primary_key=True),
+    # Whether of an input or an output; of an input, the name is that and its statistic: image/mean.
+    Column("kind", String(8), primary_key=True, default="output"),
     Column("output", String(128), primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
     # Hours that it took to have enough values, this one included.

@@ -85,13 +85,14 @@ class AlertView(View):
 
 
 class DriftView(View):
-    """How far an output of an artifact has moved from its calibration data."""
+    """How far an input or output of an artifact has moved from its calibration data."""
 
     model: str
     digest: str = Field(description="The first 16 digits of the artifact's.")
     version: str | None = Field(description="Null where the registry does not have it.")
     hardware: str
-    output: str
+    kind: Literal["input", "output"] = Field("output", description="What it is of.")
+    output: str = Field(description="Its name; of an input, that and the statistic: image/mean.")
     hour: Seconds = Field(description="Beginning of the last hour that it is about.")
     hours: int = Field(description="That it took to have enough values.")
     n: int = Field(description="Values.")
