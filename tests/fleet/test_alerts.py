@@ -314,7 +314,9 @@ def test_rollouts_incidents_drift_and_what_expires(fleet: Fleet) -> None:
         model="m", digest="b" * 16, hardware="cpu", output="y", hour=int(fleet.clock() // 3600), hours=1,
         n=5000, psi=0.4, ks=0.2,
     )  # fmt: skip
-    fleet.store.drift.write([row, replace(row, kind="input", output="x/mean")])
+    of_input = replace(row, kind="input", output="x/mean", hours=24)
+    # What came in since this morning is not yet what comes in on a day.
+    fleet.store.drift.write([row, of_input, replace(of_input, output="x/std", hours=23)])
     fleet.store.rollouts.quarantine("b" * 64, now=NOW, actor="ann", reason="bad")
     subject = f"m/{'b' * 16}/cpu"
     assert sorted(look(fleet)) == [

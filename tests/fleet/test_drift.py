@@ -97,6 +97,22 @@ def test_inputs_that_have_moved_are_told_apart_from_outputs_that_have_not(fleet:
     assert fleet.drift.newest(NOW) == fleet.drift.history("m", since=NOW, until=NOW) == found
 
 
+def test_inputs_are_measured_over_a_day_since_they_follow_it(fleet: Store) -> None:
+    # Dark by night, bright by day: each for itself has moved, and both together have not.
+    for seq, (hour, moved) in enumerate([(14, -1.0), (1, 1.0)]):
+        tell(fleet, "d1", seq, 1500, moved=moved, hour=hour, kind="input")
+        tell(fleet, "d1", 10 + seq, 1500, moved=moved, hour=hour)
+    inputs, outputs = (
+        next(r for r in measure_drift(fleet, NOW) if r.kind == kind) for kind in ("input", "output")
+    )
+    assert (inputs.n, inputs.hours, outputs.n, outputs.hours) == (3000, 14, 1500, 1)
+    assert inputs.ks < outputs.ks / 2
+    # The same hours of the day before: it has been seen for a day.
+    tell(fleet, "d1", 20, 1500, moved=1.0, hour=25, kind="input")
+    inputs = next(r for r in measure_drift(fleet, NOW) if r.kind == "input")
+    assert (inputs.n, inputs.hours) == (3000, 24)
+
+
 def test_an_input_and_an_output_of_the_same_name_have_figures_of_their_own(fleet: Store) -> None:
     row = DriftRow(
         model="m", digest="a" * 16, hardware="cpu", output="x/mean", hour=7, hours=1, n=1000, psi=0.0, ks=0.0

@@ -24,7 +24,8 @@ def measure_drift(store: Store, now: float) -> list[DriftRow]:
     For each artifact, class of hardware, output and statistic of an input: the population stability index
     less its bias, ``(B - 1) / n`` for B bins, and the binned Kolmogorov-Smirnov distance, of all devices'
     values together. Nothing is said of fewer than 1,000 values (`LEAST_VALUES`): the index is mostly noise
-    then. An hour with fewer is measured together with those before it, of a day at the most.
+    then. An hour with fewer is measured together with those before it, of a day at the most. Inputs follow
+    the time of day, and are always measured together with those of the day before.
     """
     last = int(now // _HOUR_S)
     rows = [
@@ -66,15 +67,20 @@ def _measured(seen: Observed, hour: int) -> Iterator[DriftRow]:
 def _enough(
     seen: Observed, hour: int, of: tuple[str, str], edges: tuple[float, ...]
 ) -> tuple[Histogram, int]:
-    """Return the values of an hour, and of those before it until there are enough; and how many hours."""
+    """Return values up to an hour, and of how many hours: as few as suffice, or of inputs those of a day."""
+    # Devices count at the reference of the artifact that they have: other edges are another's.
+    known = {
+        past: histogram
+        for past, part in seen.hours.items()
+        if (histogram := (part.inputs if of[0] == INPUT else part.outputs).get(of[1])) is not None
+        and np.array_equal(histogram.edges, edges)
+    }
     merged, hours = Histogram(edges), 0
     for past in range(hour, hour - _MOST_HOURS, -1):
-        part = seen.hours.get(past)
-        hours += 1
-        # Devices count at the reference of the artifact that they have: other edges are another's.
-        known = None if part is None else (part.inputs if of[0] == INPUT else part.outputs).get(of[1])
-        if known is not None and np.array_equal(known.edges, edges):
-            merged.merge(known)
-        if merged.count >= LEAST_VALUES:
-            break
-    return merged, hours
+        if past in known:
+            merged.merge(known[past])
+            hours = hour - past + 1
+        if of[0] != INPUT and merged.count >= LEAST_VALUES:
+            return merged, hours
+    # Where there are values of a day before, too, it is a whole day, though some of its hours are silent.
+    return merged, min(hour - min(known, default=hour) + 1, _MOST_HOURS) if of[0] == INPUT else hours

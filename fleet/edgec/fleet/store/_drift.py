@@ -27,7 +27,8 @@ class DriftRow:
         hardware: Class of hardware.
         output: Name of the output; of an input, that and the statistic: ``image/mean``.
         hour: Since 1970; the last one that it is about.
-        hours: That it took to have enough values, this one included.
+        hours: That it took to have enough values, this one included; of inputs, since when they are known,
+            24 at the most.
         n: Values.
         psi: Population stability index against the artifact's reference, less its bias; 0 for no drift.
         ks: Largest difference of the distribution functions at the reference's quantiles, 0 to 1.

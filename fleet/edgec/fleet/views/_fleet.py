@@ -94,7 +94,9 @@ class DriftView(View):
     kind: Literal["input", "output"] = Field("output", description="What it is of.")
     output: str = Field(description="Its name; of an input, that and the statistic: image/mean.")
     hour: Seconds = Field(description="Beginning of the last hour that it is about.")
-    hours: int = Field(description="That it took to have enough values.")
+    hours: int = Field(
+        description="That it took to have enough values; of inputs, since when they are known, to 24."
+    )
     n: int = Field(description="Values.")
     psi: float = Field(description="Population stability index, less its bias; 0 for no drift.")
     ks: float = Field(description="Largest difference of the distribution functions, 0 to 1.")
