@@ -364,6 +364,15 @@ def test_an_address_of_another_machine_is_called_that() -> None:
             Listener("127.0.0.1", port)
 
 
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    with (
+        Listener("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        closing(listener.accept()[0]) as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_names_of_the_server_are_those_it_is_reached_under() -> None:
     here = FleetOptions(data_dir=Path("x"), names=("fleet.example",))
     assert here.all_names() == ("fleet.example", "127.0.0.1", "localhost")
