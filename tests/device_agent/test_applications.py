@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import time
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +32,7 @@ from edgec.runtime._link_messages import (
     Goodbye,
     Hello,
     Lines,
+    Observe,
 )
 from edgec.runtime._model_directory import ModelDirectory
 from edgec.sketch import Histogram
@@ -302,6 +304,26 @@ def test_who_goes_without_a_goodbye_has_crashed_if_it_ran_what_serves(here: Devi
             eventually(lambda: not served.connected(MODEL))
             eventually(lambda: len(here.crashes) == 1)
     assert here.crashes[0].startswith("camera (process ")
+
+
+def test_a_goodbye_is_heard_though_the_agent_was_about_to_speak(here: Device) -> None:
+    here.install(2)
+    with here.applications() as served:
+        raw, other = Raw(here), Raw(here)
+        raw.say(Hello(model=MODEL, digest=here.digest()).to_line())
+        other.say(HELLO)
+        eventually(lambda: len(served.connected(MODEL)) == 2)
+        (caller,) = (caller for caller in served._callers if caller.digest)
+        with served._changed:
+            # The agent's thread hears the other one, and waits here until all else has happened.
+            other.say(Goodbye().to_line())
+            time.sleep(0.5)
+            caller.say(Observe(every_s=1.0))
+            raw.say(Goodbye().to_line())
+            raw.close()
+        eventually(lambda: not served.connected(MODEL))
+        other.close()
+    assert here.crashes == []
 
 
 def test_the_socket_is_open_to_whom_it_should_be(here: Device) -> None:

@@ -144,7 +144,7 @@ class ApplicationServer:
                 if not caller.model and now - caller.since > _HELLO_S:
                     self._send_away(caller, "malformed", f"no hello within {_HELLO_S:g} s")
                 elif not caller.write():
-                    self._gone(caller)
+                    self._hear_out(caller)
                 else:
                     events = selectors.EVENT_READ | (selectors.EVENT_WRITE if caller.unsent else 0)
                     key = self._selector.get_key(caller.link)
@@ -187,6 +187,16 @@ class ApplicationServer:
             if messages is None:
                 self._gone(caller)
             self._changed.notify_all()
+
+    def _hear_out(self, caller: Caller) -> None:
+        """Take in what an application said before it went: a goodbye, maybe."""
+        try:
+            while messages := caller.read(self._clock()):
+                for message in messages:
+                    self._take(caller, message)
+        except (ProtocolError, AgentError) as e:
+            self._send_away(caller, "malformed", str(e))
+        self._gone(caller)
 
     def _take(self, caller: Caller, message: said.LinkMessage) -> None:
         if caller.finished:
