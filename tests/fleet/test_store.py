@@ -184,6 +184,19 @@ def test_clones_are_fenced_until_a_person_picks_one(store: Store) -> None:
     assert [i.reason for i in store.rollouts.incidents()] == ["cloned"]
     store.devices.settle("d1", "y", now=NOW, actor="ann")
     assert not store.devices.get("d1").fenced
+    # Both run on: the other one is not believed any more.
+    store.devices.heard("d1", birth(1, 2, boot="x"), NOW + 45)
+    store.devices.heard("d1", birth(1, 2, boot="y"), NOW + 45)
+    assert not store.devices.get("d1").fenced
+    # It starts anew: a clone again, and the incident that is still open tells of it.
+    store.devices.heard("d1", birth(1, boot="z"), NOW + 90)
+    assert store.devices.get("d1").fenced
+    assert [i.evidence["boots"] for i in store.rollouts.incidents()] == [["y", "z"]]
+    # One that a person has closed is over.
+    store.rollouts.close_incident(store.rollouts.incidents()[0].id, now=NOW + 91, actor="ann")
+    store.devices.settle("d1", "y", now=NOW + 91, actor="ann")
+    store.devices.heard("d1", birth(1, boot="w"), NOW + 92)
+    assert len(store.rollouts.incidents()) == 2
 
 
 def test_two_servers_believe_every_message_once(url: str) -> None:

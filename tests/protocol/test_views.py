@@ -219,9 +219,31 @@ def test_row_22_a_person_picks_one() -> None:
     assert settled.reported is None
     settled = seen(report(6, 1, boot="one"), view=settled)
     assert (settled.fenced, settled.reported) == (False, report(6, 1, boot="one"))
-    assert seen(report(6, 5, boot="two"), view=settled).fenced
+    # The other one speaks on, and is not believed.
+    assert seen(report(6, 5, boot="two"), birth(6, 2, boot="two"), now=1e6, view=settled) == settled
+    # Its next start is another boot, which may be a clone again.
+    assert seen(report(6, 0, boot="three"), view=settled).clones == ("one", "three")
     with pytest.raises(ValueError, match="one, two"):
         view.settled("three")
+
+
+def test_row_22_a_person_who_has_picked_the_wrong_one_picks_again() -> None:
+    view = seen(report(6, 0, boot="one"), report(6, 4, boot="two")).settled("one")
+    again = view.settled("two")
+    assert again.put_out == ("one",)
+    assert seen(report(6, 1, boot="one"), report(6, 5, boot="two"), view=again).reported == report(
+        6, 5, boot="two"
+    )
+
+
+def test_row_22_of_one_that_has_started_anew_the_newest_boot_is_picked() -> None:
+    view = seen(report(4, 0, boot="past"), report(5, 0, boot="one"), report(5, 0, boot="two"))
+    view = seen(report(6, 0, boot="anew"), view=view)
+    assert view.clones == ("anew", "one", "two")
+    with pytest.raises(ValueError, match="none of the boots"):
+        view.settled("past")
+    view = seen(report(5, 1, boot="two"), now=1e6, view=view.settled("anew"))
+    assert (view.fenced, view.reported) == (False, report(6, 0, boot="anew"))
 
 
 def test_a_view_stays_small() -> None:

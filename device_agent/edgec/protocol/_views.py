@@ -43,12 +43,15 @@ class DeviceView:
         reported: The newest, of the greatest (boot epoch, seq).
         boots: The newest starts of its agent, oldest first.
         alive_after: Ids of boots that spoke on long after they were followed by another; the first 64.
+        put_out: Ids of boots that a person has said are not the device, oldest first: nothing that they say
+            counts. The newest 64.
     """
 
     presence: Presence | None = None
     reported: Reported | None = None
     boots: tuple[Boot, ...] = ()
     alive_after: frozenset[str] = frozenset()
+    put_out: tuple[str, ...] = ()
 
     def apply(self, message: Presence | Reported, now: float) -> DeviceView:
         """Return the view after a message.
@@ -57,6 +60,8 @@ class DeviceView:
             message: From the device, or its will; maybe late, maybe again.
             now: Seconds by the fleet's clock.
         """
+        if message.boot_id in self.put_out:
+            return self
         known = next(
             (b for b in self.boots if (b.epoch, b.id) == (message.boot_epoch, message.boot_id)), None
         )
@@ -90,6 +95,8 @@ class DeviceView:
     def clones(self) -> tuple[str, ...]:
         """Boot ids that cannot all be one device: several of one epoch, or one that lives beside a newer.
 
+        The newest boot is among them: it is the device, or it is one of the others.
+
         Two machines have the same identity, or one was restored from a backup or lost its state. Neither may
         be given anything until a person has picked one: see `settled`.
         """
@@ -97,7 +104,7 @@ class DeviceView:
         for older, newer in pairwise(self.boots):
             if older.epoch == newer.epoch:
                 ids |= {older.id, newer.id}
-        if self.alive_after and self.boots:
+        if ids and self.boots:
             ids.add(self.boots[-1].id)
         return tuple(sorted(ids))
 
@@ -109,15 +116,25 @@ class DeviceView:
     def settled(self, boot_id: str) -> DeviceView:
         """Return the view after a person said which of the `clones` is the device.
 
+        The others are put out: what they say does not count until their machine starts anew, which is another
+        boot, and may be a clone again. One that was put out can be picked later: then what is believed of the
+        one before is forgotten, and that one is put out.
+
         Raises:
-            ValueError: No boot of this id is known.
+            ValueError: No boot of this id is known, or it is none of the clones.
         """
-        boots = tuple(b for b in self.boots if b.id == boot_id)
-        if not boots:
-            raise ValueError(f"no boot {boot_id!r} is known; there are {', '.join(b.id for b in self.boots)}")
-        presence = self.presence if self.presence and self.presence.boot_id == boot_id else None
-        reported = self.reported if self.reported and self.reported.boot_id == boot_id else None
-        return DeviceView(presence=presence, reported=reported, boots=boots)
+        there = self.clones or tuple(b.id for b in self.boots)
+        if boot_id not in {*there, *self.put_out}:
+            known = ", ".join((*there, *self.put_out)) or "none"
+            raise ValueError(f"{boot_id!r} is none of the boots to pick from; there are {known}")
+        others = there if self.clones or boot_id in self.put_out else ()
+        out = dict.fromkeys(i for i in (*self.put_out, *others) if i != boot_id)
+        return DeviceView(
+            presence=self.presence if self.presence and self.presence.boot_id == boot_id else None,
+            reported=self.reported if self.reported and self.reported.boot_id == boot_id else None,
+            boots=tuple(b for b in self.boots if b.id == boot_id),
+            put_out=tuple(out)[-_MOST_BOOTS:],
+        )
 
     def acknowledges(self, epoch: int) -> bool:
         """Whether the device has taken notice of the `Desired` of this epoch, or a later one."""

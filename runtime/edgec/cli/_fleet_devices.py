@@ -137,6 +137,9 @@ def revoke(client: FleetClient, device_id: str, reason: str, as_json: bool) -> N
 def settle(client: FleetClient, device_id: str, boot_id: str, as_json: bool) -> None:
     """Say which of several machines with one identity is the device.
 
+    Switch the others off first: what they say does not count from now on, until they start anew. Of a wrong
+    choice, settle on the other one.
+
     \b
     edgec fleet device cam-1
     edgec fleet settle cam-1 b7f2c0

@@ -119,10 +119,11 @@ def _page(
     reply: CommandReply | None = None,
 ) -> Response:
     found = dash.fleet.store.devices.get(device)
+    clones = [boot for boot in found.view.boots[::-1] if boot.id in found.view.clones]
     return dash.render(
         request, session, "device.html", device=found, models=_models(dash, found, int(hours)), hours=hours,
         spans=SPANS, events=_events(dash, device), here=_path(device), commands=COMMANDS,
-        can_command=dash.commands is not None, boots=found.view.boots[::-1][:6], alerts=_alerts(found),
+        can_command=dash.commands is not None, boots=clones[:6], alerts=_alerts(found),
         reply=reply, certificate_ends=dash.fleet.claims.ends([device]).get(device),
     )  # fmt: skip
 

@@ -139,14 +139,11 @@ def _advanced(row: Row[Any], reported: Reported, now: float) -> dict[str, Any] |
 
 
 def _open_clones(connection: Connection, device: str, view: DeviceView, now: float) -> None:
+    """Open an incident; where one is open already, it tells of these boots from now on."""
     detail = f"several machines are {device}: boots {', '.join(view.clones)}; pick one of them"
-    connection.execute(
-        incidents.insert(),
-        {
-            "device": device,
-            "reason": "cloned",
-            "detail": detail,
-            "evidence": {"boots": view.clones},
-            "opened_at": now,
-        },
-    )
+    told = {"detail": detail, "evidence": {"boots": view.clones}}
+    same = (incidents.c.device == device) & (incidents.c.reason == "cloned") & incidents.c.closed_at.is_(None)
+    if connection.execute(update(incidents).where(same).values(**told)).rowcount:
+        return
+    row = {"device": device, "reason": "cloned", "opened_at": now, **told}
+    connection.execute(incidents.insert(), row)

@@ -19,6 +19,7 @@ def view_to_dict(view: DeviceView) -> dict[str, Any]:
         "reported": view.reported.to_bytes().decode() if view.reported else None,
         "boots": [[b.epoch, b.id, b.first_heard, *b.presence, b.seq] for b in view.boots],
         "alive_after": sorted(view.alive_after),
+        "put_out": list(view.put_out),
     }
 
 
@@ -35,6 +36,8 @@ def view_from_dict(document: Mapping[str, Any]) -> DeviceView:
             for epoch, name, heard, connection, over, seq in document["boots"]
         ),
         alive_after=frozenset(document["alive_after"]),
+        # Databases of before know of none.
+        put_out=tuple(document.get("put_out", ())),
     )
 
 
