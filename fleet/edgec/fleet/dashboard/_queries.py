@@ -57,6 +57,7 @@ class Placed:
         online: Whether it is connected.
         phase: ``none``, ``assigned``, ``working``, ``installed``, ``failed``, ``undoing`` or ``undone``.
         reason: Of its failure.
+        enrolled_at: When it came into the fleet.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Placed:
     online: bool
     phase: str
     reason: str
+    enrolled_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +174,21 @@ def label_values(database: Database) -> dict[str, list[str]]:
     return found
 
 
-def place_devices(database: Database, rollout: Rollout) -> list[Placed]:
-    """Return the devices of a rollout by their places: those it names, and those it has told anything."""
+def place_devices(database: Database, rollout: Rollout, ended: float | None = None) -> list[Placed]:
+    """Return the devices of a rollout by their places: those it may tell, and those it has told anything.
+
+    Args:
+        database: With both.
+        rollout: Of which.
+        ended: When it was undone or aborted: it tells nobody who came later.
+    """
     wanted = rollout.plan
-    columns = (devices.c.id, devices.c.hardware, devices.c.online)
-    named = where(parse_query(wanted.query)) & devices.c.revoked_at.is_(None)
+    columns = (devices.c.id, devices.c.hardware, devices.c.online, devices.c.enrolled_at)
+    # As the planner has it: what was revoked, or cloned, is given nothing.
+    named = where(parse_query(wanted.query)) & devices.c.revoked_at.is_(None) & devices.c.fenced.is_(False)
     named &= devices.c.hardware.in_(sorted(wanted.artifacts))
+    if ended is not None:
+        named &= devices.c.enrolled_at <= ended
     with database.read() as connection:
         rows = {row.id: row for row in connection.execute(select(*columns).where(named))}
         mine = select(*columns, assignments).join(assignments, assignments.c.device == devices.c.id)
@@ -191,7 +202,7 @@ def place_devices(database: Database, rollout: Rollout) -> list[Placed]:
         found.append(
             Placed(
                 id=name, hardware=row.hardware, place=place(wanted.id, name), online=row.online,
-                phase=phase, reason="" if order is None else order.reason,
+                phase=phase, reason="" if order is None else order.reason, enrolled_at=row.enrolled_at,
             )
         )  # fmt: skip
     return sorted(found, key=lambda d: (d.place, d.id))

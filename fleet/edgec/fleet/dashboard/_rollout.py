@@ -92,7 +92,8 @@ def _values(dash: Dashboard, name: str) -> dict[str, Any]:
     store = dash.fleet.store
     rollout = store.rollouts.get(name)
     log, told = log_of(store.database, name)
-    placed = place_devices(store.database, rollout)
+    stopped = end_of(rollout, log)
+    placed = place_devices(store.database, rollout, stopped.at if stopped else None)
     stages = view_stages(rollout, placed, log)
     failed = [d for d in placed if d.phase == "failed"]
     return {
@@ -112,6 +113,17 @@ def _values(dash: Dashboard, name: str) -> dict[str, Any]:
         "most_dots": MOST_DOTS,
         "here": f"/rollouts/{quote(name, safe='')}",
     }
+
+
+def end_of(rollout: Rollout, log: Sequence[LoggedDecision]) -> LoggedDecision | None:
+    """Return by what a rollout was undone or aborted; None where it was not."""
+    if rollout.state not in ("undoing", "undone", "aborted"):
+        return None
+    return next((entry for entry in reversed(log) if _ends(entry.decision)), None)
+
+
+def _ends(said: Any) -> bool:
+    return isinstance(said, Stop) or (isinstance(said, Order) and said.word in ("undo", "abort"))
 
 
 def situation(rollout: Rollout, log: list[LoggedDecision], now: float) -> str:
@@ -161,7 +173,8 @@ def _words(said: Any) -> tuple[str, str, str]:
         words = f"{said.devices} of {said.eligible} eligible devices are in it"
         return "busy", f"Stage {said.stage + 1} begins: {said.percent:g} %", words
     if isinstance(said, Soak):
-        return "quiet", "The soak begins", f"{said.ended} of {said.devices} devices have ended their update"
+        words = f"{said.ended} of {said.devices} devices have ended their update"
+        return "quiet", "The soak begins", words + (f", and {said.failed} failed" if said.failed else "")
     if isinstance(said, Look):
         tone = {"pass": "good", "fail": "bad"}.get(said.outcome, "warn")
         return tone, f"Look {said.look} at the gate: {said.outcome}", reasons(said.reason)

@@ -34,6 +34,7 @@ class StageView:
         devices: That are new in it, by place.
         counts: Of them by phase, without zeros, in the order of `PHASES`.
         began: When; None before.
+        joined: Devices of it that came into the fleet after it had begun.
         soaking: Since when; None before.
         looks: Of the gate, newest first: time, number, outcome, reason.
     """
@@ -45,6 +46,7 @@ class StageView:
     devices: list[Placed]
     counts: dict[str, int]
     began: float | None = None
+    joined: int = 0
     soaking: float | None = None
     looks: list[LookView] = field(default_factory=list)
 
@@ -107,11 +109,13 @@ def view_stages(rollout: Rollout, placed: Sequence[Placed], log: Iterable[Logged
     for i, stage in enumerate(rollout.plan.stages):
         mine = [d for d in placed if below <= d.place < cutoffs[i]]
         below = max(below, cutoffs[i])
+        began = begun[i][0] if i in begun else None
         views.append(
             StageView(
                 number=i + 1, percent=stage.percent, soak_s=stage.soak_s,
                 state=_state(rollout, i, i in begun, finished), devices=mine, counts=counted(mine),
-                began=begun[i][0] if i in begun else None, soaking=soaks.get(i), looks=looks.get(i, []),
+                began=began, soaking=soaks.get(i), looks=looks.get(i, []),
+                joined=0 if began is None else sum(d.enrolled_at > began for d in mine),
             )
         )  # fmt: skip
     return views
