@@ -6,7 +6,9 @@ import json
 import math
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ from click.testing import CliRunner, Result
 from tests.fleet.served import Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.cli import main_group
+from edgec.cli._fleet_follow import follow
 from edgec.cli._fleet_simulate import command as simulate
 from edgec.cli._text import moment
 from edgec.cli.fleet import SUBCOMMANDS
 from edgec.errors import FleetError
 from edgec.fleet.api import ApiLimits, create_app
+from edgec.fleet.client import FleetClient
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DriftRow
+from edgec.fleet.views import RolloutWanted
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., Result]
@@ -160,6 +165,55 @@ def test_a_release_is_uploaded_and_rolled_out(run: Run, fleet: Fleet, tmp_path: 
     assert "make a new rollout" in str(refused.exception)
     bad = run("rollout", "create", "kws", "--stage", "0")
     assert "stages.0.percent" in str(bad.exception)
+
+
+def test_following_outlives_a_restart_of_the_server(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(fleet, artifact(tmp_path, "1", model="restart"))
+    app = create_app(fleet, limits=ApiLimits(rate=None))
+    waits: list[float] = []
+    times = count(0.0, 50.0)
+    with ExitStack() as running, ExitStack() as again:
+        url = running.enter_context(serving(app))
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 1:
+                running.close()
+            if len(waits) == 3:
+                again.enter_context(serving(app, port=int(url.rpartition(":")[2])))
+                fleet.store.rollouts.order(made.id, "abort", now=fleet.clock(), actor="test")
+
+        with FleetClient(url, token(fleet, "admin"), tries=1) as client:
+            made = client.create_rollout(RolloutWanted(model="restart", start=True))
+            over = follow(client, made.id, 7.0, sleep=sleep, monotonic=lambda: next(times))
+            assert (over.state, waits) == ("aborted", [7.0] * 3)
+            told = capsys.readouterr().err
+            assert told.count("cannot be reached") == 1
+            assert "asked again for 120 s" in told
+            again.close()
+            with pytest.raises(FleetError, match="cannot be reached"):
+                follow(client, made.id, 7.0, sleep=waits.append)
+            assert len(waits) == 3, "a server that never answered may be another one"
+
+
+def test_following_ends_where_the_server_stays_away(fleet: Fleet, tmp_path: Path) -> None:
+    upload(fleet, artifact(tmp_path, "1", model="away"))
+    times = count(0.0, 50.0)
+    waits: list[float] = []
+    with ExitStack() as running:
+        url = running.enter_context(serving(create_app(fleet, limits=ApiLimits(rate=None))))
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            running.close()
+
+        with FleetClient(url, token(fleet, "admin"), tries=1) as client:
+            made = client.create_rollout(RolloutWanted(model="away"))
+            with pytest.raises(FleetError, match="cannot be reached"):
+                follow(client, made.id, 7.0, sleep=sleep, monotonic=lambda: next(times))
+    assert len(waits) == 4, "120 s are over at the third look after the first that failed"
 
 
 def test_an_upload_names_the_file_and_what_it_runs_on(run: Run, tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def token(fleet: Fleet, role: str) -> str:
 
 
 @contextmanager
-def serving(app: ASGIApp, tls: Certificate | None = None) -> Iterator[str]:
-    """Serve an app on a free port; give its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serving(app: ASGIApp, tls: Certificate | None = None, *, port: int = 0) -> Iterator[str]:
+    """Serve an app on a port, or on any that is free; give its URL."""
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
         app,
         log_level="critical",

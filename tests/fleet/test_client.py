@@ -156,6 +156,17 @@ def test_who_is_not_there_or_is_no_fleet_is_named(fleet: Fleet, tmp_path: Path) 
         assert wrong.value.reason == "reply"
 
 
+def test_a_server_that_is_away_behind_its_proxy_cannot_be_reached() -> None:
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 502, "headers": []})
+        await send({"type": "http.response.body", "body": b"<h1>Bad Gateway</h1>"})
+
+    with serving(proxy) as url, FleetClient(url, "t", tries=1) as client:
+        with pytest.raises(FleetError, match="answered 502") as gone:
+            client.fleet()
+        assert gone.value.reason == "unreachable"
+
+
 def test_a_reply_that_cannot_be_unpacked_is_named() -> None:
     async def damaged(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-encoding", b"gzip")]

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgec.cli._fleet_follow import follow as followed
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import rollout_lines, rollout_row, table
 from edgec.cli._lazy import SentencesGroup
-from edgec.cli._text import printable
 from edgec.errors import FleetError
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
-    from edgec.fleet.views import RolloutView, Word
+    from edgec.fleet.views import Word
 
-_OVER = ("finished", "undone", "aborted")
 _HEAD = ["rollout", "state", "stage", "devices", "made", "why"]
 _reason = click.option("--reason", default="", help="For the log of decisions.")
 
@@ -141,34 +139,10 @@ def status(
         found = list(islice(client.rollouts(), limit))
         show(as_json, found, lambda: table(_HEAD, map(rollout_row, found), "no rollout"))
         return
-    whole = _follow(client, rollout_id, every_s, as_json) if follow else client.rollout(rollout_id)
+    whole = followed(client, rollout_id, every_s, as_json=as_json) if follow else client.rollout(rollout_id)
     show(as_json, whole, lambda: rollout_lines(whole))
     if follow and whole.state != "finished":
         raise SystemExit(1)
-
-
-def _follow(client: FleetClient, rollout_id: str, every_s: float, as_json: bool) -> RolloutView:
-    """Tell decisions, but those about single devices, until the rollout is over."""
-    kinds = ("begin", "soak", "look", "hold", "stop", "quarantine", "incident", "undone", "finish", "order")
-    after = 0
-    while True:
-        whole = client.rollout(rollout_id)
-        for decision in client.decisions(rollout_id, kinds=kinds, after=after):
-            after = decision.id
-            if not as_json:
-                click.echo(printable(_told(decision.at, decision.kind, decision.body)), err=True)
-        if whole.state in _OVER:
-            return whole
-        time.sleep(every_s)
-
-
-def _told(at: float, kind: str, body: dict[str, Any]) -> str:
-    words = {key: value for key, value in body.items() if not isinstance(value, (dict, list)) and value != ""}
-    if "stage" in words:
-        # People count stages from 1, as below.
-        words["stage"] += 1
-    stamp = time.strftime("%H:%M:%S", time.localtime(at))
-    return f"{stamp}  {kind:<10}  " + ", ".join(f"{k} {v}" for k, v in words.items())
 
 
 def _ordering(word: Word, help_text: str) -> None:

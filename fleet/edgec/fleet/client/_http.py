@@ -193,6 +193,9 @@ def _refused(status: int, data: bytes) -> FleetError:
         problem = json.loads(data)
         detail, reason, step = problem["detail"], problem["reason"], problem["next"]
     except (ValueError, KeyError, TypeError, RecursionError):
+        if status in (502, 503):
+            # As a proxy answers whose server is away.
+            return FleetError(f"the server answered {status}; is it up behind its proxy?", "unreachable")
         return FleetError(f"the server answered {status}; is it an edgec fleet?", "reply")
     return FleetError(f"{detail}; {step}", str(reason))
 
