@@ -136,6 +136,36 @@ def test_a_version_never_changes(registry: Registry, tmp_path: Path) -> None:
         upload(registry, artifact(tmp_path, "1", provenance={"tool": "another"}))
 
 
+def test_a_refused_upload_changes_nothing_and_the_same_file_mends_what_is_signed(
+    registry: Registry, tmp_path: Path, store: Store
+) -> None:
+    def signed() -> tuple[dict[str, Any], bytes]:
+        timestamp = (registry.image.directory / "image" / "timestamp.json").read_bytes()
+        return registry.image.targets(), timestamp
+
+    file = artifact(tmp_path, "1")
+    made = upload(registry, file, hardware_names=["rare", "cpu", "rare"])
+    before = signed()
+    for wanted in (["rpi5"], ["cpu"], ["cpu", "rare", "rpi5"]):
+        with pytest.raises(FleetError, match="in the fleet already, for cpu, rare, and") as caught:
+            upload(registry, io.BytesIO(file.getvalue()), hardware_names=wanted)
+        assert caught.value.reason == "conflict"
+    with pytest.raises(FleetError, match="expected names of hardware") as caught:
+        upload(registry, artifact(tmp_path, "2"), hardware_names=["raspberry pi", ""])
+    assert caught.value.reason == "invalid"
+    for again in ([], ["cpu", "rare"]):
+        assert upload(registry, io.BytesIO(file.getvalue()), hardware_names=again) == made
+    assert signed() == before, "the same file changes nothing either"
+
+    artifact(tmp_path, "1")
+    registry.image.publish(tmp_path / "made.edgec", hardware=["cpu"])
+    registry.image.release()
+    assert registry.image.targets()[made.path].hardware == ("cpu",)
+    assert upload(registry, io.BytesIO(file.getvalue())) == made
+    assert set(registry.image.targets()[made.path].hardware) == {"cpu", "rare"}
+    assert [e.action for e in store.audit.entries()] == ["artifact.upload"]
+
+
 def test_what_is_damaged_or_too_large_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
     data = bytearray(artifact(tmp_path, "1").getvalue())
     data[5000] ^= 1

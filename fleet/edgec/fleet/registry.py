@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +24,7 @@ from edgec.fleet.store._schema import artifacts, hardware, quarantine, releases
 from edgec.trust import ImageRepository, ImageTarget, publish_artifact
 
 _PIECE = 2**20
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}"
 # Columns that drift and verdicts read themselves.
 _REFERENCES = ("reference", "input_reference")
 MAX_ARTIFACT_BYTES = 4 * 2**30
@@ -94,24 +96,28 @@ class Registry:
     ) -> ArtifactRecord:
         """Take an artifact in: verify it, keep it by digest, sign it and put it in force.
 
-        The same file again changes nothing. Stopped at any moment, nothing is in force that was not verified,
-        and the next upload of the same file goes on.
+        The same file again changes nothing, but for what is signed of it: where that is not what the registry
+        has, it is signed anew. What is refused changes nothing. Stopped at any moment, nothing is in force
+        that was not verified, and the next upload of the same file goes on.
 
         Args:
             file: Its bytes.
             now: Seconds by the fleet's clock.
             actor: Who.
-            hardware_names: Classes of hardware that it may run on; the one it was compiled for if empty.
+            hardware_names: Classes of hardware that it may run on; if empty, those that it has here, or
+                else the one it was compiled for.
             override: Why it is taken although it did not pass parity or budget; for people.
             max_bytes: What is larger is refused.
 
         Raises:
             FleetError: It did not pass and there is no reason to take it (``reason`` ``refused``), is too
-                large (``too_large``), or the release has another artifact for this target (``conflict``).
+                large (``too_large``), a name of hardware is none (``invalid``), or the release has another
+                artifact for this target, or this one for other hardware (``conflict``).
             ArtifactError: It is damaged.
             TrustError: It cannot be published; a published version never changes.
             OutputError: It cannot be written.
         """
+        names = _checked_names(hardware_names)
         part = self._receive(file, max_bytes)
         try:
             try:
@@ -129,20 +135,20 @@ class Registry:
                     f"{'; '.join(problems)}; compile it anew, or give a reason to take it",
                     "refused",
                 )
-            self._refuse_second(part, manifest)
             with self._lock, self.image.locked():
+                runs_on = self._runs_on(part, manifest, names)
                 target = publish_artifact(
                     self.image,
                     part,
                     make_delta=make_delta,
                     make_map=lambda path: ChunkMap.of_file(path).to_bytes(),
-                    hardware=hardware_names,
+                    hardware=runs_on,
                 )
                 self.image.release()
+                reason = clean(override.strip()) if problems and override else None
+                self._write(target, manifest, report, now, actor, reason)
         finally:
             part.unlink(missing_ok=True)
-        reason = clean(override.strip()) if problems and override else None
-        self._write(target, manifest, report, now, actor, reason)
         return self.get(target.sha256)
 
     def get(self, digest: str) -> ArtifactRecord:
@@ -208,16 +214,36 @@ class Registry:
         part.rename(whole)
         return whole
 
-    def _refuse_second(self, part: Path, manifest: Manifest) -> None:
-        """Refuse another file for the same model, version and target: versions never change."""
+    def _runs_on(self, part: Path, manifest: Manifest, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the hardware to sign an artifact for; empty for its target.
+
+        Refused before anything is signed: another file for the same model, version and target, and the same
+        file for other hardware. Releases never change.
+        """
         digest = part.name.partition(".")[0]
         for record in self.release(manifest.model, manifest.model_version):
-            if record.target == manifest.target and record.sha256 != digest:
+            if record.sha256 == digest:
+                return self._kept_names(record, names)
+            if record.target == manifest.target:
                 raise FleetError(
                     f"{manifest.model} {manifest.model_version} has another artifact for {manifest.target} "
                     "already; compile it with a new version",
                     "conflict",
                 )
+        return names
+
+    def _kept_names(self, record: ArtifactRecord, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names and set(names) != set(record.hardware):
+            raise FleetError(
+                f"it is in the fleet already, for {', '.join(record.hardware)}, and a release never "
+                "changes; compile it with a new version (--model-version), and upload that",
+                "conflict",
+            )
+        signed = self.image.targets(record.model).get(record.path)
+        # Another order is no difference, and nothing to sign anew.
+        if signed is not None and set(signed.hardware) == set(record.hardware):
+            return signed.hardware
+        return record.hardware
 
     def _write(
         self,
@@ -279,6 +305,17 @@ class Registry:
             for row in connection.execute(names.order_by(hardware.c.name)):
                 found.setdefault(row.sha256, []).append(row.name)
         return [_record(row, tuple(found.get(row.sha256, ()))) for row in rows]
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    wrong = [name for name in names if not re.fullmatch(_NAME, name)]
+    if wrong:
+        raise FleetError(
+            f"expected names of hardware such as 'rpi5', got {', '.join(map(repr, wrong)):.200}; they have "
+            "letters, digits, '_', '.', '+', '-', 64 at most",
+            "invalid",
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def failures(manifest: Manifest, report: Mapping[str, Any] | None, size: int) -> list[str]:

@@ -62,19 +62,12 @@ def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: 
             bar.update(count if bar.pos + count <= total else count - bar.pos)
 
         try:
-            made = client.upload(path, hardware=hardware, override=override, progress=moved)
+            return client.upload(path, hardware=hardware, override=override, progress=moved)
         except FleetError as e:
             # The server knows of no names of files here.
             told = str(e)
             named = told.replace("the file that was sent", str(path), 1)
             raise FleetError(named if named != told else f"{path}: {told}", e.reason) from e
-    if hardware and set(hardware) != set(made.hardware):
-        raise FleetError(
-            f"{path}: it is in the fleet already, for {', '.join(made.hardware)}, and a release never "
-            "changes; compile it with a new version (--model-version), and upload that",
-            "conflict",
-        )
-    return made
 
 
 def _row(artifact: ArtifactDetail) -> list[str]:
