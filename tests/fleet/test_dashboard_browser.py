@@ -136,7 +136,7 @@ def test_a_rollout_is_led_from_upload_to_the_end(desk: Desk, tmp_path: Path) -> 
     order(browser, "resume", "")
     browser.until_text("Resume: done.")
     order(browser, "abort", f"lunch {HOSTILE}")
-    browser.until_text("what was installed stays.")
+    browser.until_text("What was installed stays.")
     assert HOSTILE in browser.text
     assert browser.run("return window.taken") is None
     assert scene.fleet.store.rollouts.get(ident).state == "aborted"

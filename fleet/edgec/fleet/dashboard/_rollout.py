@@ -21,7 +21,7 @@ from edgec.fleet.dashboard._stages import (
     newest_look,
     view_stages,
 )
-from edgec.fleet.dashboard._words import reasons
+from edgec.fleet.dashboard._words import ago, reasons
 from edgec.fleet.rollouts import (
     ORDERS,
     Begin,
@@ -108,8 +108,9 @@ def _values(dash: Dashboard, name: str) -> dict[str, Any]:
         "lines": timeline(log, told),
         "orders": [(word, *TITLES[word], ROLE_OF[word]) for word in ORDERS if refusal(rollout, word) is None],
         "situation": situation(rollout, log, dash.now),
+        "stop": stop_words(stopped, dash.now) if stopped else "",
         "incidents": [i for i in store.rollouts.incidents(limit=200) if i.rollout == name],
-        "phase_words": PHASE_WORDS,
+        "phase_words": {**PHASE_WORDS, "none": "never got it"} if stopped else PHASE_WORDS,
         "most_dots": MOST_DOTS,
         "here": f"/rollouts/{quote(name, safe='')}",
     }
@@ -126,6 +127,21 @@ def _ends(said: Any) -> bool:
     return isinstance(said, Stop) or (isinstance(said, Order) and said.word in ("undo", "abort"))
 
 
+def stop_words(stopped: LoggedDecision, now: float) -> str:
+    """Return who ended a rollout, and when: ``undone by ann 2 h ago``."""
+    said, since = stopped.decision, ago(stopped.at, now)
+    if isinstance(said, Order):
+        return f"{'undone' if said.word == 'undo' else 'aborted'} by {said.by} {since}"
+    by = "" if isinstance(said, Stop) and said.reason == "quarantined" else " by the gate"
+    return f"stopped{by} {since}"
+
+
+def _why_stopped(said: Any) -> str:
+    if isinstance(said, Stop):
+        return said.detail if said.reason == "quarantined" else reasons(said.reason)
+    return said.reason if isinstance(said, Order) else ""
+
+
 def situation(rollout: Rollout, log: list[LoggedDecision], now: float) -> str:
     """Return in a sentence where a rollout is, and what it waits for."""
     plan, state = rollout.plan, rollout.state
@@ -133,13 +149,14 @@ def situation(rollout: Rollout, log: list[LoggedDecision], now: float) -> str:
         return "A draft: nothing happens until it is started."
     if state == "finished":
         return "Finished: who joins late, or comes back, gets the release, too."
-    if state in ("undoing", "undone"):
-        going = (
-            "Devices go back to what they had" if state == "undoing" else "Devices went back to what they had"
-        )
-        return f"{going}: {reasons(rollout.reason)}."
-    if state == "aborted":
-        return f"Aborted: {rollout.reason}; what was installed stays."
+    stopped = end_of(rollout, log)
+    if stopped is not None:
+        going = {
+            "undoing": "Devices go back to what they had", "undone": "Devices went back to what they had",
+        }.get(state, "What was installed stays")  # fmt: skip
+        why = _why_stopped(stopped.decision).rstrip(".")
+        words = stop_words(stopped, now) + (f": {why}" if why else "")
+        return f"{words[0].upper()}{words[1:]}. {going}."
     stage = f"Stage {rollout.stage + 1} of {len(plan.stages)}"
     if state == "paused":
         return f"{stage}, paused: no further device is told."

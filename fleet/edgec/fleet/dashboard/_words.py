@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from edgec.artifact import _report_text as text
 from edgec.fleet._dates import date, iso
 
 FOLDER = Path(__file__).parent
+# Of a metric, as the gate names them.
+_NAME = re.compile(r"[a-z0-9_]*|output:.*")
 STATES = {
     "draft": "quiet", "running": "busy", "paused": "warn", "aborted": "quiet", "undoing": "bad",
     "undone": "bad", "finished": "good",
@@ -94,7 +97,9 @@ def metric(name: str) -> str:
 
 
 def reasons(names: str) -> str:
-    """Return what decided, in words: ``failed calls, latency, 95th percentile and confidence``."""
+    """Return what decided, in words: ``failed calls and confidence``; what a person wrote as it is."""
+    if not all(_NAME.fullmatch(name) for name in names.split(",")):
+        return names
     words = [metric(name)[:1].lower() + metric(name)[1:] for name in names.split(",") if name]
     words = [word if not word.startswith("naN") else "NaN" + word[3:] for word in words]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
