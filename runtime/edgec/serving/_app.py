@@ -13,6 +13,7 @@ from edgec.errors import RequestError
 from edgec.serving._access import Gate
 from edgec.serving._answers import Answer, Call, allow, answer_error, answer_json, not_found, segment
 from edgec.serving._body import Receive, compressed
+from edgec.serving._contract import read_terms
 from edgec.serving._datatypes import datatype_of
 from edgec.serving._inferences import Inferences
 from edgec.serving._lanes import ClientGoneError
@@ -147,7 +148,9 @@ class App:
                 return await self._inferences.predict(call, name, version)
             case []:
                 allow(call, "GET")
-                return self._model_metadata(self._repository.find(name, version))
+                terms = read_terms(call.headers)
+                entry = self._repository.find(name, version, terms.digest, terms.source_digest)
+                return self._model_metadata(entry)
             case ["ready"]:
                 allow(call, "GET")
                 return self._model_ready(name, version)

@@ -80,7 +80,7 @@ def _model_paths() -> dict[str, Any]:
         predict["parameters"] = _TERMS
         ready = _object(name=_TEXT, ready={"type": "boolean"})
         paths[prefix] = {
-            "parameters": where,
+            "parameters": [*where, *_TERMS[1:]],
             "get": _operation("What a model is", _ref("Model"), 400, 401, 404),
         }
         paths[f"{prefix}/ready"] = {

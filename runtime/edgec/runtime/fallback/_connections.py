@@ -97,12 +97,12 @@ class _Connection:
             raise
 
     def exchange(
-        self, path: str, headers: Mapping[str, str], body: bytes, attempt: Attempt, most: int
+        self, path: str, headers: Mapping[str, str], body: bytes | None, attempt: Attempt, most: int
     ) -> tuple[Response, bool]:
         """Send a request; return the response, and whether the connection can be used again."""
         assert self._http.sock is not None
         self._http.sock.settimeout(attempt.left_s)
-        self._http.request("POST", path, body, dict(headers))
+        self._http.request("GET" if body is None else "POST", path, body, dict(headers))
         response = self._http.getresponse()
         if response.length is not None and response.length > most:
             raise TooLargeError(f"the response has {response.length} bytes, at most {most} are read")
@@ -142,15 +142,15 @@ class Connections:
         self._idle: list[_Connection] = []
         self._closed = False
 
-    def post(
-        self, path: str, headers: Mapping[str, str], body: bytes, attempt: Attempt, most: int
+    def ask(
+        self, path: str, headers: Mapping[str, str], body: bytes | None, attempt: Attempt, most: int
     ) -> Response:
         """Send a request and return the response; once more where the connection fails.
 
         Args:
             path: After the prefix of the URL.
             headers: Besides those of HTTP itself.
-            body: All of it.
+            body: All of it; None for GET in place of POST.
             attempt: Its deadline, and how it is given up.
             most: Bytes of the response that are read.
 
@@ -183,7 +183,7 @@ class Connections:
         connection: _Connection | None,
         path: str,
         headers: Mapping[str, str],
-        body: bytes,
+        body: bytes | None,
         attempt: Attempt,
         most: int,
     ) -> Response:

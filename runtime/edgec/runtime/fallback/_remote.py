@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from http.client import HTTPException
 from threading import BoundedSemaphore, Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from numpy.typing import NDArray
@@ -17,13 +17,17 @@ from edgec.runtime._oip import DEADLINE, DIGEST, HEADER_SIZE, SOURCE
 from edgec.runtime.fallback._breaker import Breaker
 from edgec.runtime.fallback._connections import Attempt, Connections, Response, TooLargeError
 from edgec.runtime.fallback._options import Fallback
-from edgec.runtime.fallback._wire import MalformedError, read_response, write_request
+from edgec.runtime.fallback._wire import MalformedError, read_described, read_response, write_request
+
+if TYPE_CHECKING:
+    from edgec.runtime.fallback._unfolding import Unfolded
 
 LATE, UNREACHABLE, REFUSED, MALFORMED, OPEN, BUSY = (
     "late", "unreachable", "refused", "malformed", "open", "busy"
 )  # fmt: skip
 _LONGEST_HOLD_S = 60.0
 _TRY_LATER = (429, 503)
+_LARGEST_METADATA = 2**20
 
 
 class Question:
@@ -33,8 +37,14 @@ class Question:
         """Prepare it; `manifest` and `content_digest` are those of the artifact on this device."""
         name = quote(fallback.model or manifest.model, safe="")
         version = f"/versions/{quote(fallback.version, safe='')}" if fallback.version else ""
-        self.path = f"/v2/models/{name}{version}/infer"
+        self.model = f"/v2/models/{name}{version}"
+        self.path = f"{self.model}/infer"
+        self.manifest = manifest
         self.outputs = manifest.outputs
+        # Only another artifact than this one can take other inputs.
+        self.may_differ = fallback.match != "artifact"
+        #: What has to be done to inputs for the model that answered last.
+        self.unfolded: tuple[Unfolded, ...] = ()
         self.headers: dict[str, str] = {"Content-Type": "application/octet-stream"}
         self.wanted: dict[str, str] = {}
         if fallback.match == "artifact":
@@ -120,13 +130,43 @@ class Remote:
     def _exchange(
         self, attempt: Attempt, question: Question, inputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
+        """Return outputs; where the server's model takes other inputs than this one, in its way."""
+        try:
+            return self._infer(attempt, question, _fitted(question, inputs))
+        except _Refusal as e:
+            if not (e.is_malformed and question.may_differ and self._learns(attempt, question)):
+                raise
+        return self._infer(attempt, question, _fitted(question, inputs))
+
+    def _learns(self, attempt: Attempt, question: Question) -> bool:
+        """Ask what the server's model takes; return whether that is another thing than was sent.
+
+        Raises:
+            FallbackError: It takes what cannot be made of this artifact's inputs.
+        """
+        headers = {name: value for name, value in question.headers.items() if name != "Content-Type"}
+        try:
+            response = self._connections.ask(question.model, headers, None, attempt, _LARGEST_METADATA)
+            wanted = read_described(response.body) if response.status == 200 else None
+        except (MalformedError, TooLargeError):
+            return False
+        if wanted is None:
+            return False
+        from edgec.runtime.fallback._unfolding import unfolded  # with pipelines, which few need here
+
+        before, question.unfolded = question.unfolded, unfolded(question.manifest, wanted)
+        return before != question.unfolded
+
+    def _infer(
+        self, attempt: Attempt, question: Question, inputs: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
         size, body = write_request(inputs, question.outputs)
         headers = {
             **question.headers,
             HEADER_SIZE: str(size),
             DEADLINE: str(max(1, int(attempt.left_s * 1e3))),
         }
-        response = self._connections.post(
+        response = self._connections.ask(
             question.path, headers, body, attempt, self._fallback.max_response_bytes
         )
         if response.status != 200:
@@ -149,7 +189,17 @@ class Remote:
         if error is None:
             assert task.bug is not None
             raise task.bug
+        if isinstance(error, _Refusal):
+            raise FallbackError(str(error), error.reason)  # without the part that is for here only
         raise error
+
+
+def _fitted(question: Question, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    if not question.unfolded:
+        return inputs
+    from edgec.runtime.fallback._unfolding import fitted
+
+    return fitted(question.unfolded, inputs)
 
 
 class _Task:
@@ -170,6 +220,7 @@ class _Refusal(FallbackError):
         said = response.body[:300].decode(errors="replace")
         super().__init__(f"the server refuses with status {response.status}: {said}", REFUSED)
         self.try_later = response.status in _TRY_LATER
+        self.is_malformed = response.status == 400
         after = response.headers.get("retry-after", "")
         known = after.isascii() and after.isdigit() and len(after) < 9
         self.retry_after_s = min(float(after), _LONGEST_HOLD_S) if known else 0.0

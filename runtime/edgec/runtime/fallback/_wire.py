@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,16 @@ _LARGEST_HEADER = 2**24
 
 class MalformedError(Exception):
     """A response is not what the protocol says, or not of this model."""
+
+
+class Described(NamedTuple):
+    """What a server says of a tensor: its datatype, and its shape with -1 for any size."""
+
+    datatype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.datatype}{list(self.shape)}"
 
 
 def write_request(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[TensorSpec]) -> tuple[int, bytes]:
@@ -75,6 +85,29 @@ def read_response(
     if missing or len(binary):
         raise MalformedError(f"outputs missing: {missing}" if missing else f"{len(binary)} bytes too many")
     return {name: found[name] for name in known}
+
+
+def read_described(body: bytes) -> dict[str, Described]:
+    """Return the inputs that the metadata of a model lists, by name.
+
+    Raises:
+        MalformedError: It is no metadata of a model.
+    """
+    listed = _document(body).get("inputs")
+    found = {}
+    for entry in listed if isinstance(listed, list) else ():
+        name, datatype, shape = (
+            [entry.get(key) for key in ("name", "datatype", "shape")]
+            if isinstance(entry, dict)
+            else (None, None, None)
+        )
+        fits = isinstance(shape, list) and all(type(n) is int and -1 <= n <= _LARGEST_AXIS for n in shape)
+        if not isinstance(name, str) or datatype not in DATATYPES.values() or not fits:
+            raise MalformedError(f"inputs: expected name, datatype and shape of each, got {entry!r:.80}")
+        found[name] = Described(str(datatype), tuple(shape or ()))
+    if not found:
+        raise MalformedError("inputs: expected an array of at least one")
+    return found
 
 
 def _header_size(value: str | None, size: int) -> int:
