@@ -43,7 +43,8 @@ from edgec.fleet.rollouts import (
     plan,
     refusal,
 )
-from edgec.fleet.verdicts import Evidence
+from edgec.fleet.store import LoggedDecision
+from edgec.fleet.verdicts import Evidence, Limits
 
 T = TypeVar("T", bound=Decision)
 OLD, NEW = "a" * 64, "b" * 64
@@ -309,6 +310,53 @@ def test_three_failed_installs_of_fifty_stop_and_two_do_not(failing: int, state:
     fleet.fails = set(fleet.ring(50)[:failing])
     fleet.run(hours=12)
     assert fleet.rollout.state == state
+
+
+def test_failed_installs_are_the_evidence_of_the_stage_that_they_stop() -> None:
+    """Also where they stop it before the soak, and so before any look of the gate that was due."""
+    views = pytest.importorskip("edgec.fleet.api._views", reason="views need the extra 'fleet'")
+    fleet = Fleet(51)
+    fleet.slow, fleet.fails = set(fleet.devices), set(fleet.ring(3))
+    fleet.step()
+    for _ in range(3):
+        fleet.step(1)
+    assert not of(Soak, fleet.decisions)
+    assert fleet.rollout.state == "undone"
+    logged = [LoggedDecision(id=i, at=1.0, decision=d) for i, d in enumerate(fleet.decisions)]
+    stage = views.view_stages(fleet.rollout, logged)[0]
+    assert (stage.state, stage.held, stage.look.outcome, stage.look.reason) == (
+        "stopped", "", "fail", "installs",
+    )  # fmt: skip
+    found = stage.look.findings[0]
+    assert (found.metric, found.outcome, found.figure, found.n) == ("installs", "fail", 1, 3)
+    assert found.low > found.limit == 0.02
+    assert found.detail == "3 of 3 installations failed or never ended"
+
+
+def test_texts_name_installs_that_failed_without_stopping_it() -> None:
+    fleet = Fleet(12, least_devices=1, limits=Limits(install_failures=0.9))
+    fleet.fails, fleet.evidence = set(fleet.devices), Evidence()
+    fleet.step()
+    fleet.step(1)
+    assert of(Soak, fleet.decisions) == [Soak(ended=1, devices=1, failed=1)]
+    fleet.step(1)
+    failed = "1 of 1 installations failed or never ended"
+    assert of(Hold, fleet.decisions)[-1].detail == f"3600 s of soak have begun; {failed}"
+    look = of(Look, fleet.step(60))[0]
+    assert [f["detail"] for f in look.verdict["findings"]] == [failed, f"no device has the release: {failed}"]
+
+
+def test_failures_that_come_in_while_a_stage_holds_are_told() -> None:
+    fleet = Fleet(200)
+    fleet.slow = set(fleet.devices)
+    fleet.step()
+    fleet.step(1)
+    fleet.fails = set(fleet.ring(1))
+    fleet.work(*fleet.fails)
+    words = "1 of 51 devices that were heard of have ended their update"
+    told = of(Hold, fleet.step(1))[0]
+    assert told.detail == f"{words}; 1 of 1 installations failed or never ended"
+    assert fleet.step(1) == []
 
 
 @pytest.mark.slow

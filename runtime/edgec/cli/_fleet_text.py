@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         BehaviourView,
         DeviceDetail,
         DeviceView,
+        FindingView,
         IncidentView,
         LookView,
         RolloutSummary,
@@ -111,14 +112,15 @@ def stage_lines(stage: StageView) -> list[str]:
 
 
 def look_lines(look: LookView) -> list[str]:
-    """Return a look at the gate as lines."""
-    told = [f for f in look.findings if f.outcome != "pass"] or look.findings
+    """Return a look at the gate as lines: what did not pass, and installations of which some failed."""
+    told = [f for f in look.findings if f.outcome != "pass" or (f.metric == "installs" and f.figure)]
+    told = told or look.findings
     rows = [
         [
             f.metric,
             f.outcome,
             f.hardware or "all",
-            "-" if f.figure is None else f"{f.figure:.4g}",
+            _figure(f),
             "-" if f.limit is None else f"limit {f.limit:.4g}",
             f"n {f.n}/{f.n_control} {f.units}",
             f.detail,
@@ -126,6 +128,14 @@ def look_lines(look: LookView) -> list[str]:
         for f in told
     ]
     return [f"  look {look.look} at {moment(look.at)}: {look.outcome}", *columns(rows, indent="    ")]
+
+
+def _figure(finding: FindingView) -> str:
+    """Return the figure of a finding with its interval."""
+    if finding.figure is None:
+        return "-"
+    known = finding.low is not None and finding.high is not None
+    return f"{finding.figure:.4g}" + (f" ({finding.low:.3g} to {finding.high:.3g})" if known else "")
 
 
 def incident_row(incident: IncidentView) -> list[object]:

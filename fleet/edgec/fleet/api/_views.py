@@ -194,7 +194,7 @@ def _tell(stage: StageView, entry: LoggedDecision) -> None:
         if decision.outcome == "pass":
             stage.state, stage.held = "running", ""
     elif decision.kind == "stop":
-        stage.state = "stopped"
+        stage.state, stage.held = "stopped", ""
     elif decision.kind == "finish":
         stage.state, stage.held = "passed", ""
 

@@ -60,21 +60,22 @@ class Begin(Decision):
         """Forget all about the stage before."""
         return replace(
             rollout, state="running", stage=self.stage, cutoff=self.cutoff, since=now, soaking_since=None,
-            looks=0, looked_at=None, passed=False, held="", told_long=False,
+            looks=0, looked_at=None, passed=False, held="", held_failed=0, told_long=False,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Soak(Decision):
-    """A quorum of the stage has the release."""
+    """A quorum of the stage has ended its update; of these, it has `failed` on so many."""
 
     kind = "soak"
     ended: int
     devices: int
+    failed: int = 0
 
     def apply(self, rollout: Rollout, now: float) -> Rollout:
         """Note when."""
-        return replace(rollout, soaking_since=now, held="")
+        return replace(rollout, soaking_since=now, held="", held_failed=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Look(Decision):
 
 @dataclass(frozen=True, kw_only=True)
 class Hold(Decision):
-    """Nothing goes on, and why; told once as long as the reason is the same."""
+    """Nothing goes on, and why; told once as long as reason and number of failed updates are the same."""
 
     kind = "hold"
     reason: str
@@ -104,7 +105,7 @@ class Hold(Decision):
 
     def apply(self, rollout: Rollout, now: float) -> Rollout:
         """Remember what was told."""
-        return replace(rollout, held=self.reason)
+        return replace(rollout, held=self.reason, held_failed=int(self.figures.get("failed", 0)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,7 @@ def _run(rollout: Rollout, facts: Facts, now: float) -> Iterator[Decision]:
     fresh = {d.id for d in told if d.assigned_at >= rollout.since} or {d.id for d in told}
     verdict = _installs(rollout, len(ended), len(failed))
     if verdict is not None:
+        yield _look(rollout, verdict, verdict.outcome, rollout.looks + 1)
         yield from _stop(rollout, "installs", verdict.detail, verdict.to_dict(), facts)
         return
     figures = {"devices": len(told), "reached": len(reached), "ended": len(ended), "failed": len(failed)}
@@ -177,9 +178,10 @@ def _gather(rollout: Rollout, now: float, figures: dict[str, int]) -> Iterator[D
         yield from _hold(rollout, now, "unreached", f"none of {devices} devices was heard of since", numbers)
     elif ended < rollout.plan.quorum * reached:
         detail = f"{ended} of {reached} devices that were heard of have ended their update"
+        detail += _failures(figures["failed"], ended)
         yield from _hold(rollout, now, "installing", detail, numbers)
     else:
-        yield Soak(ended=ended, devices=devices)
+        yield Soak(ended=ended, devices=devices, failed=figures["failed"])
 
 
 def _gate(rollout: Rollout, facts: Facts, now: float, figures: dict[str, int]) -> Iterator[Decision]:
@@ -193,13 +195,7 @@ def _gate(rollout: Rollout, facts: Facts, now: float, figures: dict[str, int]) -
         verdict = judge(evidence, limits=rollout.plan.limits, look=look, stages=stages)
         # Devices that had the release before the rollout leave nothing to install and nothing to judge.
         outcome = verdict.outcome if figures["devices"] else "pass"
-        said = Look(
-            stage=rollout.stage,
-            look=look,
-            outcome=outcome,
-            reason=verdict.reason,
-            verdict=verdict.to_dict(),
-        )
+        said = _look(rollout, verdict, outcome, look)
         yield said
         rollout = said.apply(rollout, now)
         if outcome == FAIL:
@@ -209,11 +205,23 @@ def _gate(rollout: Rollout, facts: Facts, now: float, figures: dict[str, int]) -
             yield from _hold(rollout, now, "inconclusive", verdict.detail, numbers)
             return
     if left > 0:
-        yield from _hold(rollout, now, "soaking", f"{soak:.0f} s of soak have begun", numbers)
+        detail = f"{soak:.0f} s of soak have begun{_failures(figures['failed'], figures['ended'])}"
+        yield from _hold(rollout, now, "soaking", detail, numbers)
     elif rollout.passed:
         yield from _next(rollout, facts, now, figures)
     elif rollout.held:
         yield from _impatience(rollout, now, rollout.held, "the gate has not passed")
+
+
+def _look(rollout: Rollout, verdict: Verdict, outcome: str, look: int) -> Look:
+    return Look(
+        stage=rollout.stage, look=look, outcome=outcome, reason=verdict.reason, verdict=verdict.to_dict()
+    )
+
+
+def _failures(failed: int, ended: int) -> str:
+    """Return what is added to a text where updates have failed."""
+    return f"; {failed} of {ended} installations failed or never ended" if failed else ""
 
 
 def _next(rollout: Rollout, facts: Facts, now: float, figures: dict[str, int]) -> Iterator[Decision]:
@@ -239,7 +247,8 @@ def _next(rollout: Rollout, facts: Facts, now: float, figures: dict[str, int]) -
 def _hold(
     rollout: Rollout, now: float, reason: str, detail: str, figures: dict[str, float]
 ) -> Iterator[Decision]:
-    if rollout.held != reason:
+    # Failures that come in later are told, too; a list of figures without them looks as if all were well.
+    if rollout.held != reason or rollout.held_failed != int(figures.get("failed", 0)):
         yield Hold(reason=reason, detail=detail, figures=figures)
     yield from _impatience(rollout, now, reason, detail)
 

@@ -112,6 +112,7 @@ class Rollout:
         looked_at: When last; None before the first.
         passed: Whether the last look passed.
         held: Reason of the hold that was told last.
+        held_failed: Devices whose update had failed, as was told with it.
         told_long: Whether a person was told that the stage holds for too long.
         retried_at: Devices that failed before it are told once more.
         reason: Why it was stopped.
@@ -128,6 +129,7 @@ class Rollout:
     looked_at: float | None = None
     passed: bool = False
     held: str = ""
+    held_failed: int = 0
     told_long: bool = False
     retried_at: float = 0.0
     reason: str = ""

@@ -89,9 +89,10 @@ def judge(evidence: Evidence, *, limits: Limits | None = None, look: int = 1, st
     alpha = spend(wanted.alpha / stages / max(len(classes), 1) / _METRICS, look)
     findings = [_installs(evidence, wanted)]
     if not evidence.candidate:
-        findings.append(
-            Finding(metric="data", outcome=INCONCLUSIVE, detail="no device has installed the release yet")
-        )
+        words = "no device has installed the release yet"
+        if evidence.failures:
+            words = f"no device has the release: {findings[0].detail}"
+        findings.append(Finding(metric="data", outcome=INCONCLUSIVE, detail=words))
     for hardware in classes:
         findings += _judge_class(_arms(evidence, hardware, alpha, wanted), evidence)
     outcomes = {f.outcome for f in findings}
