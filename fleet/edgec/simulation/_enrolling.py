@@ -25,6 +25,7 @@ def enrol_devices(
     hardware: str,
     settings: SimulationSettings,
     told: Callable[[int], None] = lambda number: None,
+    over: Callable[[], bool] = lambda: False,
 ) -> list[AgentConfig]:
     """Bring devices into a fleet over its API, one after the other; those that are in it keep what they have.
 
@@ -37,6 +38,7 @@ def enrol_devices(
         hardware: Class of hardware that devices say they are.
         settings: Of the simulation.
         told: Called with how many are in the fleet.
+        over: Asked before each one; where it says so, those before it are all.
 
     Raises:
         AgentError: The server cannot be reached or believed, or refuses one; it says why.
@@ -45,6 +47,8 @@ def enrol_devices(
     trusted = Trusted(authority=None if authority is None else _read(authority))
     configs = []
     for number, name in enumerate(names, 1):
+        if over():
+            break
         directory = folder / name
         if (directory / CONFIG).exists():
             config = make_config(read_config(directory / CONFIG), base=directory)

@@ -79,7 +79,7 @@ def run_load(
     Args:
         options: Which, and where to.
         say: Told, line by line, how they are.
-        wait: Waits for so many seconds, and returns whether it is to end.
+        wait: Waits for so many seconds, maybe none, and returns whether it is to end.
         seconds: To run for, once they were started; None for until `wait` says so.
 
     Returns:
@@ -112,6 +112,7 @@ def run_load(
             hardware=options.hardware,
             settings=options.settings,
             told=told,
+            over=lambda: wait(0.0),
         )
         enrolled = time.monotonic()
         say(f"{len(configs)} devices are enrolled; their state is in {states}")
@@ -134,6 +135,8 @@ def run_load(
             say(f"failed: {message}")
         return {
             **asdict(counts),
+            # A process that has just begun has told of none.
+            "devices": len(configs),
             "failed": len(failed),
             "processes": options.spread(),
             "enrol_s": round(enrolled - begin, 2),

@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +92,13 @@ class OwnServer:
 
 
 def main(data_dir: Path, broker: str) -> None:
-    """Serve until the input ends."""
+    """Serve until the input ends.
+
+    Raises:
+        KeyboardInterrupt: It ended before there was a server.
+    """
+    over, ready = threading.Event(), threading.Event()
+    threading.Thread(target=_until_over, args=(over, ready), daemon=True).start()
     from edgec.fleet.server import FleetOptions, FleetServer
 
     allow_files()
@@ -98,6 +106,7 @@ def main(data_dir: Path, broker: str) -> None:
     logging.basicConfig(level=logging.WARNING, filename=data_dir / "server.log")
     options = FleetOptions(data_dir=data_dir, port=0, broker_port=0, token_port=0, broker=broker)
     with FleetServer(options) as server:
+        ready.set()
         fleet = server.fleet
         name = f"simulation-{secrets.token_hex(3)}"
         _, token = fleet.tokens.create(name, "admin", now=fleet.clock(), actor=_ACTOR)
@@ -109,7 +118,17 @@ def main(data_dir: Path, broker: str) -> None:
             "pid": os.getpid(),
         }
         print(json.dumps(said), flush=True)
-        sys.stdin.read()
+        over.wait()
+
+
+def _until_over(over: threading.Event, ready: threading.Event) -> None:
+    # Not `sys.stdin`: its lock must not be held while the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    over.set()
+    if not ready.is_set():
+        # Whoever asked is gone: nobody needs the server that the main thread is starting.
+        signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
@@ -118,3 +137,5 @@ if __name__ == "__main__":
     except EdgecError as e:
         print(json.dumps({"error": str(e)}), flush=True)
         sys.exit(1)
+    except (BrokenPipeError, KeyboardInterrupt):  # whoever asked is gone; what was begun has ended
+        os._exit(130)

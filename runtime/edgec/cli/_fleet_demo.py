@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgec.cli._signals import Signals
+from edgec.cli._signals import Signals, ends_in_order
 
 # Named here as well, so that help needs none of the extras; a test holds them together.
 _POISONS = (
@@ -60,7 +60,8 @@ def command(once: bool, data_dir: Path | None, devices: int, poison: str, broker
                     pass
 
     options = DemoOptions(data_dir=data_dir, devices=devices, poison=poison, broker=broker)
-    told = run_demo(options, say, then=stay)
+    with ends_in_order():
+        told = run_demo(options, say, then=stay)
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return
