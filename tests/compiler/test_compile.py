@@ -315,6 +315,28 @@ def test_no_candidate_within_the_budget_is_an_error_with_figures(
         )
 
 
+def test_what_is_over_budget_is_kept_as_a_whole_artifact_that_says_so(
+    model: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = replace(FASTEST, budget_size_bytes=10, version="4")
+    with pytest.raises(BudgetError, match="no candidate keeps the budgets") as caught:
+        compile_model(model, ["cpu-x86_64"], tmp_path / "out", calibration=calibration, options=options)
+    (kept,) = (tmp_path / "out").glob("*.edgec")
+    assert kept.name == "cnn-cpu-x86_64.over-budget.edgec"
+    assert str(kept) in str(caught.value)
+    with Artifact.open(kept) as artifact:
+        artifact.verify()
+        assert (artifact.manifest.model, artifact.manifest.model_version) == ("cnn", "4")
+        assert artifact.manifest.budgets.size_bytes == 10
+        assert artifact.report is not None
+        (told,) = artifact.report["artifacts"]
+    assert told["over_budget"].endswith("MB is over the budget of 1e-05 MB")
+    assert told["warnings"][0] == f"over budget: {told['over_budget']}"
+    assert told["parity"]["passed"]
+    with load(kept) as session:
+        assert session.self_test().passed
+
+
 def test_the_report_in_the_artifact_is_the_build(model: Path, calibration: Path, tmp_path: Path) -> None:
     result = compile_model(
         model,

@@ -114,7 +114,8 @@ def test_a_release_has_artifacts_for_several_targets(
         ({"report": {}}, "parity was not run"),
         ({"report": {"parity": {"passed": False}}}, "parity failed"),
         ({"report": {**GOOD, "accuracy": {"verdict": "fail"}}}, "accuracy: fail"),
-        ({"budgets": Budgets(latency_ms=1.0)}, "latency_ms is 2, above the budget of 1"),
+        ({"report": {**GOOD, "over_budget": "size 3 MB"}}, "did not pass: over budget: size 3 MB;"),
+        ({"budgets": Budgets(latency_ms=1.0)}, "over budget: latency_ms is 2, above the budget of 1"),
         ({"budgets": Budgets(size_bytes=10)}, "above the budget of 10"),
     ],
 )

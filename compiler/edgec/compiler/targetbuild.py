@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgec.artifact import GOLDEN, Artifact, Budgets, Manifest, Privacy, atomic_write, pack
 from edgec.compiler.accuracy import Baseline
@@ -530,15 +530,36 @@ def _finish(bench: Bench, plan: Plan, interrupted: bool) -> None:
     rule = (
         "the build was interrupted, and precisions are ranked by the target's rule" if interrupted else None
     )
-    choice = choose(contenders, target.stand_in.ranking, rule or target.stand_in.rule, _aim(bench.options))
-    winner = _winner(bench, plan, outcomes, choice)
+    aim = _aim(bench.options)
+    choice = choose(contenders, target.stand_in.ranking, rule or target.stand_in.rule, aim)
+    nearest = next((o for o in outcomes if o.contender.name == choice.nearest), None)
+    winner = nearest or _winner(bench, plan, outcomes, choice)
     for outcome in outcomes:
         if outcome.contender.admissible:
             outcome.contender.status = "winner" if outcome is winner else "admissible"
+    if nearest is not None:
+        plan.decisions.append(f"no candidate keeps the budgets; this is the nearest, {choice.nearest}")
     plan.decisions += choice.decisions
     info = _info(bench, plan, winner, outcomes, measured)
-    _pack(bench, plan, winner, info)
+    if nearest is not None:
+        misses = aim.over_budget(nearest.contender) or ""
+        _keep_nearest(bench, plan, nearest, info, misses, choice.decisions)
+    _pack(bench, plan, winner, info, plan.path)
     plan.info = info
+
+
+def _keep_nearest(
+    bench: Bench, plan: Plan, nearest: Outcome, info: ArtifactInfo, misses: str, reasons: Sequence[str]
+) -> NoReturn:
+    """Write the nearest of those that miss a budget aside, whole but for what it misses, and say so."""
+    info["over_budget"] = misses
+    info["warnings"] = [f"over budget: {misses}", *info.get("warnings", ())]
+    kept = plan.path.with_name(f"{plan.path.stem}.over-budget.edgec")
+    _pack(bench, plan, nearest, info, kept)
+    raise BudgetError(
+        f"{plan.target.name}: no candidate keeps the budgets: {'; '.join(reasons)}; the nearest, "
+        f"{nearest.contender.name}, is kept as {kept}"
+    )
 
 
 def _pruned_pairs(outcomes: Sequence[Outcome]) -> list[tuple[Contender, Contender]]:
@@ -614,15 +635,7 @@ def _winner(bench: Bench, plan: Plan, outcomes: Sequence[Outcome], choice: Choic
         raise UnsupportedModelError(f"{name}: no candidate could be made: {tried[0].problem}")
     if all(c.parity is not None and not c.parity.passed for c in tried):
         raise ParityError(f"{name}: {reasons}")
-    nearest = next((o.made for o in outcomes if o.contender.name == choice.nearest), None)
-    if nearest is None:
-        raise BudgetError(f"{name}: no candidate may be shipped: {reasons}")
-    kept = plan.path.with_name(f"{plan.path.stem}.over-budget.edgec")
-    os.replace(nearest.path, kept)
-    raise BudgetError(
-        f"{name}: no candidate keeps the budgets: {reasons}; the nearest, {choice.nearest}, is kept as "
-        f"{kept}, without golden vectors and report"
-    )
+    raise BudgetError(f"{name}: no candidate may be shipped: {reasons}")
 
 
 def _too_coarse(bench: Bench, plan: Plan, tried: Sequence[Contender]) -> list[str]:
@@ -713,9 +726,9 @@ def _saturation(target: Target, candidate: Candidate) -> tuple[str, ...]:
     )
 
 
-def _pack(bench: Bench, plan: Plan, winner: Outcome, info: ArtifactInfo) -> None:
+def _pack(bench: Bench, plan: Plan, winner: Outcome, info: ArtifactInfo, path: Path) -> None:
     """Write the artifact with its evidence, test it as a device would, and only then publish it."""
-    made, path = winner.made, plan.path
+    made = winner.made
     assert made is not None
     bench.progress(f"{info['target']}: packing {path.name} and running its self-test")
     variant = bench.variants[made.candidate.variant]

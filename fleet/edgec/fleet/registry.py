@@ -335,6 +335,9 @@ def failures(manifest: Manifest, report: Mapping[str, Any] | None, size: int) ->
         problems.append("parity failed" if parity else "parity was not run")
     if accuracy.get("verdict") in ("fail", "inconclusive"):
         problems.append(f"accuracy: {accuracy['verdict']}")
+    if told := report.get("over_budget"):
+        # What the compiler could not measure misses a budget, too: figures alone would not tell.
+        return [*problems, f"over budget: {told!s:.300}"]
     budgets = manifest.budgets
     latency = _number(_mapping(report.get("latency_ms")).get("p50"))
     checks: tuple[tuple[str, float | None, Callable[[], float | None]], ...] = (
@@ -345,7 +348,7 @@ def failures(manifest: Manifest, report: Mapping[str, Any] | None, size: int) ->
     for name, budget, measure in checks:
         measured = measure() if budget is not None else None
         if budget is not None and measured is not None and measured > budget:
-            problems.append(f"{name} is {measured:g}, above the budget of {budget:g}")
+            problems.append(f"over budget: {name} is {measured:g}, above the budget of {budget:g}")
     return problems
 
 

@@ -276,6 +276,7 @@ class ArtifactInfo(TypedDict):
         placement: Nodes per device, as read back from the engine.
         candidates: All of the tournament, the winner among them.
         decisions: What was decided and why, in sentences.
+        over_budget: By what it misses a budget, in words; missing where it keeps all.
         not_run: What this build could not check, in sentences.
         pipeline: Pre- and post-processing, as in the manifest.
     """
@@ -299,6 +300,7 @@ class ArtifactInfo(TypedDict):
     placement: NotRequired[dict[str, int] | None]
     candidates: list[CandidateInfo]
     decisions: list[str]
+    over_budget: NotRequired[str]
     warnings: NotRequired[list[str]]
     not_run: NotRequired[list[str]]
     pipeline: NotRequired[dict[str, object] | None]
