@@ -106,7 +106,7 @@ def reasons(names: str) -> str:
 
 
 def figure_of(name: str, value: float | None) -> str:
-    """Return a figure of the gate in its own unit: a ratio, a share, or a distance."""
+    """Return a figure of the gate in its own unit: a ratio, a share, or a distance; never in two lines."""
     if value is None or math.isnan(value):
         return text.NOT_KNOWN
     if name == "latency_p95":
@@ -115,7 +115,7 @@ def figure_of(name: str, value: float | None) -> str:
         return f"{value:.3f}"
     if abs(value) > 1:
         return text.significant(value)
-    return percent(value).replace("-", "\u2212")
+    return percent(value).replace("-", "\u2212").replace(" ", "\u00a0")
 
 
 def pretty(value: Any) -> str:
