@@ -159,6 +159,10 @@ def test_a_bad_release_is_undone_and_its_incident_settled(desk: Desk) -> None:
     browser.click("tbody th a")
     browser.until_text("Evidence")
     assert browser.all(".forest.fail")
+    # A row has two lines at the most, and no figure is apart from its unit.
+    shown = "[...document.querySelectorAll('table.gate tbody tr')].filter(e => e.offsetHeight)"
+    assert max(browser.run(f"return {shown}.map(e => e.offsetHeight)")) < 70
+    assert browser.run(f"return {shown}.some(e => e.innerText.includes(' %'))") is False
     browser.fill(reason="compiled anew")
     browser.click("main form button")
     browser.until_text("is settled.")
@@ -238,6 +242,38 @@ def test_pages_fit_the_screen(desk: Desk, width: int, scheme: str) -> None:
     finally:
         browser.size(1280, 900)
         browser.scheme("light")
+
+
+def test_lists_are_dense_on_a_phone_and_what_is_tapped_is_large_enough(desk: Desk) -> None:
+    browser = desk.browser
+    browser.size(390, 844)
+    try:
+        browser.sign_in(token(desk.scene.fleet, "admin"))
+        for page in ("/devices", "/audit"):
+            browser.go(page)
+            row, link = (
+                f"return [...document.querySelectorAll('.dense tbody {css}')].map(e => e.offsetHeight)"
+                for css in ("tr", "a, .dense tbody summary")
+            )
+            heights = sorted(browser.run(row))
+            assert len(heights) >= 20
+            assert heights[len(heights) // 2] <= 84, page
+            assert heights[-1] <= 130, page
+            assert min(browser.run(link)) >= 44, page
+            # Name and state stand beside each other.
+            apart = browser.run(
+                "const mid = e => { const b = e.getBoundingClientRect(); return b.top + b.height / 2; };"
+                "const row = document.querySelector('.dense tbody tr');"
+                "return Math.abs(mid(row.querySelector('th')) - mid(row.querySelector('.first')))"
+            )
+            assert apart < 6, page
+            assert browser.too_wide() == []
+        browser.click(".log summary")
+        browser.until(lambda: browser.one(".log details[open] pre").is_displayed(), "no figures are shown")
+        assert browser.run("return document.querySelector('.log pre').offsetWidth") > 280
+        assert browser.too_wide() == []
+    finally:
+        browser.size(1280, 900)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
