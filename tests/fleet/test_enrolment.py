@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import ssl
 import stat
 import subprocess
@@ -126,13 +127,21 @@ def test_a_revoked_device_is_shut_out_and_told_why(server: FleetServer, tmp_path
         until(lambda: link.status.connections > 4, "it has tried again")
         assert not link.status.connected
         assert kept.status.connections == connections
-    with pytest.raises(AgentError, match="stolen"):
-        enrol(server, tmp_path, "lost", claim=first, replace=True)
+    # With the claim that it came with, with any other, and with a new key, too.
+    for folder, other in ((tmp_path, first), (tmp_path, claim(server)), (tmp_path / "other", claim(server))):
+        with pytest.raises(AgentError, match=r"revoked: stolen.*edgec fleet claim --device lost"):
+            enrol(server, folder, "lost", claim=other, replace=True)
+    again = claim(server, device="lost")
+    key = tmp_path / "etc/device.key"
+    with pytest.raises(AgentError, match=f"remove {key}, and enrol it with --force"):
+        enrol(server, tmp_path, "lost", claim=again, replace=True)
     # A person lets it in again, with another key.
-    back = enrol(server, tmp_path / "new", "lost", claim=claim(server, device="lost"))
+    old = shutil.copytree(key.parent, tmp_path / "old")
+    key.unlink()
+    back = enrol(server, tmp_path, "lost", claim=again, replace=True)
     with MqttLink(_link(back.config)) as link:
         link.wait_connected(60)
-    with MqttLink(_link(made.config)) as link:
+    with MqttLink(_link(make_config(read_config(old / "agent.toml"), base=old))) as link:
         until(lambda: link.status.error is not None, "the old key is refused")
         assert not link.status.connected
 

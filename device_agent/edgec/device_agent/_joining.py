@@ -49,6 +49,14 @@ class Trusted:
     fingerprint: str | None = None
 
 
+class _Refused(AgentError):
+    """A server does not do what it was asked to; `reason` is its word for programs, or empty."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def join(
     url: str,
     claim: str,
@@ -96,7 +104,14 @@ def join(
         asked["token"] = _token(directory / PASSWORD, group)
     else:
         asked["request"] = make_request(directory, device or "device", group).decode()
-    given = _read(_ask(url, asked, _context(url, trusted, timeout_s), timeout_s))
+    try:
+        given = _read(_ask(url, asked, _context(url, trusted, timeout_s), timeout_s))
+    except _Refused as e:
+        if e.reason != "key":
+            raise
+        again = "with --force" if (directory / CONFIG).exists() else "again"
+        secret = directory / (PASSWORD if token else KEY)
+        raise AgentError(f"{e}: remove {secret}, and enrol it {again}") from e
     if not token:
         _fits(given["certificate"], asked["request"])
     settings = _settings(given, hardware, state_dir, token)
@@ -180,7 +195,8 @@ def _fetch(request: urllib.request.Request, context: ssl.SSLContext, timeout_s: 
             data = bytes(reply.read(_MAX_REPLY + 1))
     except urllib.error.HTTPError as e:
         with e:
-            raise AgentError(f"{request.host} refuses: {_detail(e)}") from e
+            detail, word = _refusal(e)
+        raise _Refused(f"{request.host} refuses: {detail} ({e.code})", word) from e
     except (OSError, http.client.HTTPException) as e:
         reason = getattr(e, "reason", e)
         hint = ""
@@ -198,13 +214,15 @@ def _fetch(request: urllib.request.Request, context: ssl.SSLContext, timeout_s: 
     return data
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
-    """Return what a refusal says for people."""
+def _refusal(error: urllib.error.HTTPError) -> tuple[str, str]:
+    """Return what a refusal says for people, and its word for programs."""
     try:
-        said = json.loads(error.read(64 * 1024))["detail"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
-        said = error.reason
-    return f"{str(said)[:_MAX_DETAIL]} ({error.code})"
+        said = json.loads(error.read(64 * 1024))
+        return str(said["detail"])[:_MAX_DETAIL], str(said.get("reason", ""))
+    except (
+        OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError
+    ):  # fmt: skip
+        return str(error.reason)[:_MAX_DETAIL], ""
 
 
 def _read(data: bytes) -> dict[str, Any]:

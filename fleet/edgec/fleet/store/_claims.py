@@ -97,7 +97,8 @@ class Claims:
 
         Raises:
             FleetError: The claim does not let this device in (``reason`` ``claim``), it was revoked
-                (``revoked``), another has its id (``conflict``), or there is no such hardware (``invalid``).
+                (``revoked``), another has its id (``conflict``), it needs a new key for this claim (``key``),
+                or there is no such hardware (``invalid``).
         """
         with self._database.write() as connection:
             query = select(claims).where(claims.c.hash == digest(secret)).with_for_update()
@@ -199,16 +200,21 @@ def _check(claim: Claim, request: Request, now: float) -> None:
 
 def _same(connection: Connection, known: Credential, claim: Claim, request: Request) -> Credential:
     row = locked(connection, known.device)
+    if row.revoked_at is not None and (claim.device != known.device or claim.id == known.claim):
+        raise _revoked(row)
     if known.device != request.device:
-        raise FleetError("this key belongs to another device; make a new one", "conflict")
+        raise FleetError(f"this key belongs to another device, {known.device!r}; make a new one", "key")
     if known.claim != claim.id:
-        raise FleetError("this key came with another claim; make a new one for this claim", "conflict")
-    if row.revoked_at is not None:
-        why = row.revoked_reason or "no reason was given"
-        raise FleetError(f"{known.device} was revoked: {why}", "revoked")
+        raise FleetError("this key came with another claim; make a new one for this claim", "key")
     if known.replaced_at is not None:
-        raise FleetError(f"{known.device} has another key since; make a new one", "conflict")
+        raise FleetError(f"{known.device} has another key since; make a new one", "key")
     return known
+
+
+def _revoked(row: Row[Any]) -> FleetError:
+    why = row.revoked_reason or "no reason was given"
+    message = f"{row.id} was revoked: {why}; to let it in again, an admin makes a claim for this id"
+    return FleetError(f"{message} (edgec fleet claim --device {row.id})", "revoked")
 
 
 def _admit(connection: Connection, claim: Claim, device: str, hardware: str, now: float) -> None:
@@ -219,6 +225,8 @@ def _admit(connection: Connection, claim: Claim, device: str, hardware: str, now
         add_device(connection, device, hardware, claim.labels, now=now, actor=actor)
         return
     if claim.device != device:
+        if there.revoked_at is not None:
+            raise _revoked(there)
         raise FleetError(
             f"there is a device {device!r} already; choose another id, or ask for a claim for this device",
             "conflict",
