@@ -23,12 +23,14 @@ import pytest
 pytest.importorskip("paho.mqtt", reason="a fleet's server needs the extra 'fleet'")
 pytest.importorskip("fastapi", reason="a fleet's server needs the extra 'fleet'")
 
+from click.testing import CliRunner
 from tests.fleet.servers import BROKERS, claim, enrol, running_server, skip_without, until
 from tests.fleet.zygote import Zygote
 
+from edgec.cli import main_group
 from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options
-from edgec.errors import FleetError
+from edgec.errors import FleetError, OutputError
 from edgec.fleet.server import FleetOptions, FleetServer
 from edgec.fleet.server._broker import end_orphans
 from edgec.fleet.server._leader import Leader
@@ -49,7 +51,8 @@ class Server:
     def __init__(self, folder: Path, broker: str, database: str | None) -> None:
         self._command = ["fleet", "up", "--json", "--data-dir", str(folder), "--broker", broker]
         self._command += ["--port", "0", "--broker-port", "0", "--token-port", "0"]
-        self._command += [] if database is None else ["--database", database]
+        if database is not None:
+            self._command += ["--database", database if "://" in database else f"sqlite:///{database}"]
         self.facts: dict[str, Any] = {}
         self._zygote = Zygote()
         self._pid = 0
@@ -328,6 +331,17 @@ def test_a_leader_that_loses_its_connection_leads_on_unless_another_was_quicker(
 
 
 @pytest.mark.slow
+def test_on_an_sqlite_file_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere" / "books.db"
+    with running_server(tmp_path / "fleet", "nats", database=f"sqlite:///{path}") as server:
+        assert path.is_file()
+        assert not (tmp_path / "fleet" / "fleet.db").exists()
+        other = replace(server.options, data_dir=tmp_path / "other")
+        with pytest.raises(FleetError, match="another server runs on"):
+            FleetServer(other).start()
+
+
+@pytest.mark.slow
 def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
     with running_server(tmp_path, "nats", tls=False) as server:
         assert server.url.startswith("http://127.0.0.1:")
@@ -339,6 +353,10 @@ def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"broker": "rabbit"}, "mqtts://"),
+        ({"database": "garbage"}, "sqlite:///path or postgresql://user@host/name, got 'garbage'"),
+        ({"database": ""}, "got ''"),
+        ({"database": "sqlite:///"}, "got sqlite://"),
+        ({"database": "mysql://ann:secret@db/fleet"}, r"got mysql://\.\.\.$"),
         ({"identity": "fingerprint"}, "identity"),
         ({"broker_cert": Path("x")}, "go together"),
         ({"broker_user": "x"}, "go together"),
@@ -352,6 +370,45 @@ def test_without_tls_a_proxy_in_front_does_it(tmp_path: Path) -> None:
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(FleetError, match=expected):
         FleetOptions(data_dir=Path("x"), **options)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        (None, None),
+        ("postgresql+psycopg://db/fleet", None),
+        ("sqlite:///fleet.db", Path("fleet.db")),
+        ("sqlite:////srv/fleet.db", Path("/srv/fleet.db")),
+    ],
+)
+def test_a_database_is_a_url(url: str | None, path: Path | None) -> None:
+    assert FleetOptions(data_dir=Path("x"), database=url).sqlite == path
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("::1", False),
+        ("localhost", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.0.2.1", True),
+        ("fleet.example", True),
+    ],
+)
+def test_it_warns_where_tokens_go_through_the_network_in_clear(
+    tmp_path: Path, host: str, warned: bool
+) -> None:
+    assert not FleetOptions(data_dir=tmp_path, host=host).in_clear
+    # No directory: the start ends before it listens.
+    none = tmp_path / "file"
+    none.touch()
+    words = ["fleet", "up", "--no-tls", "--host", host, "--data-dir", str(none / "fleet")]
+    done = CliRunner().invoke(main_group, words)
+    assert isinstance(done.exception, OutputError)
+    assert ("warning: API and dashboard" in done.stderr) == warned
 
 
 def test_an_address_of_another_machine_is_called_that() -> None:

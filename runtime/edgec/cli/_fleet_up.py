@@ -40,7 +40,8 @@ _PORT = click.IntRange(0, 65535)
     "--database",
     metavar="URL",
     envvar="EDGEC_FLEET_DATABASE",
-    help="postgresql://user@host/name instead of an SQLite file; or in EDGEC_FLEET_DATABASE.",
+    help="postgresql://user@host/name, or sqlite:///path, instead of fleet.db in the data directory; or in "
+    "EDGEC_FLEET_DATABASE.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all.")
 @click.option("--port", type=_PORT, default=8443, show_default=True, help="Of API and dashboard; 0 for any.")
@@ -132,6 +133,12 @@ def command(
         webhook_secret=_password(webhook_secret_file),
         **values,
     )
+    if options.in_clear:
+        click.echo(
+            f"warning: API and dashboard at {printable(options.host)} are not encrypted: who is on the way "
+            "reads tokens; leave --no-tls out, or --host, with the proxy that encrypts on this machine",
+            err=True,
+        )
     with Signals() as signals, FleetServer(options) as server:
         facts = _facts(server)
         click.echo(json.dumps(facts) if as_json else "\n".join(_told(facts)))

@@ -17,6 +17,8 @@ KINDS = ("certificate", "token")
 BROKERS = ("auto", "mosquitto", "nats")
 _ANY = ("0.0.0.0", "::")
 _HERE = ("localhost", "127.0.0.1")
+_SQLITE = "sqlite:///"
+_DATABASE = re.compile(rf"{_SQLITE}.|postgresql(\+\w+)?://")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 
 
@@ -26,7 +28,8 @@ class FleetOptions:
 
     Attributes:
         data_dir: All that it keeps; made on first use.
-        database: ``postgresql://user@host/name``; an SQLite file in `data_dir` if None.
+        database: ``postgresql://user@host/name``, or ``sqlite:///path`` of an SQLite file, absolute with one
+            more stroke; an SQLite file in `data_dir` if None.
         tenant: Whose topics devices use.
         host: Address that API, dashboard and the server's own broker listen at.
         port: Of API and dashboard; 0 for any that is free, the same at the next start unless it is taken.
@@ -83,6 +86,11 @@ class FleetOptions:
             for name in self.names
             if not _is_host(name)
         ]
+        if self.database is not None and not _DATABASE.match(self.database):
+            scheme, found, _ = self.database.partition("://")
+            # A URL may have a password.
+            got = f"{scheme}://..." if found else repr(self.database)
+            problems.append(f"expected a database sqlite:///path or postgresql://user@host/name, got {got}")
         if "://" not in self.broker and self.broker not in BROKERS:
             problems.append(f"expected a broker of {', '.join(BROKERS)} or mqtts://..., got {self.broker!r}")
         if self.identity not in KINDS:
@@ -113,6 +121,22 @@ class FleetOptions:
     def own_broker(self) -> bool:
         """Whether the server runs a broker itself."""
         return "://" not in self.broker
+
+    @property
+    def sqlite(self) -> Path | None:
+        """The SQLite file that `database` names; None where it names none."""
+        named = self.database is not None and self.database.startswith(_SQLITE)
+        return Path(str(self.database)[len(_SQLITE) :]) if named else None
+
+    @property
+    def in_clear(self) -> bool:
+        """Whether the network can read what is said to API and dashboard, tokens too."""
+        if self.tls or self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True
 
     def all_names(self) -> tuple[str, ...]:
         """Return all names and addresses of the server, the best first: for its certificate."""

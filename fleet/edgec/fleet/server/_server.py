@@ -154,11 +154,13 @@ class FleetServer:
         options, enter = self.options, self._stack.enter_context
         enter(alone_on(options.data_dir / ".lock", str(options.data_dir)))
         self._leader = None
-        if options.database is not None and "://" in options.database:
-            self._leader = enter(closing(Leader(options.database)))
-        elif options.database is not None:
-            enter(alone_on(Path(f"{options.database}.lock"), options.database))
-        self.fleet = enter(Fleet(options.data_dir, database=options.database, tenant=options.tenant))
+        database = options.database
+        if (path := options.sqlite) is not None:
+            enter(alone_on(Path(f"{path}.lock"), str(path)))
+            database = str(path)
+        elif database is not None:
+            self._leader = enter(closing(Leader(database)))
+        self.fleet = enter(Fleet(options.data_dir, database=database, tenant=options.tenant))
         remove_leftovers(self.fleet)
         self.authority = CertificateAuthority(self.fleet.data_dir / "tls", authority_days=_AUTHORITY_DAYS)
         self._ports = read_ports(self.fleet.data_dir / "ports.json")
