@@ -72,7 +72,9 @@ class _Device:
     failed: str | None = None
 
 
-def artifact(folder: Path, version: str, target: str, *, model: str = MODEL, passed: bool = True) -> bytes:
+def artifact(
+    folder: Path, version: str, target: str, *, model: str = MODEL, passed: bool = True, gate: bool = True
+) -> bytes:
     """Return a small artifact with a report as the compiler writes it."""
     manifest = Manifest(
         model=model,
@@ -87,6 +89,7 @@ def artifact(folder: Path, version: str, target: str, *, model: str = MODEL, pas
     build = {
         "edgec": "0.1.0",
         "artifacts": [entry(target, passed)],
+        "options": {"max_drop": 0.01 if gate else None},
         "machine": {"cpu": "Cortex-A76", "cores": 4},
     }
     pack(path, manifest, {"model.onnx": f"{model} {version} {target}".encode() * 40}, report=build)

@@ -18,7 +18,7 @@ pytest.importorskip("scipy", reason="the API needs the extra 'fleet'")
 pytest.importorskip("tuf", reason="the API needs the extra 'fleet'")
 
 from starlette.testclient import TestClient
-from tests.fleet.served import HARDWARE, Sender, artifact, enrol, reports, serving, token, upload
+from tests.fleet.served import GOOD, HARDWARE, Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.fleet.api import ApiLimits, create_app
 from edgec.fleet.api._once import Once
@@ -144,6 +144,11 @@ def test_an_upload_that_did_not_pass_needs_a_reason(api: TestClient, tmp_path: P
     assert "parity failed" in problem(api.post("/api/v1/artifacts", content=data), 409, "refused")
     made = api.post("/api/v1/artifacts", params={"override": "only for the lab"}, content=data)
     assert (made.status_code, made.json()["override"]) == (201, "only for the lab")
+    ungated = artifact(tmp_path, "4", model="free", report={**GOOD, "options": {"max_drop": None}})
+    free = api.post("/api/v1/artifacts", content=ungated.read_bytes())
+    told = ["no accuracy gate: it was compiled with --max-drop none"]
+    assert (free.status_code, free.json()["warnings"], made.json()["warnings"]) == (201, told, [])
+    assert api.get("/api/v1/releases/free/4").json()["artifacts"][0]["warnings"] == told
     problem(api.post("/api/v1/artifacts", content=b"no artifact"), 422, "artifact")
     problem(api.post("/api/v1/artifacts", content=bytes(100_001)), 413, "too_large")
 

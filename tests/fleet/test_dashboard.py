@@ -375,6 +375,11 @@ def test_uploads_are_refused_as_the_registry_refuses_them(place: Place, tmp_path
         assert taken.headers["location"] == f"/releases/{MODEL}/7.0.0"
         page = client.get(taken.headers["location"]).text
         assert "measured &lt;b&gt;elsewhere&lt;/b&gt;" in page
+        free = send(artifact(tmp_path, "7.0.1", "cpu-x86_64", gate=False)).headers["location"]
+        (digest,) = [r.sha256 for r in place.fleet.registry.release(MODEL, "7.0.1")]
+        for path in (free, f"/artifacts/{digest}"):
+            assert "No accuracy gate: it was compiled with --max-drop none" in client.get(path).text
+        assert "with warnings" in client.get("/releases").text
         assert send(b"").status_code == 409
 
 

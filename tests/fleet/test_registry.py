@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sqlalchemy", reason="the registry needs the extra 'fleet'")
@@ -15,8 +16,9 @@ pytest.importorskip("tuf", reason="the registry needs the extra 'fleet'")
 from sqlalchemy import select
 from tests.trust.simulator import KEYS
 
-from edgec.artifact import Budgets, Manifest, TensorSpec, pack
+from edgec.artifact import Artifact, Budgets, Manifest, TensorSpec, pack
 from edgec.errors import ArtifactError, FleetError
+from edgec.fleet._proof import failures, warnings_of
 from edgec.fleet.registry import Registry
 from edgec.fleet.rollouts import Plan, Stage
 from edgec.fleet.store import Store
@@ -129,6 +131,41 @@ def test_what_did_not_pass_is_refused_unless_a_person_says_why(
     assert registry.image.targets() == {}
     taken = upload(registry, artifact(tmp_path, "1", **more), override="tried by hand")
     assert taken.override == "tried by hand"
+
+
+def test_what_its_owner_chose_not_to_prove_is_taken_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx", reason="compiling needs the extra 'compile'")
+    from tests.compiler.networks import cnn
+
+    from edgec.compiler import CompileOptions, compile_model
+
+    monkeypatch.setattr("edgec.compiler.accuracy.ENOUGH_AGREEMENT", 1.1)
+    (tmp_path / "cnn.onnx").write_bytes(cnn().SerializeToString())
+    images = np.random.default_rng(6).standard_normal((5, 1, 3, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "few.npz", image=images, labels=np.zeros(5, int))
+
+    def warnings(version: str, **more: Any) -> list[str]:
+        options = CompileOptions(measure_s=0.05, workers=0, precision="fp32", version=version, **more)
+        made = compile_model(
+            tmp_path / "cnn.onnx",
+            ["cpu-x86_64"],
+            tmp_path / version,
+            evaluation=tmp_path / "few.npz",
+            metric="top1",
+            options=options,
+        )
+        with Artifact.open(made.artifacts[0]) as opened:
+            assert failures(opened.manifest, opened.report, opened.size_bytes) == []
+            return warnings_of(opened.report, "cpu-x86_64")
+
+    assert warnings("1", max_drop=None) == ["no accuracy gate: it was compiled with --max-drop none"]
+    assert warnings("2", accept_inconclusive=True) == [
+        "accuracy inconclusive: it was accepted by --accept-inconclusive"
+    ]
+    monkeypatch.undo()
+    assert warnings("3", accept_inconclusive=True) == [], "it passed, whatever would have been accepted"
 
 
 def test_a_version_never_changes(registry: Registry, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,6 +17,7 @@ from sqlalchemy import Row, select
 from edgec.artifact import Artifact, Manifest, atomic_write
 from edgec.delta import ChunkMap, make_delta
 from edgec.errors import ArtifactError, FleetError, OutputError
+from edgec.fleet._proof import failures, warnings_of
 from edgec.fleet.store import Store
 from edgec.fleet.store._audit import add_entry
 from edgec.fleet.store._database import clean, upsert
@@ -65,6 +66,11 @@ class ArtifactRecord:
     uploaded_by: str
     override: str | None
     quarantined: str | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was not held to anything, as its owner chose when it was compiled, in words for people."""
+        return warnings_of(self.report, self.target)
 
 
 class Registry:
@@ -316,66 +322,6 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
             "invalid",
         )
     return tuple(dict.fromkeys(names))
-
-
-def failures(manifest: Manifest, report: Mapping[str, Any] | None, size: int) -> list[str]:
-    """Return in what an artifact has not proven itself, in words for people; nothing where it has.
-
-    Args:
-        manifest: With the budgets that it was held to.
-        report: Of its compilation; None for none.
-        size: Of the file, in bytes.
-    """
-    if report is None:
-        return ["it has no report: nothing says that it computes what its source does"]
-    report = figures_of(report, manifest.target)
-    parity, accuracy = (_mapping(report.get(key)) for key in ("parity", "accuracy"))
-    problems = []
-    if parity.get("passed") is not True:
-        problems.append("parity failed" if parity else "parity was not run")
-    if accuracy.get("verdict") in ("fail", "inconclusive"):
-        problems.append(f"accuracy: {accuracy['verdict']}")
-    if told := report.get("over_budget"):
-        # What the compiler could not measure misses a budget, too: figures alone would not tell.
-        return [*problems, f"over budget: {told!s:.300}"]
-    budgets = manifest.budgets
-    latency = _number(_mapping(report.get("latency_ms")).get("p50"))
-    checks: tuple[tuple[str, float | None, Callable[[], float | None]], ...] = (
-        ("latency_ms", budgets.latency_ms, lambda: latency),
-        ("size_bytes", budgets.size_bytes, lambda: float(size)),
-        ("memory_mib", budgets.memory_mib, lambda: _winner_memory(report)),
-    )
-    for name, budget, measure in checks:
-        measured = measure() if budget is not None else None
-        if budget is not None and measured is not None and measured > budget:
-            problems.append(f"over budget: {name} is {measured:g}, above the budget of {budget:g}")
-    return problems
-
-
-def figures_of(report: Mapping[str, Any], target: str) -> Mapping[str, Any]:
-    """Return what a report says of the artifact for a target.
-
-    The compiler's report is that of a whole build, with an entry for each artifact; a report may also be that
-    entry alone.
-    """
-    entries = report.get("artifacts")
-    if not isinstance(entries, list):
-        return report
-    return next((e for e in entries if isinstance(e, Mapping) and e.get("target") == target), {})
-
-
-def _winner_memory(report: Mapping[str, Any]) -> float | None:
-    candidates = report.get("candidates")
-    found = [_mapping(c) for c in candidates] if isinstance(candidates, list) else []
-    return next((_number(c.get("memory_mib")) for c in found if c.get("status") == "winner"), None)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _record(row: Row[Any], names: tuple[str, ...]) -> ArtifactRecord:

@@ -16,7 +16,7 @@ from edgec.errors import FleetError
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
-    from edgec.fleet.views import ArtifactDetail
+    from edgec.fleet.views import ArtifactDetail, ArtifactView
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -71,12 +71,16 @@ def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: 
 
 
 def _row(artifact: ArtifactDetail) -> list[str]:
-    note = f"taken although: {artifact.override}" if artifact.override else ""
-    note = f"quarantined: {artifact.quarantined}" if artifact.quarantined else note
     return [
         artifact.model, artifact.version, artifact.target, " ".join(artifact.hardware), size(artifact.length),
-        artifact.sha256[:16], note,
+        artifact.sha256[:16], _note(artifact),
     ]  # fmt: skip
+
+
+def _note(artifact: ArtifactView) -> str:
+    note = f"taken although: {artifact.override}" if artifact.override else ""
+    note = f"quarantined: {artifact.quarantined}" if artifact.quarantined else note
+    return "; ".join([*filter(None, [note]), *(f"warning: {words}" for words in artifact.warnings)])
 
 
 @click.command()
@@ -99,7 +103,7 @@ def releases(client: FleetClient, model: str | None, version: str | None, limit:
         rows = [
             [
                 a.target, " ".join(a.hardware), size(a.length), moment(a.uploaded_at), a.uploaded_by,
-                a.sha256, f"quarantined: {a.quarantined}" if a.quarantined else a.override or "",
+                a.sha256, _note(a),
             ]
             for a in found.artifacts
         ]  # fmt: skip

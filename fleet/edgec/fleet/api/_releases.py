@@ -86,7 +86,8 @@ async def upload_artifact(
     """Take an artifact in: verify it, keep it by its digest, sign it and put it in force.
 
     The body is the file itself. The same file again changes nothing. What did not pass parity, accuracy or a
-    budget is refused, unless `override` says why it is taken.
+    budget is refused, unless `override` says why it is taken. What was compiled without an accuracy gate, or
+    with an inconclusive accuracy that was accepted, is taken, and `warnings` say so.
     """
     return await receive_artifact(
         request, fleet, limits, who, hardware, override, digest=content_digest, key=key

@@ -18,7 +18,7 @@ from edgec.artifact._report_text import (
     significant,
     time_text,
 )
-from edgec.fleet.registry import figures_of
+from edgec.fleet._proof import figures_of
 
 _MOST_ROWS = 64
 _TONES = {"winner": "accent", "admissible": "good", "refused": "warn", "failed": "bad"}

@@ -25,6 +25,11 @@ class ArtifactView(View):
     uploaded_by: str
     override: str | None = Field(description="Why it is here although it did not pass; null where it did.")
     quarantined: str | None = Field(description="Why it must not be installed; null where it may.")
+    warnings: list[str] = Field(
+        default=[],
+        description="What it was not held to, as was chosen when it was compiled.",
+        examples=[["no accuracy gate: it was compiled with --max-drop none"]],
+    )
 
 
 class ArtifactDetail(ArtifactView):
