@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("paho", reason="the agent needs the extra 'agent'")
 
-from edgec.cli._agent_settings import known_hardware, read_settings
+from edgec.cli._agent_settings import DEFAULT_CONFIG, known_hardware, next_line, read_settings
 from edgec.cli._agent_unit import Notifier, unit_text
 from edgec.cli.agent import command
 from edgec.errors import AgentError
@@ -48,6 +48,17 @@ def test_a_device_makes_its_own_key_and_a_request_for_a_certificate(tmp_path: Pa
     before = key.read_bytes()
     provision(tmp_path, "--broker", "mqtts://other.example", "--force")
     assert key.read_bytes() == before
+
+
+def test_the_next_step_names_settings_that_are_not_where_they_are_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "an agent" / "agent.toml"
+    assert next_line(path) == (
+        f"next      edgec agent run --config '{path}', or  edgec agent install --config '{path}'"
+    )
+    assert next_line(DEFAULT_CONFIG) == "next      edgec agent run, or  edgec agent install"
+    shown = CliRunner().invoke(command, ["run", "--config", str(path)])
+    for what in (str(path), "--config", "edgec agent enrol URL", "edgec agent provision"):
+        assert what in str(shown.exception)
 
 
 def test_a_token_is_kept_from_others(tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ def test_another_class_of_hardware_needs_another_claim(server: FleetServer, tmp_
         return done.stdout
 
     first = claim(server)
+    assert f"edgec agent run --config {tmp_path / 'etc/agent.toml'}" in shown(first, "cpu-arm64")
     assert "note" not in shown(first, "cpu-arm64")
     assert "edgec fleet claim --device typo" in shown(first, HARDWARE)
     (tmp_path / "etc/device.key").unlink()

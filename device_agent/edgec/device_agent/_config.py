@@ -165,7 +165,10 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(path, _MAX_BYTES)
     except PipelineError as e:
-        raise AgentError(f"the settings in {path} cannot be used: {e}; see  edgec agent provision") from e
+        raise AgentError(
+            f"the settings in {path} cannot be used: {e}; name their file with --config, or have them made: "
+            "edgec agent enrol URL  where the fleet has a server, else  edgec agent provision"
+        ) from e
 
 
 _TABLES: tuple[tuple[str, Any], ...] = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgec.cli._agent_settings import hardware_option, joining_options
+from edgec.cli._agent_settings import hardware_option, joining_options, next_line
 from edgec.errors import AgentError
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -78,7 +78,7 @@ def command(
             f"remove {made.path.parent / KEY}, and enrol it with a claim of  "
             f"edgec fleet claim --device {config.device}"
         )
-    lines.append("next      edgec agent run, or  edgec agent install")
+    lines.append(next_line(made.path))
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
 
 

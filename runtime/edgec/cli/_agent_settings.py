@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -103,6 +104,12 @@ def joining_options(command: C) -> C:
     for option in reversed(_JOINING):
         command = option(command)
     return command
+
+
+def next_line(path: Path) -> str:
+    """Return what to do once settings are written to `path`, for people."""
+    option = "" if path.absolute() == DEFAULT_CONFIG else f" --config {shlex.quote(str(path))}"
+    return f"next      edgec agent run{option}, or  edgec agent install{option}"
 
 
 def read_settings(config_file: Path, assignments: Sequence[str]) -> AgentConfig:

@@ -18,6 +18,7 @@ from edgec.cli._agent_settings import (
     config_option,
     hardware_option,
     joining_options,
+    next_line,
     read_settings,
     set_option,
 )
@@ -285,7 +286,7 @@ def provision(device: str, as_json: bool, **options: Any) -> None:
     lines = [f"device    {device}", f"settings  {made.path}"]
     if made.request is not None:
         lines.append(f"request   {made.request}: have it signed, and put {CERTIFICATE} beside it")
-    lines.append("next      edgec agent run, or  edgec agent install")
+    lines.append(next_line(made.path))
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
 
 
