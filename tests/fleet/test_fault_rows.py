@@ -172,6 +172,8 @@ def test_row_28_an_abort_in_each_state_is_accepted_or_refused_with_a_reason_and_
 ) -> None:
     names = [f"d{i}" for i in range(12)]
     enrol(store, *names)
+    for name in names:
+        store.devices.heard(name, birth(1), NOW)
     store.rollouts.create(make_plan(), now=NOW, actor="ann")
     for word in orders:
         store.rollouts.order("r1", word, now=NOW, actor="ann")

@@ -68,6 +68,7 @@ class Fleet:
         self.fails: set[str] = set()
         self.offline: set[str] = set()
         self.slow: set[str] = set()
+        self.deaf: set[str] = set()
         self.evidence: Evidence = GOOD
         self.quarantined: set[str] = set()
         self.order("start")
@@ -85,7 +86,9 @@ class Fleet:
         self.now += seconds
         evidence = self.evidence if look_due(self.rollout, self.now) else None
         facts = Facts(
-            devices=tuple(self.devices.values()), evidence=evidence, quarantined=frozenset(self.quarantined)
+            devices=tuple(replace(d, reachable=d.id not in self.offline) for d in self.devices.values()),
+            evidence=evidence,
+            quarantined=frozenset(self.quarantined),
         )
         made = plan(self.rollout, facts, self.now)
         self.rollout = advance(self.rollout, made, self.now)
@@ -104,7 +107,7 @@ class Fleet:
             self.work(decision.device)
         elif isinstance(decision, Undo):
             device = replace(self.devices[decision.device], undone=True, wanted=decision.digest)
-            if device.id not in self.offline:
+            if device.id not in self.offline | self.deaf:
                 device = replace(device, confirmed=True, active=decision.digest, seen_at=self.now)
             self.devices[device.id] = device
         elif isinstance(decision, Quarantine):
@@ -485,6 +488,55 @@ def test_a_device_that_installs_days_after_the_undo_is_told_to_go_back() -> None
     # The order waits for it: what it is told to have is what it had.
     assert fleet.devices[away].wanted == OLD
     assert fleet.step(86400 * 5) == []
+
+
+def shown(fleet: Fleet) -> tuple[str, str]:
+    """Return state and hold of the first stage, as the API has them."""
+    views = pytest.importorskip("edgec.fleet.api._views", reason="views need the extra 'fleet'")
+    logged = [LoggedDecision(id=i, at=1.0, decision=d) for i, d in enumerate(fleet.decisions)]
+    stage = views.view_stages(fleet.rollout, logged)[0]
+    return stage.state, stage.held
+
+
+def test_an_undo_waits_for_connected_devices_only_and_says_so() -> None:
+    fleet = Fleet(50)
+    fleet.step()
+    first = fleet.ring(20)
+    fleet.offline, fleet.deaf = set(first[:15]), set(first[15:])
+    fleet.order("undo")
+    (told,) = of(Hold, fleet.step(1))
+    assert (told.reason, told.figures) == ("undoing", {"waiting": 35, "away": 15})
+    assert fleet.step(60) == []
+    assert fleet.rollout.held == "undoing"
+    assert shown(fleet) == ("stopped", told.detail)
+    for name in fleet.deaf:
+        fleet.devices[name] = replace(fleet.devices[name], confirmed=True, active=OLD)
+    assert fleet.step(1) == [Undone(confirmed=len(fleet.devices) - 15, waiting=15)]
+    assert fleet.rollout.state == "undone"
+    assert shown(fleet) == ("stopped", "")
+    assert all(fleet.devices[name].wanted == OLD for name in fleet.offline)
+    # Who comes back is told nothing else any more.
+    fleet.offline = set()
+    assert fleet.step(86400) == []
+
+
+def test_an_undo_of_devices_that_are_all_away_is_over_at_once() -> None:
+    fleet = Fleet(50)
+    fleet.step()
+    fleet.offline = set(fleet.devices)
+    fleet.order("undo")
+    assert of(Undone, fleet.step(1)) == [Undone(confirmed=0, waiting=len(fleet.devices))]
+
+
+def test_a_device_that_is_connected_and_silent_is_waited_for_as_long_as_for_an_update() -> None:
+    fleet = Fleet(50)
+    fleet.step()
+    fleet.deaf = set(fleet.ring(1))
+    fleet.now += 1
+    fleet.order("undo")
+    fleet.step(1)
+    assert not of(Undone, fleet.step(3598))
+    assert of(Undone, fleet.step(2))[0].waiting == 1
 
 
 @pytest.mark.slow

@@ -21,10 +21,11 @@ from sqlalchemy import delete, text, update
 from sqlalchemy.exc import DBAPIError
 
 from edgec.errors import FleetError
-from edgec.fleet.rollouts import Hold, Order, Plan, Stage, Undo
+from edgec.fleet.rollouts import Hold, Order, Plan, Stage, Undo, Undone
 from edgec.fleet.store import HourOf, Store, matches, parse_query
 from edgec.fleet.store._database import alembic_config
 from edgec.fleet.store._drift import DriftRow
+from edgec.fleet.store._facts import gather_devices
 from edgec.fleet.store._schema import audit, decisions, drift
 from edgec.protocol import (
     DeviceEvent,
@@ -40,7 +41,7 @@ from edgec.sketch import Histogram, QuantileSketch
 
 NOW = 1.75e9
 pytestmark = pytest.mark.slow
-OLD, NEW = "a" * 64, "b" * 64
+OLD, NEW, FIX = "a" * 64, "b" * 64, "c" * 64
 
 
 def birth(epoch: int, connection: int = 1, *, online: bool = True, boot: str | None = None) -> Presence:
@@ -461,6 +462,46 @@ def test_a_rollout_goes_through_or_is_taken_back(store: Store, poison: dict[str,
         store.rollouts.release_quarantine(NEW, now=NOW, actor="ann", reason="fixed")
         store.rollouts.create(make_plan(id="r2"), now=NOW, actor="ann")
     assert store.audit.verify()[0] == len(store.audit.entries(limit=1000))
+
+
+def test_a_device_that_was_away_when_an_undo_ended_goes_back_when_it_returns(store: Store) -> None:
+    names = [f"d{i:02}" for i in range(12)]
+    enrol(store, *names)
+    for name in names:
+        store.devices.heard(name, birth(1), NOW)
+    settle_down(store, names, 0, NOW)
+    plan = make_plan(stages=(Stage(percent=100),))
+    store.rollouts.create(plan, now=NOW, actor="ann")
+    store.rollouts.create(make_plan(id="r2", artifacts={"cpu": FIX}), now=NOW, actor="ann")
+    store.rollouts.order("r1", "start", now=NOW, actor="ann")
+    store.rollouts.tick("r1", NOW)
+    untold, installed, *rest = names
+    settle_down(store, [installed, *rest], 1, NOW + 5)
+    bad = store.devices.get(installed).epoch
+    for name in (untold, installed):
+        store.devices.heard(name, birth(1, online=False), NOW + 6)
+    store.rollouts.order("r1", "undo", now=NOW + 10, actor="ann")
+    store.rollouts.tick("r1", NOW + 10)
+    with pytest.raises(FleetError, match="r1 of m is under way: its undo ends"):
+        store.rollouts.order("r2", "start", now=NOW + 11, actor="ann")
+    settle_down(store, rest, 2, NOW + 12)
+    assert store.rollouts.tick("r1", NOW + 13) == [Undone(confirmed=10, waiting=2)]
+    store.rollouts.order("r2", "start", now=NOW + 14, actor="ann")
+    store.rollouts.order("r2", "pause", now=NOW + 14, actor="ann")
+    # Back again, with what they had: the order of the newer epoch is there for them, and they follow it.
+    for name, active in ((untold, OLD), (installed, NEW)):
+        store.devices.heard(name, birth(1, 2), NOW + 900)
+        store.devices.heard(name, report(bad if active == NEW else 0, 3, active), NOW + 900)
+    assert store.rollouts.tick("r1", NOW + 901) == []
+    due = {order.device: order.epoch for order in store.orders.due(NOW + 902, renew_s=0.0, limit=100)}
+    for name in (untold, installed):
+        device = store.devices.get(name)
+        assert NEW not in device.wanted.values()
+        assert due[name] == device.epoch > bad
+    settle_down(store, [untold, installed], 4, NOW + 910)
+    with store.database.read() as connection:
+        facts = gather_devices(connection, store.rollouts.get("r1"))
+    assert all(d.confirmed for d in facts)
 
 
 def test_a_server_that_dies_in_a_tick_leaves_nothing_half_done(store: Store, monkeypatch: Any) -> None:

@@ -107,7 +107,8 @@ def stage_lines(stage: StageView) -> list[str]:
     count = "" if stage.devices is None else f", {stage.devices} of {stage.eligible} devices"
     lines = [f"stage {stage.number}  {stage.percent:g} %{count}: {stage.state}"]
     if stage.held:
-        lines.append(printable(f"  holds: {stage.held}"))
+        word = "holds" if stage.state == "holding" else "undoing"
+        lines.append(printable(f"  {word}: {stage.held}"))
     return [*lines, *(look_lines(stage.look) if stage.look else [])]
 
 

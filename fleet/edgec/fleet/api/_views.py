@@ -166,7 +166,9 @@ def view_stages(rollout: Rollout, logged: Sequence[LoggedDecision]) -> list[Stag
     if rollout.state in ("aborted", "undoing", "undone"):
         for stage in stages:
             if stage.state in ("running", "holding"):
-                stage.state, stage.held = "stopped", ""
+                stage.state = "stopped"
+            if stage is not now or rollout.held != "undoing":
+                stage.held = ""
     return stages
 
 
@@ -181,7 +183,9 @@ def _tell(stage: StageView, entry: LoggedDecision) -> None:
     if isinstance(decision, Soak):
         stage.soaking_since, stage.state, stage.held = entry.at, "running", ""
     elif isinstance(decision, Hold):
-        stage.state, stage.held = "holding", decision.detail
+        stage.held = decision.detail
+        if decision.reason != "undoing":
+            stage.state = "holding"
     elif isinstance(decision, Look):
         findings = [FindingView.model_validate(f) for f in decision.verdict["findings"]]
         stage.look = LookView(

@@ -282,13 +282,19 @@ def _undo(rollout: Rollout, facts: Facts, now: float) -> Iterator[Decision]:
     yield from _take_back(facts)
     told = [d for d in facts.devices if d.assigned]
     waiting = [d for d in told if not d.confirmed]
-    heard = [d for d in waiting if d.seen_at >= rollout.since]
-    if (not heard and now - rollout.since >= rollout.plan.install_s) or not waiting:
-        yield Undone(confirmed=len(told) - len(waiting), waiting=len(waiting))
-    elif now - rollout.since > rollout.plan.patience_s:
-        if not rollout.told_long:
-            detail = f"{len(heard)} devices were heard of and have not confirmed that they went back"
-            yield OpenIncident(
-                reason="not_undone", detail=detail, evidence={"devices": [d.id for d in heard]}
+    # Who is away gets the order when it is back, as does who is connected and silent for so long.
+    silent = now - rollout.since >= rollout.plan.install_s
+    here = [d for d in waiting if d.reachable and (d.seen_at >= rollout.since or not silent)]
+    patient = now - rollout.since <= rollout.plan.patience_s
+    if here and patient:
+        if rollout.held != "undoing":
+            detail = (
+                "it waits until all devices that are connected have gone back; others do when they return"
             )
-        yield Undone(confirmed=len(told) - len(waiting), waiting=len(waiting))
+            figures = {"waiting": float(len(here)), "away": float(len(waiting) - len(here))}
+            yield Hold(reason="undoing", detail=detail, figures=figures)
+        return
+    if here and not rollout.told_long:
+        detail = f"{len(here)} devices were heard of and have not confirmed that they went back"
+        yield OpenIncident(reason="not_undone", detail=detail, evidence={"devices": [d.id for d in here]})
+    yield Undone(confirmed=len(told) - len(waiting), waiting=len(waiting))

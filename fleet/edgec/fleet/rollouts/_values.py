@@ -163,6 +163,7 @@ class DeviceFacts:
         phase_at: When it reported so, by the fleet's clock.
         noticed: Whether it has acknowledged the assignment.
         seen_at: When it was last heard of.
+        reachable: Whether it is connected and follows orders: neither revoked nor fenced.
         undone: Whether this rollout has taken its assignment back.
         confirmed: Whether it has acknowledged that.
         reason: Of its failure.
@@ -181,6 +182,7 @@ class DeviceFacts:
     phase_at: float = 0.0
     noticed: bool = False
     seen_at: float = 0.0
+    reachable: bool = True
     undone: bool = False
     confirmed: bool = False
     reason: str = ""

@@ -21,7 +21,18 @@ from edgec.sketch import reference_bins
 # So many devices of either side say all that more would.
 _MOST_DEVICES = 1000
 _BEFORE_S = 86400.0
-_COLUMNS = ("id", "hardware", "revoked_at", "fenced", "seen_at", "view", "wanted", "epoch", "acknowledged")
+_COLUMNS = (
+    "id",
+    "hardware",
+    "revoked_at",
+    "fenced",
+    "online",
+    "seen_at",
+    "view",
+    "wanted",
+    "epoch",
+    "acknowledged",
+)
 
 
 def quarantined(connection: Connection) -> frozenset[str]:
@@ -100,17 +111,19 @@ def _facts(row: Row[Any], told: Row[Any] | None, model: str, named: bool) -> Dev
     active = active_in(row.view, model)
     # It may follow orders that these books have lost, or of another fleet: what it runs is what counts.
     wanted = active if is_ahead(row.acknowledged, row.epoch) else row.wanted.get(model)
-    available = named and row.revoked_at is None and not row.fenced
+    follows = row.revoked_at is None and not row.fenced
+    available, reachable = named and follows, follows and row.online
     if told is None:
         return DeviceFacts(
             id=row.id, hardware=row.hardware, active=active, wanted=wanted,
-            available=available, seen_at=row.seen_at,
+            available=available, seen_at=row.seen_at, reachable=reachable,
         )  # fmt: skip
     return DeviceFacts(
         id=row.id, hardware=row.hardware, active=active, wanted=wanted,
         available=available, assigned=told.digest, previous=told.previous, assigned_at=told.assigned_at,
         attempts=told.attempts, phase=told.phase, phase_at=told.phase_at, noticed=told.noticed,
-        seen_at=row.seen_at, undone=told.undone, confirmed=told.confirmed, reason=told.reason,
+        seen_at=row.seen_at, reachable=reachable, undone=told.undone, confirmed=told.confirmed,
+        reason=told.reason,
     )  # fmt: skip
 
 

@@ -224,14 +224,17 @@ def _row(connection: Connection, rollout: str, *, lock: bool = False) -> Row[Any
 
 
 def _refuse_others(connection: Connection, rollout: Rollout) -> None:
-    query = select(rollouts.c.id).where(
+    query = select(rollouts.c.id, rollouts.c.state).where(
         rollouts.c.model == rollout.plan.model,
         rollouts.c.state.in_(_BUSY),
         rollouts.c.id != rollout.plan.id,
     )
-    other = connection.execute(query).scalar()
+    other = connection.execute(query).first()
     if other is not None:
-        raise FleetError(f"rollout {other} of {rollout.plan.model} is under way; end it first", "conflict")
+        words = "is under way; end it first"
+        if other.state == "undoing":
+            words = "is under way: its undo ends once all devices that are connected have gone back"
+        raise FleetError(f"rollout {other.id} of {rollout.plan.model} {words}", "conflict")
 
 
 def _write(
