@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -32,9 +32,10 @@ from edgec.device_agent._joining import Trusted, join
 from edgec.device_agent._links import link_options
 from edgec.errors import FleetError, OutputError
 from edgec.fleet.server import FleetOptions, FleetServer
-from edgec.fleet.server._broker import end_orphans
+from edgec.fleet.server._broker import end_orphans, make_broker
 from edgec.fleet.server._leader import Leader
 from edgec.fleet.server._listener import Listener
+from edgec.fleet.server._options import Ports
 from edgec.fleet.server._upkeep import remove_leftovers, renew
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Store
@@ -254,6 +255,45 @@ def test_a_port_that_was_chosen_and_is_taken_is_chosen_anew(tmp_path: Path) -> N
             moved = server.url
     with running_server(tmp_path, "nats") as server:
         assert (server.url, server.advice) == (moved, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broker", BROKERS)
+def test_a_port_of_the_broker_that_was_chosen_and_is_taken_is_chosen_anew(
+    tmp_path: Path, broker: str
+) -> None:
+    with running_server(tmp_path, broker) as server:
+        assert server.broker is not None
+        before = server.broker.port, server.broker.password_port
+    with ExitStack() as stack:
+        for port in filter(None, before):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        with running_server(tmp_path, broker) as server:
+            assert server.broker is not None
+            after = server.broker.port, server.broker.password_port
+            assert not set(filter(None, before)) & set(after)
+            assert all(
+                str(old) in told for old, told in zip(filter(None, before), server.advice, strict=True)
+            )
+            assert f"--broker-port {before[0]}" in server.advice[0]
+    with running_server(tmp_path, broker) as server:
+        assert server.broker is not None
+        assert ((server.broker.port, server.broker.password_port), server.advice) == (after, [])
+
+
+@pytest.mark.parametrize("option", ["broker_port", "token_port"])
+def test_a_port_of_the_broker_that_is_asked_for_and_taken_is_named(tmp_path: Path, option: str) -> None:
+    skip_without("mosquitto")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        asked = {"broker_port": 0, "token_port": 0, option: port}
+        options = FleetOptions(data_dir=tmp_path, broker="mosquitto", **asked)
+        flag = f"--{option.replace('_', '-')}"
+        with pytest.raises(
+            FleetError, match=rf"^cannot listen at .* port {port}: .*another {flag}$"
+        ) as caught:
+            make_broker(options, CertificateAuthority(tmp_path / "tls"), Ports())
+    assert caught.value.reason == "address"
 
 
 def _port(url: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from edgec.artifact import atomic_write
 from edgec.errors import FleetError, LinkError
+from edgec.errors.addresses import cannot_listen
 from edgec.fleet.server._options import FleetOptions, Ports
 from edgec.protocol.brokers import FLEET, Broker, Mosquitto, Nats, find_mosquitto, find_nats
 from edgec.protocol.certificates import CertificateAuthority
@@ -28,8 +30,11 @@ _ORPHAN_S = 10.0
 def make_broker(options: FleetOptions, authority: CertificateAuthority, ports: Ports) -> Broker:
     """Return the broker that the options name, not yet started.
 
+    One that a killed server has left behind is ended. A port that was chosen at an earlier start and is taken
+    by somebody else is not kept.
+
     Raises:
-        FleetError: It is not installed.
+        FleetError: It is not installed, or a port that was asked for is taken (``reason`` ``address``).
     """
     name = options.broker
     if name == "auto":
@@ -42,6 +47,7 @@ def make_broker(options: FleetOptions, authority: CertificateAuthority, ports: P
         )
     directory = options.data_dir.absolute() / "broker"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    end_orphans(directory)
     with_passwords = name == "mosquitto" or options.identity == "token"
     return (Mosquitto if name == "mosquitto" else Nats)(
         directory,
@@ -50,8 +56,50 @@ def make_broker(options: FleetOptions, authority: CertificateAuthority, ports: P
         passwords={FLEET: fleet_password(directory)} if with_passwords else None,
         listen=options.host,
         names=options.all_names(),
-        ports=(options.broker_port or ports.broker, options.token_port or ports.token),
+        ports=(
+            _port(options.host, options.broker_port, ports.broker, "--broker-port"),
+            # nats-server has one port, whatever devices show to it.
+            _port(options.host, options.token_port, ports.token, "--token-port")
+            if name == "mosquitto"
+            else 0,
+        ),
     )
+
+
+def moved(options: FleetOptions, known: Ports, broker: Broker) -> list[str]:
+    """Return what people should know of ports that were chosen at earlier starts, and could not be had."""
+    ports = [("--broker-port", options.broker_port, known.broker, broker.port)]
+    if isinstance(broker, Mosquitto):
+        ports.append(("--token-port", options.token_port, known.token, broker.password_port))
+    return [
+        f"port {before} of the broker, chosen at an earlier start, is taken: it is {now} from now on. "
+        f"Devices that have joined look for it at {before}: free that one and start with {option} {before}, "
+        "or let them join anew"
+        for option, asked, before, now in ports
+        if before and not asked and now != before
+    ]
+
+
+def _port(host: str, asked: int, known: int, option: str) -> int:
+    """Return the port for the broker to listen at; 0 for any that is free.
+
+    Raises:
+        FleetError: The one that was asked for is taken.
+    """
+    port = asked or known
+    if not port:
+        return 0
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As brokers do: connections that have ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            if asked:
+                raise FleetError(cannot_listen(host, port, e, option), "address") from e
+            _log.info("%s", cannot_listen(host, port, e, option))
+            return 0
+    return port
 
 
 def fleet_password(directory: Path) -> str:
@@ -83,12 +131,11 @@ class Keeper:
         self.restarts = 0
 
     def start(self) -> None:
-        """Start the broker, after one that a killed server has left behind was ended.
+        """Start the broker.
 
         Raises:
             LinkError: It does not start.
         """
-        end_orphans(self._broker.directory)
         self._broker.start()
         self._thread.start()
 

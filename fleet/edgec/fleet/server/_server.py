@@ -14,7 +14,7 @@ from edgec.fleet.dashboard import mount
 from edgec.fleet.enrolment import BrokerAccess, Enrolment
 from edgec.fleet.mqtt import MqttSettings, MqttSide
 from edgec.fleet.server._alone import alone_on
-from edgec.fleet.server._broker import Keeper, make_broker
+from edgec.fleet.server._broker import Keeper, make_broker, moved
 from edgec.fleet.server._http import Http
 from edgec.fleet.server._leader import Leader
 from edgec.fleet.server._options import FleetOptions, Ports, in_url, read_ports, write_ports
@@ -198,6 +198,7 @@ class FleetServer:
         self._keeper = keeper = Keeper(self.broker)
         self._stack.callback(keeper.close)
         keeper.start()
+        self.advice += moved(self.options, self._ports, self.broker)
         access.start()
         self._stack.callback(access.close)
         return link()
