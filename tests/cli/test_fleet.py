@@ -19,7 +19,7 @@ pytest.importorskip("scipy", reason="the fleet needs the extra 'fleet'")
 pytest.importorskip("tuf", reason="the fleet needs the extra 'fleet'")
 
 from click.testing import CliRunner, Result
-from tests.fleet.served import Sender, artifact, enrol, reports, serving, token, upload
+from tests.fleet.served import GOOD, Sender, artifact, enrol, reports, serving, token, upload
 
 from edgec.cli import main_group
 from edgec.cli._fleet_follow import follow
@@ -231,6 +231,29 @@ def test_an_upload_names_the_file_and_what_it_runs_on(run: Run, tmp_path: Path) 
     assert isinstance(other.exception, FleetError)
     assert other.exception.reason == "conflict"
     assert "for rare" in str(other.exception)
+
+
+def test_each_file_of_an_upload_is_tried(run: Run, tmp_path: Path) -> None:
+    good = artifact(tmp_path, "1", model="first")
+    bad = artifact(tmp_path, "1", model="bad", report={"parity": {"passed": False}})
+    free = artifact(tmp_path, "1", model="free", report={**GOOD, "options": {"max_drop": None}})
+    result = run("upload", str(good), str(bad), str(free))
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["model", "first", "free"]
+    assert result.stdout.count("warning: no accuracy gate") == 1
+    assert "warning: no accuracy gate" in run("releases", "free", "1").stdout
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(f"edgec: {bad}: bad 1 for cpu-x86_64 did not pass: parity failed")
+    assert isinstance(result.exception, FleetError)
+    assert str(result.exception) == f"1 of 3 files were not taken: {bad}"
+    assert result.exception.reason == "refused"
+    shown = run("upload", str(bad), str(good), "--json")
+    assert [a["model"] for a in json.loads(shown.stdout)] == ["first"]
+    assert shown.exit_code == 1
+    (tmp_path / "token").write_text("edgec_t")
+    where = ["--server", "http://127.0.0.1:9", "--token-file", str(tmp_path / "token")]
+    away = run("upload", str(good), str(free), *where)
+    assert len(away.stderr.splitlines()) == 1, "who cannot be reached is not asked for each"
+    assert str(away.exception) == f"2 of 2 files were not taken: {good}, {free}"
 
 
 def test_a_rollout_that_no_device_can_take_says_so(run: Run, fleet: Fleet, tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ import click
 
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import table
-from edgec.cli._text import moment, size
+from edgec.cli._text import moment, printable, size
 from edgec.errors import FleetError
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
     from edgec.fleet.views import ArtifactDetail, ArtifactView
 
+# Then the other files would only wait for the same.
+_NO_SERVER = ("unreachable", "tls")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -41,14 +43,45 @@ def upload(
 ) -> None:
     """Upload artifacts: the fleet verifies, keeps and signs them. The same file again changes nothing.
 
+    Each file is tried; where some are not taken, the exit status is 1.
+
     \b
     edgec fleet upload build/kws-cpu-x86_64.edgec build/kws-rpi5.edgec
     edgec fleet upload kws.edgec --override 'accuracy is measured in the lab'
     """
-    found = [_send(client, path, hardware, override) for path in files]
-    rows = [_row(artifact) for artifact in found]
+    taken: dict[Path, ArtifactDetail] = {}
+    refused: list[FleetError] = []
+    for path in files:
+        got = _tried(client, path, hardware, override)
+        if not isinstance(got, FleetError):
+            taken[path] = got
+            continue
+        if len(files) == 1:
+            raise got
+        refused.append(got)
+        if got.reason in _NO_SERVER:
+            break
     head = ["model", "version", "target", "runs on", "size", "digest", ""]
-    show(as_json, found, lambda: table(head, rows, ""))
+    rows = [_row(artifact) for artifact in taken.values()]
+    show(as_json, list(taken.values()), lambda: table(head, rows, "nothing was taken"))
+    for error in refused:
+        click.echo(f"edgec: {printable(' '.join(str(error).split()))}", err=True)
+    if refused:
+        missing = [path for path in files if path not in taken]
+        reasons = {error.reason for error in refused}
+        raise FleetError(
+            f"{len(missing)} of {len(files)} files were not taken: {', '.join(map(str, missing))}",
+            reasons.pop() if len(reasons) == 1 else "refused",
+        )
+
+
+def _tried(
+    client: FleetClient, path: Path, hardware: tuple[str, ...], override: str | None
+) -> ArtifactDetail | FleetError:
+    try:
+        return _send(client, path, hardware, override)
+    except FleetError as e:
+        return e
 
 
 def _send(client: FleetClient, path: Path, hardware: tuple[str, ...], override: str | None) -> ArtifactDetail:
