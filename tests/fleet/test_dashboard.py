@@ -394,6 +394,19 @@ def test_a_command_is_sent_as_it_would_be_from_a_terminal_and_its_result_shown(p
         assert "&#34;hello&#34;" in page.text
 
 
+def test_the_commands_that_every_agent_knows_are_offered_and_told(place: Place) -> None:
+    from edgec.device_agent import RemoteOperations
+
+    known = {"abort", "refresh", *RemoteOperations().names}
+    with place.client("operator") as client:
+        page = client.get("/devices/cam-002").text
+    form = page[page.index('id="command-name"') :]
+    assert set(re.findall(r'<option value="(\w+)" label="[^"]+">', form)) == known
+    assert set(re.findall(r"<dt><code>(\w+)</code></dt><dd>\w", form)) == known
+    hint = page[page.index("Every agent knows") : page.index('id="command-name"')]
+    assert all(name in hint for name in known)
+
+
 def test_waiting_for_a_device_takes_no_thread_that_makes_pages(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

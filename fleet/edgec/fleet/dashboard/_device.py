@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -24,8 +25,17 @@ from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.why import Why, why
 from edgec.protocol import CommandReply, DeviceEvent, ModelReport
 
-# Those that every agent knows; others may know more.
-COMMANDS = ("status", "refresh", "abort", "logs", "verify", "benchmark", "telemetry", "restart")
+# Those that every agent knows: what they do, and arguments as they are written, where there are any.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "status": ("tells all that it runs", ""),
+    "refresh": ("looks for what is wanted now", ""),
+    "abort": ("ends an update of one model, or of all", "model=NAME"),
+    "logs": ("tells the last lines of its log", "lines=200"),
+    "verify": ("runs the self-test of what serves", "model=NAME"),
+    "benchmark": ("measures what serves", "model=NAME\nseconds=5"),
+    "telemetry": ("sets what it tells, within what its owner permits", 'policy={"interval_s": 600}'),
+    "restart": ("loads what serves anew", "model=NAME"),
+}
 SPANS = {"24": "24 hours", "72": "3 days", "336": "14 days"}
 _EVENTS = 40
 
