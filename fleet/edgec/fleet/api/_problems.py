@@ -23,6 +23,7 @@ from edgec.errors import (
     ProtocolError,
     TrustError,
 )
+from edgec.fleet._wrong import problem_of
 
 PROBLEM_TYPE = "application/problem+json"
 # By `FleetError.reason`; what is not here is 409.
@@ -155,7 +156,7 @@ def install_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         found = [
-            FieldProblem(where=".".join(map(str, e["loc"])), problem=str(e["msg"])) for e in error.errors()
+            FieldProblem(where=".".join(map(str, e["loc"])), problem=problem_of(e)) for e in error.errors()
         ]
         detail = "; ".join(f"{f.where}: {f.problem}" for f in found[:10])
         return problem_reply(request, 422, "invalid", detail, errors=found)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, exists, or_, select, true
 
 from edgec.errors import FleetError
+from edgec.fleet._wrong import LABEL_VALUE, NAME
 from edgec.fleet.store._schema import devices, labels
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
@@ -64,7 +65,11 @@ def checked_labels(own: Mapping[str, str]) -> dict[str, str]:
     wrong = [f"{k}={v}" for k, v in own.items() if not (re.fullmatch(_NAME, k) and re.fullmatch(_VALUE, v))]
     wrong += [k for k in own if k in ("hardware", "id")]
     if wrong:
-        raise FleetError(f"these cannot be labels: {', '.join(map(repr, wrong))}", "query")
+        raise FleetError(
+            f"these cannot be labels: {', '.join(map(repr, wrong))}; a key is {NAME}, a value "
+            f"{LABEL_VALUE}; the keys 'hardware' and 'id' are taken",
+            "query",
+        )
     return dict(own)
 
 
