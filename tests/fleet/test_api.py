@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -203,6 +204,11 @@ def test_a_rollout_is_made_ordered_and_shown_stage_by_stage(api: TestClient, fle
     assert "under way" in problem(second, 409, "conflict")
     # All or nothing: the rollout that could not start was not made.
     assert len(api.get("/api/v1/rollouts").json()["items"]) == 1
+    # Who makes another one of what somebody has undone is told so.
+    (warning,) = api.post("/api/v1/rollouts", json=wanted).json()["warnings"]
+    words = rf"rollout {rollout} of this release was undone by the admin at [-0-9]+ [:0-9]+ UTC: wrong"
+    assert re.fullmatch(words, warning)
+    assert api.get(f"/api/v1/rollouts/{rollout}").json()["warnings"] == made.json()["warnings"] == []
 
 
 def test_incidents_are_listed_with_evidence_and_closed_once(api: TestClient, fleet: Fleet) -> None:

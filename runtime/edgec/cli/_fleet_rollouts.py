@@ -13,11 +13,12 @@ from edgec.cli._fleet_follow import follow as followed
 from edgec.cli._fleet_login import json_option, show, with_fleet
 from edgec.cli._fleet_text import rollout_lines, rollout_row, table
 from edgec.cli._lazy import SentencesGroup
+from edgec.cli._text import printable
 from edgec.errors import FleetError
 
 if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
-    from edgec.fleet.views import Word
+    from edgec.fleet.views import RolloutView, Word
 
 _HEAD = ["rollout", "state", "stage", "devices", "made", "why"]
 _reason = click.option("--reason", default="", help="For the log of decisions.")
@@ -95,7 +96,13 @@ def create(
         told = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors())
         raise FleetError(f"this is no rollout: {told}", "invalid") from e
     found = client.create_rollout(wanted)
+    _warn(found)
     show(as_json, found, lambda: rollout_lines(found))
+
+
+def _warn(found: RolloutView) -> None:
+    for warning in found.warnings:
+        click.echo(printable(f"warning: {warning}"), err=True)
 
 
 def _plan(path: Path | None) -> dict[str, Any]:
@@ -153,6 +160,7 @@ def _ordering(word: Word, help_text: str) -> None:
     @with_fleet
     def order(client: FleetClient, rollout_id: str, reason: str, as_json: bool) -> None:
         found = client.order(rollout_id, word, reason)
+        _warn(found)
         show(as_json, found, lambda: rollout_lines(found))
 
 

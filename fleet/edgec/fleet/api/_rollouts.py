@@ -219,7 +219,8 @@ def show(fleet: Fleet, rollout: str) -> RolloutView:
     found, created_at = pages.rollout(rollout)
     logged = pages.decisions(rollout, kinds=STAGE_KINDS, limit=100_000)
     words: list[Word] = [word for word in _WORDS if refusal(found, word) is None]
-    return view_rollout(found, created_at, logged, pages.phases(rollout), words)
+    undone = pages.undone_before(found.plan) if found.state in ("draft", "running", "paused") else ()
+    return view_rollout(found, created_at, logged, pages.phases(rollout), words, undone)
 
 
 _WORDS: tuple[Word, ...] = ("start", "pause", "resume", "abort", "undo", "retry")

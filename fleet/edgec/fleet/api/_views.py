@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgec.errors import ProtocolError
-from edgec.fleet.rollouts import Begin, Hold, Look, Plan, Rollout, Soak
+from edgec.fleet._dates import date
+from edgec.fleet.rollouts import Begin, Hold, Look, Order, Plan, Rollout, Soak
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import DeviceRecord, HourOf, LoggedDecision, StoredRecord
 from edgec.fleet.store._drift import DriftRow
@@ -127,6 +128,7 @@ def view_rollout(
     logged: Sequence[LoggedDecision],
     phases: dict[str, int],
     orders: Sequence[Word],
+    undone: Sequence[tuple[str, float, Order]] = (),
 ) -> RolloutView:
     """Return how far a rollout is, stage by stage.
 
@@ -136,6 +138,7 @@ def view_rollout(
         logged: Its decisions of `STAGE_KINDS`, in order.
         phases: Its devices by phase.
         orders: That can be given now.
+        undone: Other rollouts of the same that persons have undone: id, time, order.
     """
     return RolloutView(
         **_summary(rollout, created_at),
@@ -143,6 +146,11 @@ def view_rollout(
         devices=phases,
         stages=view_stages(rollout, logged),
         orders=list(orders),
+        warnings=[
+            f"rollout {other} of this release was undone by {said.by} at {date(at)}"
+            + (f": {said.reason}" if said.reason else "")
+            for other, at, said in undone
+        ],
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, case, func, or_, select, true
 
 from edgec.errors import FleetError
-from edgec.fleet.rollouts import Rollout, decision_from_dict
+from edgec.fleet.rollouts import Order, Plan, Rollout, decision_from_dict
 from edgec.fleet.store._database import Database
 from edgec.fleet.store._rollouts import Incident, LoggedDecision
 from edgec.fleet.store._schema import (
@@ -108,6 +108,29 @@ class Pages:
         if row is None:
             raise FleetError(f"there is no rollout {rollout!r}", "not_found")
         return Rollout.from_dict(row.document), row.created_at
+
+    def undone_before(self, wanted: Plan, limit: int = 10) -> list[tuple[str, float, Order]]:
+        """Return what other rollouts of an artifact of this one were undone by persons, newest first.
+
+        Each with its id, and when. What the gate undoes is quarantined, and so is refused.
+        """
+        digests = set(wanted.artifacts.values())
+        query = (
+            select(rollouts.c.id, rollouts.c.document, decisions.c.at, decisions.c.body)
+            .join(decisions, decisions.c.rollout == rollouts.c.id)
+            .where(
+                rollouts.c.model == wanted.model, rollouts.c.id != wanted.id, decisions.c.kind == Order.kind
+            )
+            .order_by(decisions.c.id.desc())
+        )
+        found = []
+        with self._database.read() as connection:
+            for row in connection.execute(query):
+                said = decision_from_dict(row.body)
+                shared = digests & set(row.document["plan"]["artifacts"].values())
+                if isinstance(said, Order) and said.word == "undo" and shared:
+                    found.append((row.id, row.at, said))
+        return found[:limit]
 
     def decisions(
         self, rollout: str, *, kinds: Sequence[str] = (), after: int = 0, limit: int = 1000

@@ -148,6 +148,11 @@ class RolloutView(RolloutSummary):
     )
     stages: list[StageView]
     orders: list[Word] = Field(description="That can be given now.")
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="What a person should know before it goes on, as that somebody has undone this release "
+        "before.",
+    )
 
 
 class DecisionView(View):
