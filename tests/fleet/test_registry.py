@@ -201,6 +201,12 @@ def test_a_refused_upload_changes_nothing_and_the_same_file_mends_what_is_signed
     assert registry.image.targets()[made.path].hardware == ("cpu",)
     assert upload(registry, io.BytesIO(file.getvalue())) == made
     assert set(registry.image.targets()[made.path].hardware) == {"cpu", "rare"}
+    before = signed()
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"half")):
+        damage(registry.path(made.sha256))
+        assert upload(registry, io.BytesIO(file.getvalue())) == made
+        assert registry.path(made.sha256).read_bytes() == file.getvalue()
+    assert signed() == before, "a lost file is no news"
     assert [e.action for e in store.audit.entries()] == ["artifact.upload"]
 
 

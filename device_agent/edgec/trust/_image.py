@@ -88,7 +88,8 @@ class ImageRepository(ImageCatalogue):
     ) -> ImageTarget:
         """Verify an artifact, copy it into the repository and stage its signed entry.
 
-        Nothing is in force before `release`. Publishing the same file again changes nothing.
+        Nothing is in force before `release`. Publishing the same file again changes nothing, but that a file
+        which is missing or damaged is written again.
 
         Args:
             artifact: Path of an ``.edgec`` file.
@@ -131,9 +132,9 @@ class ImageRepository(ImageCatalogue):
             deltas=(*(delta for delta in kept if delta.from_sha256 not in replaced), *fresh),
             chunks=self._add_chunks(path, chunks) if chunks else mapped,
         )
+        self._copy(artifact, target.location, sha256)
         if known is not None and image_target(known) == target:
             return target
-        self._copy(artifact, target.location, sha256)
         role.signed.targets[path] = _entry(target)
         self._add_provenance(role, target, manifest)
         self._stage_changed(PREFIX + manifest.model, role)
