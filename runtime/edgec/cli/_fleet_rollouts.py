@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgec.fleet.client import FleetClient
     from edgec.fleet.views import RolloutView, Word
 
-_HEAD = ["rollout", "state", "stage", "devices", "made", "why"]
+_HEAD = ["rollout", "name", "state", "stage", "devices", "made", "why"]
 _reason = click.option("--reason", default="", help="For the log of decisions.")
 
 

@@ -84,7 +84,8 @@ def rollout_row(rollout: RolloutSummary) -> list[str]:
     """Return a rollout in a row."""
     stage = f"{rollout.stage}/{rollout.of_stages}"
     why = rollout.reason or (f"holds: {rollout.held}" if rollout.held else "")
-    return [rollout.id, rollout.state, stage, rollout.query or "all", moment(rollout.created_at), why]
+    made, query = moment(rollout.created_at), rollout.query or "all"
+    return [rollout.id, rollout.name, rollout.state, stage, query, made, why]
 
 
 def rollout_lines(rollout: RolloutView) -> list[str]:
