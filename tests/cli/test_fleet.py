@@ -270,6 +270,8 @@ def test_a_rollout_that_no_device_can_take_says_so(run: Run, fleet: Fleet, tmp_p
 def test_tokens_claims_audit_and_commands(run: Run, fleet: Fleet) -> None:
     made = answer(run("tokens", "--create", "ci", "--role", "releaser", "--days", "1", "--json"))
     assert made["token"].startswith("edgec_")
+    second = run("tokens", "--create", "ci", "--role", "viewer")
+    assert f"token {made['id']} in force is named 'ci', too" in str(second.exception)
     assert "taken back" in run("tokens", "--revoke", made["id"]).output
     claim = answer(run("claim", "--uses", "3", "--label", "site=lab", "--json"))
     assert claim["claim"] in run("claim").output or claim["uses_left"] == 3

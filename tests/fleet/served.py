@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def reports(
 
 def token(fleet: Fleet, role: str) -> str:
     """Return a token of a role."""
-    return fleet.tokens.create(f"the {role}", role, now=fleet.clock(), actor="test")[1]
+    taken = {made.name for made in fleet.tokens.all()}
+    names = chain([f"the {role}"], (f"the {role} {number}" for number in count(2)))
+    name = next(name for name in names if name not in taken)
+    return fleet.tokens.create(name, role, now=fleet.clock(), actor="test")[1]
 
 
 @contextmanager

@@ -62,6 +62,24 @@ def test_a_token_ends_when_it_is_taken_back_but_never_the_last_of_an_admin(store
     store.audit.verify()
 
 
+def test_no_two_tokens_in_force_have_one_name(store: Store) -> None:
+    tokens = Tokens(store.database)
+    first, secret = tokens.create("ann", "admin", now=NOW, actor="test")
+    brief, _ = tokens.create("ci", "viewer", now=NOW, actor="test", expires_at=NOW + 100)
+    with pytest.raises(FleetError, match=f"token {first.id} in force is named 'ann'") as refused:
+        tokens.create("ann", "viewer", now=NOW, actor="test")
+    assert refused.value.reason == "conflict"
+    with pytest.raises(FleetError, match=f"revoke {brief.id} first"):
+        tokens.create("ci", "viewer", now=NOW + 99, actor="test")
+    # One that has ended, or was taken back, is no other any more.
+    again, _ = tokens.create("ci", "viewer", now=NOW + 100, actor="test")
+    tokens.revoke(again.id, now=NOW + 101, actor="test")
+    tokens.create("ci", "viewer", now=NOW + 102, actor="test")
+    assert tokens.create("ann", "admin", now=NOW, actor="test", instead_of=[first.id])[0].id != first.id
+    assert tokens.find(secret, NOW) is None
+    store.audit.verify()
+
+
 def test_a_reply_is_kept_with_its_work_or_not_at_all(store: Store) -> None:
     replies = Replies(store.database)
 
@@ -178,6 +196,14 @@ def test_what_may_not_be_done_twice_is_begun_once_by_two_at_once(shared: Store) 
         "t", "s", "k", "r", now=NOW, kept_s=3600, again=False
     )
     assert beside(shared, once, once) == [None, "conflict"]
+
+
+def test_a_name_is_given_once_by_two_at_once(shared: Store) -> None:
+    tokens = Tokens(shared.database)
+    tokens.create("ann", "admin", now=NOW, actor="test")
+    make: Callable[[], object] = lambda: tokens.create("ci", "viewer", now=NOW, actor="test")[0].name  # noqa: E731
+    assert beside(shared, make, make) == ["ci", "conflict"]
+    assert [token.name for token in tokens.all()].count("ci") == 1
 
 
 def test_one_of_two_admins_who_revoke_each_other_at_once_remains(shared: Store) -> None:

@@ -79,10 +79,8 @@ def first_token(tokens: Tokens, now: float) -> str | None:
     admins = [token for token in tokens.all() if token.role == "admin"]
     if any(token.used_at is not None or token.created_by != _ACTOR for token in admins):
         return None
-    _, secret = tokens.create("first", "admin", now=now, actor=_ACTOR)
-    for token in admins:
-        tokens.revoke(token.id, now=now, actor=_ACTOR)
-    return secret
+    unknown = [token.id for token in admins if token.revoked_at is None]
+    return tokens.create("first", "admin", now=now, actor=_ACTOR, instead_of=unknown)[1]
 
 
 def root_key_files(keys: Path) -> list[Path]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from edgec.errors import FleetError
 from edgec.fleet.store._audit import add_entry
@@ -29,7 +29,7 @@ class Token:
 
     Attributes:
         id: Its id; no secret.
-        name: Of the person or program that has it: the actor in the audit log.
+        name: Of the person or program that has it: the actor in the audit log. No two in force have one name.
         role: ``viewer``, ``operator``, ``releaser`` or ``admin``.
         created_at: When it was made, seconds by the fleet's clock.
         created_by: By whom.
@@ -59,13 +59,28 @@ class Tokens:
         self._database = database
 
     def create(
-        self, name: str, role: str, *, now: float, actor: str, expires_at: float | None = None
+        self,
+        name: str,
+        role: str,
+        *,
+        now: float,
+        actor: str,
+        expires_at: float | None = None,
+        instead_of: Collection[str] = (),
     ) -> tuple[Token, str]:
         """Make a token of 256 random bits; return what is known of it, and it, which is told only here.
 
+        Args:
+            name: Of the person or program that gets it; of no other token in force.
+            role: Of `ROLES`.
+            now: Seconds by the fleet's clock.
+            actor: Who makes it.
+            expires_at: When it ends; None for never.
+            instead_of: Ids of tokens that are taken back at the same moment.
+
         Raises:
             FleetError: There is no such role, the name cannot be, or it would have ended (``reason``
-                ``invalid``).
+                ``invalid``); or a token in force has the name (``conflict``).
         """
         problems = []
         if role not in ROLES:
@@ -83,6 +98,10 @@ class Tokens:
         )  # fmt: skip
         row = {**{k: getattr(made, k) for k in _COLUMNS}, "hash": _digest(secret)}
         with self._database.write() as connection:
+            for other in instead_of:
+                connection.execute(update(tokens).where(tokens.c.id == other).values(revoked_at=now))
+                add_entry(connection, now, actor, "token.revoke", other, {"name": made.name})
+            _refuse_taken(connection, made)
             connection.execute(tokens.insert(), row)
             body = {"name": made.name, "role": role, "expires_at": expires_at}
             add_entry(connection, now, actor, "token.create", made.id, body)
@@ -139,6 +158,22 @@ class Tokens:
 
 
 _COLUMNS = tuple(Token.__dataclass_fields__)
+
+
+def _refuse_taken(connection: Connection, made: Token) -> None:
+    """Refuse a second token in force with a name: whoever reads the audit log could not tell them apart."""
+    # Two that are made at once come one after the other: both wait for the same rows.
+    connection.execute(
+        select(tokens.c.id).where(tokens.c.role == "admin").order_by(tokens.c.id).with_for_update()
+    )
+    named = select(tokens).where(tokens.c.name == made.name, tokens.c.revoked_at.is_(None))
+    for row in connection.execute(named.order_by(tokens.c.id)):
+        if row.expires_at is None or row.expires_at > made.created_at:
+            raise FleetError(
+                f"token {row.id} in force is named {made.name!r}, too, and the audit log tells tokens by "
+                f"their names; choose another name, or revoke {row.id} first",
+                "conflict",
+            )
 
 
 def _digest(secret: str) -> str:
