@@ -234,6 +234,25 @@ def hear(store: Store, device: str, seq: int, active: str | None, state: str = "
     store.devices.heard(device, reported, NOW)
 
 
+def test_why_says_that_the_newest_version_is_the_one_uploaded_last(
+    store: Store, registry: Registry, tmp_path: Path
+) -> None:
+    store.devices.enrol("d1", "cpu", own={}, now=NOW, actor="ann")
+    old = upload(registry, artifact(tmp_path, "1"))
+    upload(registry, artifact(tmp_path, "3"))
+    upload(registry, artifact(tmp_path, "2"))
+    hear(store, "d1", 0, old.sha256)
+    plain = "nobody has rolled out version 2, which was uploaded last"
+    assert (why(store, "d1", "m").newest, why(store, "d1", "m").detail) == ("2", plain)
+    artifacts = registry.by_hardware("m", "3")
+    stages = (Stage(percent=100, soak_s=1),)
+    plan = Plan(id="r1", name="r", model="m", version="3", artifacts=artifacts, stages=stages)
+    store.rollouts.create(plan, now=NOW, actor="ann")
+    store.rollouts.order("r1", "start", now=NOW, actor="ann")
+    store.rollouts.tick("r1", NOW)
+    assert why(store, "d1", "m").detail == f"{plain}; it is being given version 3"
+
+
 def test_why_says_what_keeps_a_device_from_the_newest_version(
     store: Store, registry: Registry, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ class Why:
         device: Its id.
         model: Name of the model.
         has: Version that serves; None for none, or one that is not in the registry.
-        newest: Newest version for its hardware; None where there is none.
+        newest: Newest version for its hardware, which is the one that was uploaded last; None for none.
         reason: For programs: ``has_it``, ``revoked``, ``fenced``, ``no_release``, ``quarantined``,
             ``no_rollout``, ``not_in_query``, ``draft``, ``paused``, ``aborted``, ``undone``, ``later_stage``,
             ``not_told``, ``offline``, ``not_noticed``, ``under_way`` or ``failed``.
@@ -130,7 +130,8 @@ def _explain(
         detail = f"version {newest.version} is quarantined: {newest.reason}"
         return "quarantined", detail, found.id if found else None
     if found is None:
-        return "no_rollout", f"nobody has rolled out version {newest.version}", None
+        detail = f"nobody has rolled out version {newest.version}, which was uploaded last"
+        return "no_rollout", detail + _given(connection, device, newest, active), None
     rollout = Rollout.from_dict(found.document)
     key = (assignments.c.rollout == found.id) & (assignments.c.device == device.id)
     told = connection.execute(select(assignments).where(key)).first()
@@ -139,6 +140,15 @@ def _explain(
         own = {r.key: r.value for r in connection.execute(select(labels).where(labels.c.device == device.id))}
         reason, detail = _not_told(device, own, rollout)
     return reason, detail, found.id
+
+
+def _given(connection: Connection, device: Row[Any], newest: Row[Any], active: str | None) -> str:
+    """Return which other version a device is told to have, and has not yet; empty for none."""
+    wanted = device.wanted.get(newest.model)
+    if wanted is None or wanted == active:
+        return ""
+    version = connection.execute(select(artifacts.c.version).where(artifacts.c.sha256 == wanted)).scalar()
+    return f"; it is being given version {version}" if version else ""
 
 
 def _told(device: Row[Any], told: Row[Any]) -> tuple[str, str]:
