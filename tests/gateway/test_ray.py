@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ pytest.importorskip("uvicorn", reason="needs the extra gateway")
 from tests.gateway.test_gateway import INFER, REQUEST
 from tests.oip_conformance.oip import Client, assert_refused
 
-from edgec.artifact import Artifact
+from edgec.artifact import Artifact, Pipeline
+from edgec.artifact.steps import Normalize
 from edgec.errors import MissingExtraError, ServingError
 from edgec.gateway import FollowOptions, GatewayOptions, RayGateway, RayOptions
+from edgec.gateway._ray import _reason
 from edgec.gateway._replica import Replica, _share
 from edgec.runtime.testing import tiny_artifact
 from edgec.serving import ServerOptions
@@ -45,8 +48,6 @@ def running(artifact: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command += ["--key-file", str(keys), "--rate", "0.001", "--burst", "60", "--threads", "1", "--ray"]
     env = {
         **os.environ,
-        # A replica that ends waits 30 s for balancers that have not heard of it yet; here is but Ray's own.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # On a busy machine it takes longer than 30 s.
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "240",
     }
@@ -101,6 +102,8 @@ def test_it_answers_as_the_gateway_does_one_hop_behind_haproxy(
         assert client.request("POST", INFER, REQUEST, {"X-API-Key": "key-of-the-second-device"}).status == 200
     process.terminate()
     assert process.wait(120) == 0
+    with (artifact.parent / "said").open() as said:
+        assert "failed to shut down" not in said.read()  # its replicas ended in time
 
 
 def test_a_replica_answers_with_its_share_of_what_is_allowed(artifact: Path, tmp_path: Path) -> None:
@@ -146,6 +149,35 @@ def test_a_replica_answers_with_its_share_of_what_is_allowed(artifact: Path, tmp
         sys.setswitchinterval(interval)
     assert (said[0]["type"], said[-1]["type"]) == ("lifespan.startup.complete", "lifespan.shutdown.complete")
     assert [m["status"] for m in said if m["type"] == "http.response.start"] == [200, 429]
+
+
+@pytest.mark.skipif(not HAS_RAY, reason="needs the extra ray: pip install 'edgec[ray]'")
+def test_a_port_that_is_in_use_is_told_before_ray_starts(artifact: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(preprocess=(Normalize(scale=(0.5,)),))
+    prepared = tiny_artifact(tmp_path / "prepared.edgec", pipeline=pipeline)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        gateway = RayGateway([prepared], GatewayOptions(server=ServerOptions(port=port)), RayOptions())
+        assert gateway.models == [("tiny", "1"), ("tiny.predict", "1")]
+        with pytest.raises(ServingError, match=f"cannot listen at 127.0.0.1 port {port}: .*--port"):
+            gateway.run()
+    assert RayGateway([artifact], GatewayOptions(server=ServerOptions(port=0)), RayOptions()).models == [
+        ("tiny", "1")
+    ]
+
+
+def test_what_ray_says_is_told_without_its_traceback() -> None:
+    class Told(Exception):
+        cause = RuntimeError(
+            "HAProxy crashed during startup: [NOTICE]   (7) : version 2\n"
+            "[WARNING]  (7) : config\n[ALERT]    (7) : Binding [haproxy.cfg:50]: Address already in use\n"
+            "[ALERT]    (7) : Some protocols failed\n"
+        )
+
+    assert (
+        _reason(Told("ray::HAProxyManager\n  File x")) == "Binding [haproxy.cfg:50]: Address already in use"
+    )
+    assert _reason(RuntimeError("Deploying application edgec failed")) == "Deploying application edgec failed"
 
 
 def test_what_ray_does_not_do_is_refused(artifact: Path, tmp_path: Path) -> None:

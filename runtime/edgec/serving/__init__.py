@@ -16,12 +16,13 @@ from edgec.serving._contract import DEADLINE, read_terms
 from edgec.serving._lanes import BusyError, ClientGoneError
 from edgec.serving._models import ServedModel
 from edgec.serving._options import DEVICES, ServerOptions
-from edgec.serving._repository import Loader, Repository, Slot
+from edgec.serving._repository import PREDICT, Loader, Repository, Slot
 from edgec.serving._server import Front, Server
 
 __all__ = [
     "DEADLINE",
     "DEVICES",
+    "PREDICT",
     "App",
     "Assembly",
     "BusyError",
