@@ -17,6 +17,7 @@ from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
@@ -24,6 +25,7 @@ from tests.oip_conformance.oip import Client, Model, Reply, assert_refused
 from tests.serving.test_server import SlowSession, address
 
 from edgec.artifact import Artifact
+from edgec.cli import main_group
 from edgec.errors import ServingError
 from edgec.gateway import Gateway, GatewayOptions, read_identities
 from edgec.protocol._rates import Rates
@@ -188,6 +190,13 @@ def test_options_say_all_that_is_wrong() -> None:
         GatewayOptions(rate=-1, burst=0, upstream="triton:8000")
     with pytest.raises(ServingError, match="nothing to serve"):
         Gateway([], GatewayOptions(server=ANY))
+
+
+def test_options_of_ray_are_refused_without_it(artifact: Path) -> None:
+    for given in (["--replicas", "1-2"], ["--gpus", "0.5"], ["--ray-address", "head:6379"]):
+        result = CliRunner().invoke(main_group, ["gateway", "up", str(artifact), *given])
+        assert result.exit_code == 2
+        assert f"{given[0]} say how it runs on Ray: add --ray" in result.stderr
 
 
 MALFORMED: list[tuple[bytes, dict[str, str]]] = [

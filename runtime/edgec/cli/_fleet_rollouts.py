@@ -84,6 +84,7 @@ def create(
     """
     from pydantic import ValidationError
 
+    from edgec.fleet._wrong import problem_of
     from edgec.fleet.views import RolloutWanted
 
     flags = {"version": version, "query": query, "group": group, "name": name, "start": start}
@@ -93,7 +94,7 @@ def create(
     try:
         wanted = RolloutWanted.model_validate(asked)
     except ValidationError as e:
-        told = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors())
+        told = "; ".join(f"{'.'.join(map(str, p['loc']))}: {problem_of(p)}" for p in e.errors())
         raise FleetError(f"this is no rollout: {told}", "invalid") from e
     found = client.create_rollout(wanted)
     _warn(found)

@@ -133,6 +133,14 @@ def up(
         raise click.UsageError("nothing to serve: name artifacts, a --fleet or an --upstream")
     if (fleet is None) != (token_file is None):
         raise click.UsageError("--fleet and --token-file belong together")
+    given = click.get_current_context().get_parameter_source
+    alone = [
+        f"--{name.replace('_', '-')}"
+        for name in ("replicas", "gpus", "ray_address")
+        if not on_ray and given(name) is not click.core.ParameterSource.DEFAULT
+    ]
+    if alone:
+        raise click.UsageError(f"{' and '.join(alone)} say how it runs on Ray: add --ray")
     from edgec.gateway import (
         FollowOptions,
         Gateway,
