@@ -109,6 +109,7 @@ class RayGateway:
             with_haproxy = _prepare(Path(folder), alone=self._ray.address is None)
             import ray
             from ray import serve
+            from ray.exceptions import RayError
 
             with redirect_stdout(sys.stderr):  # where Ray prints what it has to say
                 _start(ray, self._ray)
@@ -118,7 +119,7 @@ class RayGateway:
                 with redirect_stdout(sys.stderr):
                     try:
                         self._deploy(serve, with_haproxy)
-                    except (RuntimeError, ray.exceptions.RayError) as e:  # all that it says of what fails
+                    except (RuntimeError, RayError) as e:  # all that it says of what fails
                         raise ServingError(f"the replicas do not start: {_reason(e)}") from e
                 if not stop.is_set() and on_ready is not None:
                     on_ready()
