@@ -67,10 +67,10 @@ def test_figures_are_those_of_the_store(store: Store) -> None:
         "hours": 1,
         "n": 9,
     }
-    of_input = {**row, "kind": "input", "output": "a/b/mean", "psi": 0.75, "ks": 0.125}
-    store.drift.write(
-        [DriftRow(**{"psi": 0.5, "ks": 0.25, **one}, hour=int(NOW // 3600)) for one in (row, of_input)]
-    )
+    of_input = {**row, "kind": "input", "output": "a/b/mean", "psi": 0.75, "ks": 0.125, "hours": 24}
+    of_morning = {**of_input, "output": "a/b/std", "hours": 23}
+    rows = (row, of_input, of_morning)
+    store.drift.write([DriftRow(**{"psi": 0.5, "ks": 0.25, **one}, hour=int(NOW // 3600)) for one in rows])
     counted = Counters()
     counted.count("messages", "tele", by=5)
     counted.spend("lag_seconds", 0.25)

@@ -131,6 +131,8 @@ def test_what_did_not_pass_is_refused_unless_a_person_says_why(
     assert registry.image.targets() == {}
     taken = upload(registry, artifact(tmp_path, "1", **more), override="tried by hand")
     assert taken.override == "tried by hand"
+    # The same file again was judged already.
+    assert upload(registry, artifact(tmp_path, "1", **more)) == taken
 
 
 def test_what_its_owner_chose_not_to_prove_is_taken_with_a_warning(

@@ -485,9 +485,10 @@ def test_a_device_that_was_away_when_an_undo_ended_goes_back_when_it_returns(sto
     with pytest.raises(FleetError, match="r1 of m is under way: its undo ends"):
         store.rollouts.order("r2", "start", now=NOW + 11, actor="ann")
     settle_down(store, rest, 2, NOW + 12)
-    assert store.rollouts.tick("r1", NOW + 13) == [Undone(confirmed=10, waiting=2)]
-    store.rollouts.order("r2", "start", now=NOW + 14, actor="ann")
-    store.rollouts.order("r2", "pause", now=NOW + 14, actor="ann")
+    assert store.rollouts.tick("r1", NOW + 129) == []
+    assert store.rollouts.tick("r1", NOW + 130) == [Undone(confirmed=10, waiting=2)]
+    store.rollouts.order("r2", "start", now=NOW + 131, actor="ann")
+    store.rollouts.order("r2", "pause", now=NOW + 131, actor="ann")
     # Back again, with what they had: the order of the newer epoch is there for them, and they follow it.
     for name, active in ((untold, OLD), (installed, NEW)):
         store.devices.heard(name, birth(1, 2), NOW + 900)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,24 @@ def test_a_device_asks_a_gateway_whose_model_has_the_pre_processing_in_it(tmp_pa
         with pytest.raises(FallbackError, match="takes pixels") as caught:
             session.run({"image": np.full((1, 3, 2, 4), 0.123, np.float32)})
         assert (type(caught.value), caught.value.reason) == (FallbackError, "refused")
+
+
+def test_calls_that_learn_it_beside_each_other_are_all_answered(tmp_path: Path) -> None:
+    there = made(tmp_path / "there.edgec", folded=True)
+    here = made(tmp_path / "here.edgec", folded=False, engine=ABSENT)
+    begin = threading.Barrier(8)
+    options = GatewayOptions(server=ServerOptions(port=0))
+    with (
+        Gateway([there], options) as gateway,
+        asking(here, gateway.url) as session,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def ask(_: int) -> str | None:
+            begin.wait(60)
+            return source_of(session.predict(IMAGE))
+
+        assert list(pool.map(ask, range(8))) == ["remote"] * 8
 
 
 def test_where_it_cannot_be_done_both_inputs_are_named(tmp_path: Path) -> None:

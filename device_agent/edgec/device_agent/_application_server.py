@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _MOST_CALLERS = 64
 _HELLO_S = 5.0
 _LONGEST_LOOP_S = 1.0
+# Of what one that has gone may have said, more than a socket keeps.
+_MOST_READS = 16
 
 
 class Owner(Protocol):
@@ -191,9 +193,12 @@ class ApplicationServer:
     def _hear_out(self, caller: Caller) -> None:
         """Take in what an application said before it went: a goodbye, maybe."""
         try:
-            while messages := caller.read(self._clock()):
-                for message in messages:
+            # It may read parts of a line, which are no message yet.
+            for _ in range(_MOST_READS):
+                for message in caller.read(self._clock()) or ():
                     self._take(caller, message)
+                if caller not in self._callers:
+                    return
         except (ProtocolError, AgentError) as e:
             self._send_away(caller, "malformed", str(e))
         self._gone(caller)

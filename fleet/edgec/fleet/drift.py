@@ -16,6 +16,8 @@ _HOUR_S = 3600.0
 _AGAIN = 3
 # Of an hour with too few values, those before it are added, so many at the most.
 _MOST_HOURS = 24
+# Of the most that came in within an hour: from that on an hour counts as one in which a model is in use.
+_WEIGHT = 0.1
 
 
 def measure_drift(store: Store, now: float) -> list[DriftRow]:
@@ -82,5 +84,10 @@ def _enough(
             hours = hour - past + 1
         if of[0] != INPUT and merged.count >= LEAST_VALUES:
             return merged, hours
-    # Where there are values of a day before, too, it is a whole day, though some of its hours are silent.
-    return merged, min(hour - min(known, default=hour) + 1, _MOST_HOURS) if of[0] == INPUT else hours
+    if of[0] == INPUT:
+        # Where there were values a day before, too, it is a whole day, though some of its hours are silent.
+        # Those of few devices, before all others got the release, do not count: one morning outweighs them.
+        most = max((histogram.count for histogram in known.values()), default=0)
+        first = min((past for past, part in known.items() if part.count >= _WEIGHT * most), default=hour)
+        hours = min(hour - first + 1, _MOST_HOURS)
+    return merged, hours

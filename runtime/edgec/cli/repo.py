@@ -306,7 +306,18 @@ def status(repository: Path, key_folders: tuple[Path, ...], as_json: bool) -> No
 def published(
     image: ImageRepository, path: Path, hardware: tuple[str, ...] = (), deltas: int = 1
 ) -> ImageTarget:
-    """Stage an artifact with patches from the versions before it and the map of its chunks."""
+    """Stage an artifact with patches from the versions before it and the map of its chunks.
+
+    Raises:
+        TrustError: It is over its budget, which was kept to be looked at.
+    """
+    from edgec.artifact import Artifact
+    from edgec.errors import TrustError
+
+    with Artifact.open(path) as artifact:
+        told = (artifact.report or {}).get("over_budget")
+    if told:
+        raise TrustError(f"{path} is over budget: {told}; compile it within its budget", "refused")
     from edgec.delta import ChunkMap, make_delta
     from edgec.trust import publish_artifact
 

@@ -10,12 +10,12 @@ from sqlalchemy import ColumnElement, func, or_, select
 from edgec.fleet.alerts._settings import AlertSettings
 from edgec.fleet.service import Fleet
 from edgec.fleet.store import Condition
+from edgec.fleet.store._drift import DAY_H, INPUT
 from edgec.fleet.store._schema import credentials, devices, fleet_hours, incidents, orders, rollouts
 from edgec.trust import role_statuses
 
 _DAY_S = 86_400.0
 _HOUR_S = 3600.0
-_DAY_H = 24
 # Of what is named in an alert's figures.
 _NAMED = 20
 # Of orders: a device that was revoked is told nothing, and what it was told may expire.
@@ -121,13 +121,12 @@ def _errors(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condi
 
 def _drifted(fleet: Fleet, settings: AlertSettings, now: float) -> Iterator[Condition]:
     for row in fleet.store.drift.newest(now - 3 * _HOUR_S):
-        # A morning is not a day: inputs follow the light, and people.
-        if row.kind == "input" and row.hours < _DAY_H:
+        if row.kind == INPUT and row.hours < DAY_H:
             continue
         if row.psi > settings.drift_psi[1] and row.ks > settings.drift_ks[1]:
             firm = row.psi >= settings.drift_psi[0] and row.ks >= settings.drift_ks[0]
             subject, what = f"{row.model}/{row.digest}/{row.hardware}/{row.output}", row.output
-            if row.kind == "input":
+            if row.kind == INPUT:
                 subject, what = f"{subject} (input)", f"input {row.output}"
             yield Condition(
                 rule="drift", subject=subject[:256], severity="warning", firm=firm,

@@ -23,6 +23,9 @@ from edgec.fleet.rollouts._rings import PLACES, cutoff, place
 from edgec.fleet.rollouts._values import DeviceFacts, Facts, Rollout
 from edgec.fleet.verdicts import FAIL, Evidence, Verdict, judge
 
+# An undo does not end before, whoever is away: devices that start anew are, for a moment.
+_AWAY_S = 120.0
+
 
 def plan(rollout: Rollout, facts: Facts, now: float) -> list[Decision]:
     """Return what is to be done now; nothing where nothing has changed.
@@ -286,7 +289,8 @@ def _undo(rollout: Rollout, facts: Facts, now: float) -> Iterator[Decision]:
     silent = now - rollout.since >= rollout.plan.install_s
     here = [d for d in waiting if d.reachable and (d.seen_at >= rollout.since or not silent)]
     patient = now - rollout.since <= rollout.plan.patience_s
-    if here and patient:
+    # A device that starts anew is away for a moment, too, as are all where the broker does.
+    if patient and (here or (waiting and now - rollout.since < _AWAY_S)):
         if rollout.held != "undoing":
             detail = (
                 "it waits until all devices that are connected have gone back; others do when they return"
@@ -294,7 +298,7 @@ def _undo(rollout: Rollout, facts: Facts, now: float) -> Iterator[Decision]:
             figures = {"waiting": float(len(here)), "away": float(len(waiting) - len(here))}
             yield Hold(reason="undoing", detail=detail, figures=figures)
         return
-    if here and not rollout.told_long:
+    if here:
         detail = f"{len(here)} devices were heard of and have not confirmed that they went back"
         yield OpenIncident(reason="not_undone", detail=detail, evidence={"devices": [d.id for d in here]})
     yield Undone(confirmed=len(told) - len(waiting), waiting=len(waiting))

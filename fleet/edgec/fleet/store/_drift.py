@@ -15,6 +15,8 @@ from edgec.fleet.store._telemetry import DIGEST_CHARS
 
 References = dict[tuple[str, str], dict[str, float]]
 INPUT, OUTPUT = "input", "output"
+# Of so many hours figures of inputs are, which follow the light, and people; those of fewer say little.
+DAY_H = 24
 
 
 @dataclass(frozen=True, kw_only=True)

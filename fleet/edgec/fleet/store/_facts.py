@@ -88,6 +88,8 @@ def gather_evidence(connection: Connection, rollout: Rollout, now: float) -> Evi
         d
         for d in facts
         if d.active and d.active not in new and not d.assigned and d.seen_at >= rollout.since - HOUR_S
+        # What is to go back, and has not yet, is nothing to judge another release by.
+        if d.wanted in (None, d.active)
     ][:_MOST_DEVICES]
     hours = (int(rollout.since // HOUR_S), int(now // HOUR_S))
     began = min((d.assigned_at for d in with_it), default=now)

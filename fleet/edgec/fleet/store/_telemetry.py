@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Table, delete, select, tuple_, update
@@ -276,7 +276,9 @@ def _number(text: str) -> int:
 
 
 def _add_hours(connection: Connection, batch: _Batch, hardware: dict[str, str]) -> None:
-    _merge_rows(connection, device_hours, ("model", "digest", "device", "hour"), batch.hours.items())
+    # Inputs are asked of for whole fleets only.
+    of_devices = ((key, replace(part, inputs={})) for key, part in batch.hours.items())
+    _merge_rows(connection, device_hours, ("model", "digest", "device", "hour"), of_devices)
     of_fleet: dict[tuple[str, str, str, int], HourOf] = {}
     for (model, digest, device, at), part in batch.hours.items():
         of_fleet.setdefault((model, digest, hardware[device], at), HourOf()).merge(part)

@@ -131,15 +131,19 @@ class Remote:
         self, attempt: Attempt, question: Question, inputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
         """Return outputs; where the server's model takes other inputs than this one, in its way."""
+        # Calls beside this one learn, too.
+        sent = question.unfolded
         try:
-            return self._infer(attempt, question, _fitted(question, inputs))
+            return self._infer(attempt, question, _fitted(sent, inputs))
         except _Refusal as e:
-            if not (e.is_malformed and question.may_differ and self._learns(attempt, question)):
+            learned = self._learned(attempt, question) if e.is_malformed and question.may_differ else None
+            if learned is None or learned == sent:
                 raise
-        return self._infer(attempt, question, _fitted(question, inputs))
+        question.unfolded = learned
+        return self._infer(attempt, question, _fitted(learned, inputs))
 
-    def _learns(self, attempt: Attempt, question: Question) -> bool:
-        """Ask what the server's model takes; return whether that is another thing than was sent.
+    def _learned(self, attempt: Attempt, question: Question) -> tuple[Unfolded, ...] | None:
+        """Ask what the server's model takes; return how to make it, None where it does not say.
 
         Raises:
             FallbackError: It takes what cannot be made of this artifact's inputs.
@@ -149,13 +153,12 @@ class Remote:
             response = self._connections.ask(question.model, headers, None, attempt, _LARGEST_METADATA)
             wanted = read_described(response.body) if response.status == 200 else None
         except (MalformedError, TooLargeError):
-            return False
+            return None
         if wanted is None:
-            return False
+            return None
         from edgec.runtime.fallback._unfolding import unfolded  # with pipelines, which few need here
 
-        before, question.unfolded = question.unfolded, unfolded(question.manifest, wanted)
-        return before != question.unfolded
+        return unfolded(question.manifest, wanted)
 
     def _infer(
         self, attempt: Attempt, question: Question, inputs: Mapping[str, NDArray[Any]]
@@ -194,12 +197,12 @@ class Remote:
         raise error
 
 
-def _fitted(question: Question, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    if not question.unfolded:
+def _fitted(steps: tuple[Unfolded, ...], inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    if not steps:
         return inputs
     from edgec.runtime.fallback._unfolding import fitted
 
-    return fitted(question.unfolded, inputs)
+    return fitted(steps, inputs)
 
 
 class _Task:

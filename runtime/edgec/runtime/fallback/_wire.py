@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgec.artifact import TensorSpec
 from edgec.runtime._oip import DATATYPES
 
+_MOST_AXES = 32
 _LARGEST_AXIS = 2**40
 _LARGEST_HEADER = 2**24
 
@@ -101,7 +102,11 @@ def read_described(body: bytes) -> dict[str, Described]:
             if isinstance(entry, dict)
             else (None, None, None)
         )
-        fits = isinstance(shape, list) and all(type(n) is int and -1 <= n <= _LARGEST_AXIS for n in shape)
+        fits = (
+            isinstance(shape, list)
+            and len(shape) <= _MOST_AXES
+            and all(type(n) is int and -1 <= n <= _LARGEST_AXIS for n in shape)
+        )
         if not isinstance(name, str) or datatype not in DATATYPES.values() or not fits:
             raise MalformedError(f"inputs: expected name, datatype and shape of each, got {entry!r:.80}")
         found[name] = Described(str(datatype), tuple(shape or ()))
