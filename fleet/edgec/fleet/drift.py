@@ -7,15 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgec.fleet.store import DriftRow, Observed, Store
-from edgec.fleet.store._drift import INPUT
+from edgec.fleet.store._drift import DAY_H, INPUT
 from edgec.fleet.verdicts import LEAST_VALUES
 from edgec.sketch import Histogram, kolmogorov_smirnov, population_stability, reference_bins
 
 _HOUR_S = 3600.0
 # Windows of an hour arrive in the next one; so the last three are measured anew.
 _AGAIN = 3
-# Of an hour with too few values, those before it are added, so many at the most.
-_MOST_HOURS = 24
 # Of the most that came in within an hour: from that on an hour counts as one in which a model is in use.
 _WEIGHT = 0.1
 
@@ -32,7 +30,7 @@ def measure_drift(store: Store, now: float) -> list[DriftRow]:
     last = int(now // _HOUR_S)
     rows = [
         row
-        for seen in store.drift.observed(last - _AGAIN - _MOST_HOURS + 1, last)
+        for seen in store.drift.observed(last - _AGAIN - DAY_H + 1, last)
         for hour in range(last - _AGAIN + 1, last + 1)
         for row in _measured(seen, hour)
     ]
@@ -78,7 +76,7 @@ def _enough(
         and np.array_equal(histogram.edges, edges)
     }
     merged, hours = Histogram(edges), 0
-    for past in range(hour, hour - _MOST_HOURS, -1):
+    for past in range(hour, hour - DAY_H, -1):
         if past in known:
             merged.merge(known[past])
             hours = hour - past + 1
@@ -89,5 +87,5 @@ def _enough(
         # Those of few devices, before all others got the release, do not count: one morning outweighs them.
         most = max((histogram.count for histogram in known.values()), default=0)
         first = min((past for past, part in known.items() if part.count >= _WEIGHT * most), default=hour)
-        hours = min(hour - first + 1, _MOST_HOURS)
+        hours = min(hour - first + 1, DAY_H)
     return merged, hours

@@ -134,9 +134,9 @@ class Registry:
                 # Where the server keeps what comes is nothing to who sent it.
                 e.args = (str(e).replace(str(part), "the file that was sent"), *e.args[1:])
                 raise
-            problems = failures(manifest, report, part.stat().st_size)
-            if self._find(artifacts.c.sha256 == part.name.partition(".")[0]):
-                problems = []  # it was judged when it came first
+            # The same file again was judged when it came first.
+            known = self._find(artifacts.c.sha256 == part.name.partition(".")[0])
+            problems = [] if known else failures(manifest, report, part.stat().st_size)
             if problems and not (override and override.strip()):
                 raise FleetError(
                     f"{manifest.model} {manifest.model_version} for {manifest.target} did not pass: "

@@ -15,7 +15,8 @@ from edgec.fleet.store._telemetry import DIGEST_CHARS
 
 References = dict[tuple[str, str], dict[str, float]]
 INPUT, OUTPUT = "input", "output"
-# Of so many hours figures of inputs are, which follow the light, and people; those of fewer say little.
+# Figures are of so many hours at the most. Those of inputs, which follow the light, and people, are of as
+# many as there are, and of fewer they say little.
 DAY_H = 24
 
 
